@@ -1,0 +1,259 @@
+"""The command hfflow: help, errors, exit codes, and each command doing its work."""
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+import tinychat
+from hfflow import cli, hub as hubs
+from hfflow.cli import app, main
+
+HFFLOW = [sys.executable, "-c", "import sys; from hfflow.cli import main; sys.exit(main())"]
+COMMANDS = {"run", "plan", "data", "train", "evaluate", "publish", "space", "serve", "hub", "doctor", "lineage", "init"}
+
+
+@pytest.fixture()
+def call(capfd, tmp_path, monkeypatch):
+    "Run the command in an empty folder; its exit code, stdout and stderr."
+    monkeypatch.chdir(tmp_path)
+
+    def run(*args):
+        capfd.readouterr()
+        code = main([str(a) for a in args])
+        return (code, *capfd.readouterr())
+    return run
+
+
+def process(*args, cwd=".", **env):
+    "Run the command in a process of its own; its exit code, stdout and stderr."
+    p = subprocess.run(HFFLOW + list(args), cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=120)
+    return p.returncode, p.stdout, p.stderr
+
+
+def refused(result, *says, code=2):
+    "Assert that a command ended with one sentence on stderr."
+    got, out, err = result
+    lines = err.strip().splitlines()
+    assert got == code and len(lines) == 1 and lines[0].startswith("hfflow: ") and "Traceback" not in out + err, (got, out, err)
+    for text in says: assert text in err, err
+
+
+@pytest.fixture(scope="module")
+def base():
+    hub = hubs.connect()
+    tok = tinychat.tokenizer()
+    with tempfile.TemporaryDirectory() as d:
+        tinychat.model(tok).bfloat16().save_pretrained(d)
+        tok.save_pretrained(d)
+        (Path(d) / "README.md").write_text("---\nlicense: apache-2.0\n---\nMade by a test.\n")
+        hub.api.create_repo("you/cli-llama", exist_ok=True)
+        hub.api.upload_folder(repo_id="you/cli-llama", folder_path=d)
+    return "you/cli-llama"
+
+
+# ---- help
+
+def commands(command, path=("hfflow",)):
+    if hasattr(command, "commands"):
+        for name, sub in command.commands.items(): yield from commands(sub, (*path, name))
+    else: yield path, command
+
+
+ALL = list(commands(get_command(app)))
+
+
+def test_the_commands_are_there(): assert COMMANDS <= set(get_command(app).commands)
+
+
+@pytest.mark.parametrize("path, command", ALL, ids=[" ".join(p) for p, _ in ALL])
+def test_help_shows_an_example(call, path, command):
+    code, out, err = call(*path[1:], "--help")
+    assert code == 0 and not err
+    assert re.search(rf"^ +{' '.join(path)}\b", out.split("Usage:")[1].split("\n", 1)[1], re.M), out
+    assert not re.search(r"[ \t]{20,}\Z", out) and "\b" not in out
+    for parameter in command.params: assert parameter.name in ("as_json",) or getattr(parameter, "help", None) or parameter.name in ("port", "host"), parameter.name
+
+
+def test_help_loads_nothing_heavy_and_is_quick():
+    code = ("import sys, time; t = time.perf_counter(); import hfflow.cli as c; c.main(['--help']);"
+            "print(time.perf_counter() - t); print(sorted({'torch', 'transformers', 'datasets', 'peft', 'huggingface_hub', 'gradio', 'matplotlib'} & set(sys.modules)))")
+    *_, seconds, loaded = min((subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines() for _ in range(3)), key=lambda x: float(x[-2]))
+    assert loaded == "[]"
+    assert float(seconds) < 2, "half a second on an idle machine; see benchmarks/startup.py"
+
+
+def test_no_arguments_show_the_help(call):
+    code, out, err = call()
+    assert "hfflow run" in out + err and "Traceback" not in err
+
+
+# ---- mistakes
+
+@pytest.mark.parametrize("args, says", [
+    (["rnu"], "did you mean 'run'"), (["lineag", "x"], "'lineage'"), (["hub", "strat"], "'start'"), (["run", "--reprot", "x"], "--report"),
+    (["plan", "x", "--max-lenn", "3"], "--max-len"), (["lineage"], "ID"), (["data", "x", "--prompt"], "--prompt"), (["plan", "x", "--batch", "many"], "--batch"),
+    (["run", "--set", "rank"], "key=value"), (["run", "--set", "rank=sixteen"], "whole number"), (["run", "--set", "train.lrr=1"], "'lr'"), (["run", "--set", "a.b.c=1"], "one dot"),
+    (["run", "nowhere.yaml"], "no config file"), 
+    (["data", "nowhere.csv"], "nowhere.csv"), (["serve", "x", "--port", "99999"], "65535"), (["init", "/dev/null/x"], "/dev/null")])
+def test_a_mistake_is_one_sentence(call, args, says): refused(call(*args), says)
+
+
+@pytest.mark.parametrize("url, says", [("http://127.0.0.1:9", "does not answer"), ("ftp//x", "https://")])
+def test_a_hub_that_is_none(url, says, tmp_path):
+    refused(process("run", "--hub", url, cwd=tmp_path), says)
+    code, out, err = process("doctor", "--hub", url, cwd=tmp_path, HF_TOKEN="hf_aSecretThatNobodyMaySee")
+    assert code == 2 and says in out and "hub" in err and "aSecret" not in out + err
+
+
+def test_a_bad_flow_yaml(call):
+    Path("flow.yaml").write_text("prest: cpu\n")
+    refused(call("run"), "flow.yaml", "'preset'")
+    refused(call("plan", "flow.yaml"), "'preset'")
+
+
+def test_debug_shows_where(call):
+    code, out, err = call("run", "nowhere.yaml", "--debug")
+    assert code == 2 and "Traceback" in err and err.strip().splitlines()[-1].startswith("hfflow: no config file")
+
+
+def test_a_bug_says_so(call, monkeypatch):
+    monkeypatch.setattr(cli, "_python", lambda: 1 / 0)
+    refused(call("doctor"), "a bug: ZeroDivisionError", "--debug", code=1)
+
+
+def test_ctrl_c(call, monkeypatch):
+    def pressed(): raise KeyboardInterrupt
+    monkeypatch.setattr(cli, "_python", pressed)
+    refused(call("doctor"), "stopped", code=130)
+
+
+def test_a_closed_pipe_is_no_error():
+    p = subprocess.run(f"{sys.executable} -c 'import sys; from hfflow.cli import main; sys.exit(main())' doctor --json | head -1", shell=True, capture_output=True, text=True, timeout=120)
+    assert p.stdout.strip() == "[" and "Traceback" not in p.stderr and "BrokenPipe" not in p.stderr
+
+
+def test_a_port_that_is_taken(call, base):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        port = s.getsockname()[1]
+        refused(call("serve", base, "--port", port), f"port {port} is taken")
+
+
+def test_ids_that_do_not_exist(call, base):
+    refused(call("serve", "you/cli-lama", "--port", 0), "did you mean 'you/cli-llama'")
+    refused(call("space", "you/cli-lama"), "did you mean 'you/cli-llama'")
+    refused(call("lineage", "you/cli-lama"), "did you mean 'you/cli-llama'")
+    refused(call("plan", "you/cli-lama"), "did you mean 'you/cli-llama'")
+
+
+# ---- each at work
+
+def test_plan(call, base):
+    code, out, err = call("plan", base, "--batch", 2, "--max-len", 32, "--rows", 100, "--json")
+    assert code == 0, err
+    assert json.loads(out)["peak_bytes"] > 0
+    code, out, err = call("plan", base, "--gpu", "T4", "--rows", 100)
+    assert code == 0 and "T4" in out
+    refused(call("plan", base, "--gpu", "T5"), "T4")
+    Path("flow.yaml").write_text(f"base: {base}\nrank: 4\n")
+    code, out, err = call("plan", "flow.yaml", "--json")
+    assert code == 0 and json.loads(out)["peak_bytes"] > 0, err
+
+
+def test_data_and_lineage(call):
+    Path("talk.csv").write_text("prompt,completion\n" + "".join(f"say {i},{i}\n" for i in range(30)) + "say 3,3\n")
+    code, out, err = call("data", "talk.csv")
+    assert code == 0 and "not registered" in out and "duplicate" in out, err
+    code, out, err = call("data", "talk.csv", "--repo", "cli-talk")
+    assert code == 0 and "registered you/cli-talk" in out, err
+    code, out, err = call("lineage", "you/cli-talk")
+    assert code == 0 and "cli-talk" in out, err
+    code, out, err = call("lineage", "you/cli-talk", "--json")
+    assert code == 0 and json.loads(out)
+
+
+def test_the_flow_from_the_shell(call, base):
+    Path("raw.csv").write_text("prompt,completion\n" + "".join(f"say {i},{i}\n" for i in range(40)))
+    Path("flow.yaml").write_text(f"base: {base}\ndata: raw.csv\npreset: cpu\nrank: 4\nname: cli-flow\n"
+                                 "train: {max_steps: 3, batch: 4, max_len: 64, threads: 1}\nevaluate: {limit: 2, max_new_tokens: 4}\nspace: {try_it: false}\n")
+    code, out, err = call("train", "--report", "report.json")
+    assert code == 0, err
+    assert [s["status"] for s in json.loads(Path("report.json").read_text())["stages"]] == ["done"] * 4 + ["skipped"] * 3
+    code, out, err = call("publish", "--quiet", "--report", "report.json")
+    assert code == 0 and "[1/7]" not in out, err
+    report = json.loads(Path("report.json").read_text())
+    assert [s["status"] for s in report["stages"]] == ["kept"] * 4 + ["done"] * 2 + ["skipped"] and len(report["artifacts"]) == 2
+    code, out, err = call("run", "--set", "evaluate.limit=3", "--report", "deep/report.json")
+    assert code == 0 and "you/cli-flow-space" in out and "hfflow serve" in out and "(kept)" in out, err
+    code, out, err = call("space", "you/cli-flow-cli-llama", "--sdk", "static", "--only-push")
+    assert code == 0 and "pushed you/cli-flow-cli-llama-space" in out, err
+    refused(call("space", "you/cli-flow-cli-llama", "--sdk", "streamlit"), "gradio")
+    code, out, err = call("lineage", "you/cli-flow-space")
+    assert code == 0 and "you/cli-flow-cli-llama" in out and "you/cli-flow" in out, err
+
+
+def test_doctor(call, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_aSecretThatNobodyMaySee")
+    code, out, err = call("doctor")
+    assert code == 0 and "aSecret" not in out + err, err
+    for check in ("python", "torch", "cpu", "gpu", "memory", "disk", "hub", "token"): assert re.search(rf"^{check} +(ok|note) ", out, re.M), out
+    code, out, err = call("doctor", "--json")
+    assert {r["status"] for r in json.loads(out)} <= {"ok", "note"}
+    monkeypatch.setattr(cli, "_PACKAGES", ("torch", "not-a-package"))
+    code, out, err = call("doctor")
+    assert code == 2 and "not-a-package" in err and "pip install" in out
+
+
+def test_hub(tmp_path):
+    "A Hub of its own, by processes of their own: start, status, stop."
+    def hfflow(*args):
+        code, out, err = process(*args, HFFLOW_HOME=str(tmp_path / "home"))
+        return code, out.strip(), err
+    assert hfflow("hub", "status")[0] == 1
+    code, out, err = hfflow("hub", "start")
+    try:
+        assert code == 0 and re.fullmatch(r"Hub at http://127\.0\.0\.1:\d+", out), (out, err)
+        assert hfflow("hub", "start")[1] == out
+        code, status, _ = hfflow("hub", "status", "--json")
+        assert code == 0 and json.loads(status)["url"] in out
+    finally: assert hfflow("hub", "stop") == (0, "stopped", "")
+    assert hfflow("hub", "stop")[1] == "it was not running"
+
+
+def test_init(call):
+    code, out, err = call("init", "my-project")
+    assert code == 0 and Path("my-project/flow.yaml").is_file(), err
+    refused(call("init", "my-project"), "my-project")
+
+
+@pytest.mark.slow
+def test_serve_and_stop(base, tmp_path):
+    "The server answers, and Ctrl-C ends it without a traceback."
+    import signal
+    from urllib.request import urlopen
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    with open(tmp_path / "log", "w") as log:
+        p = subprocess.Popen([*HFFLOW, "serve", base, "--port", str(port)], stdout=log, stderr=log)
+        try:
+            for _ in range(600):
+                try:
+                    with urlopen(f"http://127.0.0.1:{port}/health", timeout=5) as r: assert r.status == 200
+                    break
+                except OSError: time.sleep(0.2)
+                assert p.poll() is None, (tmp_path / "log").read_text()
+            else: raise AssertionError((tmp_path / "log").read_text())
+            p.send_signal(signal.SIGINT)
+            p.wait(30)
+        finally: p.kill()
+    assert "Traceback" not in (tmp_path / "log").read_text()

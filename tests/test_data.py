@@ -1,0 +1,320 @@
+"""Raw files to Dataset repos: what cleaning promises, every refusal, registering twice, loading by the plain client."""
+import json
+import threading
+
+import pytest
+from hypothesis import HealthCheck, given, settings, strategies as st
+
+from hfflow import data, hub
+from hfflow.data import DataConfig, clean, key, load, match_columns, prepare, read_raw, register, split_of, stream
+from hfflow.hub import Artifact, UserError
+
+
+@pytest.fixture(scope="module", autouse=True)
+def me():
+    return hub.connect()
+
+
+def ready(source, **config):
+    return prepare(source, DataConfig(**config), progress=False)
+
+
+ROWS = [{"prompt": f"question {i}", "completion": f"answer {i % 3}"} for i in range(40)]
+
+# ---- what cleaning promises, for any rows
+
+WORDS = st.sampled_from(["Hi", "hi ", " HI!", "ho", "ho?", "a b", "a  b", "A B.", "ß", "ss", "é", "e\u0301", "", "  ", "?!", "x\r\ny", "\ud800", "0"])
+VALUES = st.one_of(WORDS, st.none(), st.text(max_size=6), st.integers(0, 3), st.just(float("nan")))
+TABLES = st.dictionaries(st.sampled_from(["train-a.csv", "train-b.jsonl", "other.json", "validation.csv", "test.csv", "test_values.csv"]),
+                         st.lists(st.tuples(VALUES, VALUES), max_size=8), max_size=4)
+QUICK = settings(max_examples=50, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def tables(files):
+    return [data.Table(n, split_of(n), ("prompt", "completion"), [{"prompt": p, "completion": c} for p, c in rows],
+                       list(range(1, len(rows) + 1))) for n, rows in sorted(files.items())]
+
+
+def cleaned(t, **config):
+    try: return clean(t, DataConfig(**config))
+    except UserError: return None, None
+
+
+@QUICK
+@given(TABLES, st.floats(0, 0.9), st.floats(0, 0.9))
+def test_no_prompt_stands_in_two_kinds_of_split_and_rows_are_accounted_for(files, test_size, validation_size):
+    splits, report = cleaned(tables(files), test_size=test_size, validation_size=validation_size)
+    if splits is None: return
+    keys = {s: [key(r["prompt"]) for r in rows] for s, rows in splits.items()}
+    for s, own in keys.items():
+        assert len(own) == len(set(own))
+        assert all(r["prompt"] and r["completion"] and r["source"] for r in splits[s])
+    train, validation = set(keys["train"]), set(keys.get("validation", ()))
+    tests = {k for s, own in keys.items() if s.startswith("test") for k in own}
+    assert keys["train"] and not train & (tests | validation) and not validation & tests
+    assert report.read == sum(report.kept.values()) + sum(report.dropped.values()) == sum(map(len, files.values()))
+    assert set(report.examples) == set(report.dropped)
+    json.dumps(report.as_dict()).encode()
+    report._repr_markdown_().encode()
+
+
+@QUICK
+@given(TABLES)
+def test_cleaning_twice_changes_nothing(files):
+    splits, report = cleaned(tables(files))
+    if splits is None: return
+    again = [data.Table(s, split_of(s), ("prompt", "completion", "source"), rows, list(range(1, len(rows) + 1))) for s, rows in splits.items()]
+    twice, second = clean(again, DataConfig())
+    assert twice == splits and second.digest == report.digest and not second.dropped
+
+
+@QUICK
+@given(TABLES, st.randoms())
+def test_the_order_in_which_files_are_listed_and_rows_stand_does_not_choose_the_splits(files, random):
+    t = tables(files)
+    splits, report = cleaned(t)
+    if splits is None: return
+    for table in t:
+        pairs = list(zip(table.rows, table.lines))
+        random.shuffle(pairs)
+        table.rows[:], table.lines[:] = [p[0] for p in pairs], [p[1] for p in pairs]
+    mixed, second = clean(t, DataConfig())
+    assert {s: {key(r["prompt"]) for r in rows} for s, rows in mixed.items()} == \
+           {s: {key(r["prompt"]) for r in rows} for s, rows in splits.items()}
+    assert second.kept == report.kept
+
+
+def test_files_are_read_in_the_order_of_their_names(tmp_path, monkeypatch):
+    for name in ("b.jsonl", "a.jsonl", "sub/c.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(ROWS[0] | {"completion": name}) + "\n" + json.dumps(ROWS[1]))
+    one = ready(tmp_path).report
+    real = data.Path.rglob
+    monkeypatch.setattr(data.Path, "rglob", lambda self, pattern: reversed(list(real(self, pattern))))
+    assert ready(tmp_path).report == one and [f[0] for f in one.files] == ["a.jsonl", "b.jsonl", "sub/c.jsonl"]
+
+
+def test_rows_put_aside_stay_when_rows_are_added():
+    small, large = ready(ROWS, test_size=0.2), ready(ROWS + [{"prompt": f"new {i}", "completion": "x"} for i in range(4)], test_size=0.2)
+    assert small.splits.num_rows == {"train": 30, "validation": 2, "test": 8}
+    a, b = set(small.splits["test"]["prompt"]), set(large.splits["test"]["prompt"])
+    assert len(a & b) >= 6
+    assert set(ready(ROWS, seed=1).splits["test"]["prompt"]) != set(ready(ROWS).splits["test"]["prompt"])
+    assert ready(ROWS, test_size=0, validation_size=0).splits.num_rows == {"train": 40}
+
+
+# ---- kinds of files
+
+def test_every_kind_of_file_gives_the_same_rows(tmp_path):
+    import pandas as pd
+    pd.DataFrame(ROWS).to_parquet(tmp_path / "a.parquet")
+    pd.DataFrame(ROWS).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame(ROWS).to_csv(tmp_path / "a.tsv", index=False, sep="\t", encoding="utf-8-sig")
+    (tmp_path / "a.json").write_text(json.dumps(ROWS))
+    (tmp_path / "b.json").write_text(json.dumps({"version": 1, "data": ROWS}))
+    (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, ROWS)))
+    (tmp_path / "a.jsonl").write_text("\n\n".join(map(json.dumps, ROWS)) + "\n")
+    expected = ready(ROWS).splits["test"]["prompt"]
+    for p in sorted(tmp_path.iterdir()):
+        got = ready(p)
+        assert list(got.splits["test"]["prompt"]) == list(expected), p.name
+        assert got.report.kept == {"train": 34, "validation": 2, "test": 4}, p.name
+
+
+def test_plain_text_and_conversations(tmp_path):
+    (tmp_path / "poem.txt").write_text("First line\n\nSecond line\nThird line\n")
+    plain = ready(tmp_path, test_size=0, validation_size=0)
+    assert plain.splits["train"][1] == {"prompt": "", "completion": "Second line", "source": "poem.txt:3",
+                                       "messages": [{"role": "assistant", "content": "Second line"}]}
+    assert prepare(plain.splits, DataConfig(test_size=0, validation_size=0), progress=False).report.digest == plain.report.digest
+    turn = lambda r, c: {"role": r, "content": c}
+    short = [{"messages": [turn("user", f"q{i}"), turn("assistant", "a")]} for i in range(3)]
+    assert ready(short, test_size=0, validation_size=0).splits["train"].column_names == ["prompt", "completion", "source"]
+    long = short + [{"messages": [turn("system", "s"), turn("user", "q"), turn("assistant", "a"), turn("user", "r"), turn("assistant", "b")]},
+                    {"messages": [turn("user", "nobody answers")]}, {"messages": "not json"}]
+    got = ready(long, test_size=0, validation_size=0)
+    assert got.report.dropped == {"empty": 2}
+    assert got.splits["train"][3]["completion"] == "b" and len(got.splits["train"][3]["messages"]) == 5
+    assert len(got.splits["train"][0]["messages"]) == 2
+    again = prepare(got.splits, DataConfig(test_size=0, validation_size=0), progress=False)
+    assert again.report.digest == got.report.digest and again.splits["train"].to_list() == got.splits["train"].to_list()
+
+
+def test_alpaca_shape_and_values_that_are_no_text():
+    rows = [{"instruction": "Add", "input": "1 2", "output": 3}, {"instruction": "Say hello", "input": "", "output": {"text": "héllo"}}]
+    got = ready(rows, test_size=0, validation_size=0).splits["train"]
+    assert list(got["prompt"]) == ["Add\n\n1 2", "Say hello"] and list(got["completion"]) == ["3", '{"text": "héllo"}']
+
+
+def test_csv_as_spreadsheets_write_it(tmp_path):
+    (tmp_path / "train.csv").write_bytes('\ufeffRequest ; ANSWER;;\r\n"two\nlines";a;;\r\nx;b;c;d;e\r\ny;c\r\n\r\n'.encode())
+    got = ready(tmp_path, test_size=0, validation_size=0)
+    assert got.splits["train"].to_list() == [{"prompt": "two\nlines", "completion": "a", "source": "train.csv:2"},
+                                             {"prompt": "y", "completion": "c", "source": "train.csv:5"}]
+    assert got.report.dropped == {"broken": 1} and got.report.examples == {"broken": "train.csv:4"}
+    (tmp_path / "train.csv").write_text('request,answer\n"' + "x" * 200_000 + '",a\nb,c\n')
+    assert ready(tmp_path).report.dropped == {"long": 1}
+
+
+def test_what_a_folder_leaves_out(tmp_path):
+    for name in ("train.jsonl", ".hidden/a.jsonl", "_tmp/b.jsonl", "README.json", "notes.txt", "table.xlsx", "test/x-1.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps({"prompt": name, "completion": "x"}))
+    assert [(t.name, t.split) for t in read_raw(tmp_path)] == [("test/x-1.jsonl", "test"), ("train.jsonl", "train")]
+
+
+@pytest.mark.parametrize("name, split", [
+    ("train.csv", "train"), ("Train-01.csv", "train"), ("training_set.csv", "train"), ("test_values.jsonl", "test_values"),
+    ("test phrasings.csv", "test_phrasings"), ("TEST-2.csv", "test"), ("testimonials.csv", "train"), ("dev.csv", "validation"),
+    ("validation-0.parquet", "validation"), ("latest.csv", "train"), ("data/test/0001.csv", "test"), ("test/train.csv", "train")])
+def test_split_from_the_name(name, split):
+    assert split_of(name) == split
+
+
+# ---- refusals: one sentence that names the thing and what to do
+
+def refused(path, content, tmp_path):
+    (tmp_path / path).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tmp_path / path
+
+
+@pytest.mark.parametrize("name, content, said", [
+    ("a.csv", b"request,answer\nok,ok\ncaf\xe9,x\n", "a.csv is not UTF-8 text (line 3, byte 0xe9)"),
+    ("a.jsonl", '{"prompt": "a", "completion": "b"}\n{oops\n', "a.jsonl cannot be read as JSON-lines (line 2"),
+    ("a.jsonl", '["a", "b"]\n', "a.jsonl has no JSON object on line 1"),
+    ("a.json", '[{"prompt": "a",\n]', "a.json cannot be read as JSON (line 2"),
+    ("a.json", "[1, 2]", "a.json holds no list of objects"),
+    ("a.parquet", "PAR1 no", "a.parquet cannot be read as Parquet"),
+    ("a.xlsx", "x", "'a.xlsx' is of no kind that can be read"),
+    ("a.csv", "reqest,answer\na,b\n", "a.csv has the columns 'reqest', 'answer', and no prompt among them: name a prompt (prompt, request,"),
+    ("a.csv", "question,notes\na,b\n", "no completion among them"),
+    ("a.csv", "prompt,completion\n,b\nc,\n", "Nothing is left of 'a.csv' after cleaning (2 rows read, 2 empty)"),
+    ("a.csv", "", "Nothing is left of 'a.csv' after cleaning (0 rows read)"),
+    ("test.csv", "prompt,completion\na,b\n", "'test.csv' has no rows to train on, only test"),
+])
+def test_refused_files(name, content, said, tmp_path):
+    with pytest.raises(UserError) as e: ready(refused(name, content, tmp_path))
+    assert said in str(e.value) and "\n" not in str(e.value) and str(tmp_path) not in str(e.value)
+
+
+def test_refused_sources(tmp_path, me):
+    (tmp_path / "empty").mkdir()
+    for source, said in ((tmp_path / "empty", "no raw file in 'empty'"), ("nowhere.csv", "no raw file or folder 'nowhere.csv'"),
+                         ("./none/at/all", "no raw file or folder"), ("imdb", "name a Dataset repo as owner/name"),
+                         ("acme/never-made", "'acme/never-made' is not on"), (3, "A int is no source"), (["a"], "one dict per row")):
+        with pytest.raises(UserError) as e: ready(source)
+        assert said in str(e.value) and "\n" not in str(e.value)
+    with pytest.raises(UserError, match="has no column 'reply'; it has: prompt, completion"): ready(ROWS, completion="reply")
+    with pytest.raises(UserError, match="did you mean 'completion'"): ready(ROWS, completion="completions")
+    for bad in ({"test_size": 1.5}, {"seed": "x"}, {"sise": 1}):
+        with pytest.raises(ValueError): DataConfig(**bad)
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    p = refused("a.csv", "prompt,completion\na,b\n", tmp_path)
+    def no(self): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(data.Path, "read_bytes", no)
+    with pytest.raises(UserError, match="'a.csv' cannot be read .Permission denied."): ready(p)
+
+
+def test_columns():
+    assert match_columns(["TEXT", "label"]) == {"prompt": "TEXT", "completion": "label"}
+    assert match_columns(["text"]) == {"completion": "text"}
+    assert match_columns(["Messages", "prompt"]) == {"messages": "Messages"}
+    assert match_columns(["a", "B "], "A", "b") == {"prompt": "a", "completion": "B "}
+
+
+# ---- the Hub
+
+@pytest.fixture
+def repo(me, request):
+    name = f"you/{request.node.name[:60].replace('_', '-')}"
+    yield name
+    me.api.delete_repo(name, repo_type="dataset", missing_ok=True)
+
+
+def test_registering_twice_is_one_commit_and_the_plain_client_loads_it(me, repo, tmp_path):
+    from datasets import load_dataset
+    for name in ("train-1.jsonl", "test_values.jsonl", "test_handwritten.jsonl"):
+        (tmp_path / name).write_text("\n".join(json.dumps({"request": f"{name} {i}", "config": f"a: {i}\nb: é|*"}) for i in range(20)))
+    p = ready(tmp_path)
+    first = register(p, repo)
+    assert register(p, repo) == first == register(ready(tmp_path), repo.split("/")[1]) and first.repo_id == repo
+    assert [c.title for c in me.api.list_repo_commits(repo, repo_type="dataset")] == ["Data: 60 rows", "initial commit"]
+    splits = load_dataset(repo)
+    assert splits.num_rows == {"train": 19, "validation": 1, "test_handwritten": 20, "test_values": 20}
+    assert splits["test_values"].to_list() == p.splits["test_values"].to_list()
+    assert load(first)["train"].to_list() == p.splits["train"].to_list()
+    assert list(stream(first, "test_values")) == p.splits["test_values"].to_list()
+    note = json.loads(open(me.api.hf_hub_download(repo, "lineage.json", repo_type="dataset")).read())
+    assert note["kind"] == "dataset" and note["report"]["kept"] == p.report.kept
+    assert str(tmp_path.parent) not in json.dumps(note)
+    info = me.api.dataset_info(repo)
+    assert "size_categories:n<1K" in info.tags and not info.private
+    assert ready(repo).report.digest == ready(first).report.digest == p.report.digest      # a repo is a source as well
+    with pytest.raises(UserError, match="has no split 'tset'"): stream(first, "tset")
+
+    changed = register(ready(ROWS), repo)                       # fewer splits: the old files go in the same commit
+    assert changed.revision != first.revision
+    assert load(repo).num_rows == {"train": 34, "validation": 2, "test": 4}
+    assert load(first).num_rows["test_values"] == 20
+    with pytest.raises(UserError, match="cannot be loaded"): load(Artifact("dataset", repo, "0" * 40, "http://x"))
+    assert {f for f in me.api.list_repo_files(repo, repo_type="dataset") if "values" in f} == set()
+
+
+def test_conversations_survive_the_hub(me, repo):
+    turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
+    p = ready([{"messages": turns}, *({"messages": turns[:1] + [{"role": "assistant", "content": "x"}]} for _ in range(1))],
+              test_size=0, validation_size=0)
+    assert load(register(p, repo))["train"].to_list() == p.splits["train"].to_list()
+
+
+def test_several_shards(me, repo, monkeypatch):
+    p = ready([{"prompt": f"{i}", "completion": "x" * 50} for i in range(50)])
+    monkeypatch.setattr(data, "SHARD", 1000)
+    a = register(p, repo)
+    assert len([f for f in me.api.list_repo_files(repo, repo_type="dataset") if "train" in f]) > 1
+    assert load(a)["train"].to_list() == p.splits["train"].to_list()
+
+
+def test_private_stays_private(me, repo):
+    p = ready(ROWS)
+    a = register(p, repo)
+    assert register(p, repo, private=True) == a and me.api.dataset_info(repo).private
+    register(p, repo)
+    assert me.api.dataset_info(repo).private
+
+
+def test_two_at_once(me, repo):
+    got = []
+    threads = [threading.Thread(target=lambda p=p: got.append(register(p, repo))) for p in (ready(ROWS), ready(ROWS[:20]), ready(ROWS))]
+    [t.start() for t in threads]; [t.join() for t in threads]
+    assert len(got) == 3
+    assert len(me.api.list_repo_commits(repo, repo_type="dataset")) in (3, 4)      # the initial one, and one for each change
+
+
+def test_refused_repos_leave_nothing(me, repo, monkeypatch):
+    p = ready(ROWS[:5])
+    with pytest.raises(UserError, match="You may not write to 'somebody/x'.*such as you/x"): register(p, "somebody/x")
+    with pytest.raises(UserError, match="is no name for a repo"): register(p, "a/b/c")
+    def full(*args): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(data, "_parquets", full)
+    with pytest.raises(UserError, match="could not be written .No space left on device., and nothing was published"): register(p, repo)
+    assert not me.api.repo_exists(repo, repo_type="dataset")
+
+
+@pytest.mark.parametrize("text", ["a|b\n---\n# x", "é 😀 <script>", "```"])
+def test_cards_are_valid(me, text):
+    from huggingface_hub import DatasetCard
+    p = ready([{"prompt": text, "completion": text}, {"prompt": text + "?!x", "completion": "y"}, {"prompt": text, "completion": "z"}])
+    card = DatasetCard(data.dataset_card(p, "you/card"))
+    card.validate(repo_type="dataset")
+    assert card.data.to_dict()["configs"][0]["data_files"][0]["split"] == "train"
+
+
+def test_classes_and_objects():
+    from datasets import ClassLabel, Dataset, Features, Value
+    ds = Dataset.from_dict({"text": ["good", "bad", "what"], "label": [0, 1, -1]},
+                           features=Features(text=Value("string"), label=ClassLabel(names=["yes", "no"])))
+    got = ready(ds, test_size=0, validation_size=0)
+    assert list(got.splits["train"]["completion"]) == ["yes", "no"] and got.report.dropped == {"empty": 1}

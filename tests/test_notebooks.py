@@ -1,0 +1,41 @@
+"""Every notebook runs alone, top to bottom, in an empty folder: what a reader does with it."""
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+NBS = ROOT / "nbs"
+# In reading order, except that the longest go first, so that two workers finish together.
+LONG = ["03a_base", "11_flow", "12_actions", "05_train", "13_compute"]
+NAMES = sorted((p.relative_to(NBS).with_suffix("").as_posix() for p in NBS.rglob("*.ipynb")
+                if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)),
+               key=lambda n: (LONG.index(n) if n in LONG else len(LONG), n))
+SKIP = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"].split())
+if shutil.which("nvidia-smi"): SKIP.discard("gpu")
+RUN = "import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1], skip_flags=sys.argv[2:])[0])"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notebook(name, tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    notebook = shutil.copy(NBS / f"{name}.ipynb", folder)
+    ran = subprocess.run([sys.executable, "-c", RUN, notebook, *sorted(SKIP)], cwd=folder, text=True, timeout=580,
+                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                         env={k: v for k, v in os.environ.items() if not k.startswith("HF_")})   # a page connects by itself
+    assert ran.returncode == 0, ran.stdout[-6000:]
+
+
+def test_nbconvert_runs_a_chapter(tmp_path):
+    "The same page in Jupyter's own machinery: a kernel of its own, no nbdev."
+    notebook = shutil.copy(NBS / "index.ipynb", tmp_path)
+    ran = subprocess.run([sys.executable, "-m", "nbconvert", "--to", "notebook", "--execute", notebook, "--output", "ran.ipynb"],
+                         cwd=tmp_path, text=True, timeout=300, stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    assert ran.returncode == 0, ran.stdout[-6000:]
+    assert (tmp_path / "ran.ipynb").exists()

@@ -1,0 +1,223 @@
+"""4-bit bases and their adapters: equal to plain peft, unharmed by an evaluation, saved without pickle, merged."""
+import json
+
+import pytest
+import tinychat
+import torch
+
+from hfflow.hub import UserError
+from hfflow.qlora import (QloraConfig, add_lora, compute_dtype, dense_bytes, dense_weight, fast_lora, load_base, load_model,
+                          load_tokenizer, merge, save_adapter)
+
+IDS = torch.randint(4, 300, (3, 17), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder, tok = tmp_path_factory.mktemp("base"), tinychat.tokenizer()
+    tinychat.model(tok, hidden=64).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+
+def adapted(base, bits=4, b=0.05, **kw):
+    """A model whose adapter is not zero any more."""
+    model = add_lora(load_base(base, bits), QloraConfig(bits=bits, rank=4, **kw))
+    torch.manual_seed(1)
+    for name, p in model.named_parameters():
+        if "lora_B" in name: p.data.normal_(0, b)
+    return model
+
+
+def gradients(model, ids=IDS):
+    """Loss and gradients of a plain step."""
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def error(grads, truth):
+    """Distance of two sets of gradients, relative to their length."""
+    assert grads.keys() == truth.keys()
+    return float(sum((grads[k].float() - truth[k]).square().sum() for k in truth).sqrt() / sum(t.square().sum() for t in truth.values()).sqrt())
+
+
+def same(a, b, **kw): return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], **kw) for k in a)
+
+
+@pytest.mark.parametrize("bits", [4, 16, 32])
+def test_a_fresh_adapter_changes_nothing(base, bits):
+    model = load_base(base, bits)
+    with torch.no_grad():
+        before = model(IDS).logits
+        peft = add_lora(model, QloraConfig(bits=bits))
+        assert torch.equal(peft(IDS).logits, before)
+        with fast_lora(peft): assert torch.allclose(peft(IDS).logits, before, atol=1e-5)
+    learn = [n for n, p in peft.named_parameters() if p.requires_grad]
+    assert all("lora_" in n and "lm_head" not in n for n in learn) and len(learn) == 2 * 7 * 2     # A and B, 7 linear layers, 2 blocks
+
+
+def test_same_seed_same_start(base):
+    first, again, other = (add_lora(load_base(base), seed=s).state_dict() for s in (3, 3, 4))
+    key = next(k for k in first if "lora_A" in k)
+    assert torch.equal(first[key], again[key]) and not torch.equal(first[key], other[key])
+    state = torch.get_rng_state()
+    add_lora(load_base(base), seed=5)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("bits,cache", [(4, True), (4, False), (16, None), (32, None)])
+@pytest.mark.parametrize("rslora", [False, True])
+def test_fast_forward_is_pefts(base, bits, cache, rslora):
+    model = adapted(base, bits, rslora=rslora).train()
+    loss, grads = gradients(model)
+    with fast_lora(model, cache): fast_loss, fast_grads = gradients(model)
+    assert torch.allclose(loss, fast_loss, rtol=1e-5) and error(fast_grads, grads) < 1e-5
+    again, back = gradients(model)                       # afterwards the model is peft's again, to the bit
+    assert torch.equal(loss, again) and all(torch.equal(grads[k], back[k]) for k in grads)
+    assert not any("forward" in vars(m) for m in model.modules())
+
+
+def test_cached_weights_give_bitwise_the_same(base):
+    model = adapted(base).train()
+    with fast_lora(model, True): loss, grads = gradients(model)
+    with fast_lora(model, False): loss2, grads2 = gradients(model)
+    assert torch.equal(loss, loss2) and all(torch.equal(grads[k], grads2[k]) for k in grads)
+    assert dense_bytes(model) == sum(l.in_features * l.out_features * 4 for l in model.modules() if type(l).__module__.startswith("bitsandbytes"))
+
+
+def test_fast_forward_with_few_rows_and_with_bias():
+    """Few rows: the adapter is not folded into W. Biases, and a base that needs no gradient of its input, go the same way."""
+    from peft import LoraConfig, get_peft_model
+    for n in (2, 500):
+        torch.manual_seed(0)
+        net = get_peft_model(torch.nn.Sequential(torch.nn.Linear(48, 32), torch.nn.ReLU(), torch.nn.Linear(32, 8)), LoraConfig(r=4, target_modules=["0", "2"]))
+        for name, p in net.named_parameters():
+            if "lora_B" in name: p.data.normal_(0, .1)
+        x = torch.randn(n, 48)
+        def step():
+            net.zero_grad()
+            net(x).square().sum().backward()
+            return {k: p.grad.clone() for k, p in net.named_parameters() if p.grad is not None}
+        plain = step()
+        with fast_lora(net): assert same(plain, step(), rtol=1e-3, atol=1e-4)
+
+
+def test_fast_forward_in_bf16_is_as_close_to_fp32_as_pefts(base):
+    exact = adapted(base, 32)
+    half = adapted(base, 32)
+    for name, p in half.named_parameters():
+        if "lora_" not in name: p.data = p.data.bfloat16()
+    for name, p in exact.named_parameters(): p.data = p.data.bfloat16().float() if "lora_" not in name else p.data
+    truth = gradients(exact)[1]
+    plain = error(gradients(half)[1], truth)
+    with fast_lora(half): fast = error(gradients(half)[1], truth)
+    assert fast < max(1.3 * plain, .03)
+
+
+def test_dropout_variants_and_switched_off_adapters_stay_with_peft(base):
+    model = adapted(base, dropout=0.5)
+    with fast_lora(model): assert not any("forward" in vars(m) for m in model.modules())
+    model = adapted(base)
+    with torch.no_grad(), model.disable_adapter(): off = model(IDS).logits
+    with fast_lora(model), torch.no_grad(), model.disable_adapter(): assert torch.equal(model(IDS).logits, off)
+    with torch.no_grad(): assert not torch.allclose(model(IDS).logits, off)
+
+
+def test_evaluating_does_not_change_training(base):
+    """On CPUs with bf16 instructions bitsandbytes repacks the weights in the first eval forward, unless it is told not to."""
+    model = adapted(base).train()
+    assert all(m.support_avx512bf16_for_cpu is False for m in model.modules() if hasattr(m, "support_avx512bf16_for_cpu"))
+    loss, grads = gradients(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.eval()
+    with torch.no_grad(): model.generate(input_ids=IDS, max_new_tokens=3, do_sample=False, pad_token_id=1)
+    model.train()
+    loss2, grads2 = gradients(model)
+    assert torch.equal(loss, loss2) and all(torch.equal(grads[k], grads2[k]) for k in grads)
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_quantised_as_bitsandbytes_does_it(base):
+    """NF4 with blocks of 64 and quantised scales: at most half a step of the widest gap off, and no more than 5 bits each."""
+    full, low = load_base(base, 32), load_base(base, 4)
+    w, q = full.model.layers[0].mlp.up_proj.weight, low.model.layers[0].mlp.up_proj
+    dense = dense_weight(q)
+    scale = w.reshape(-1, 64).abs().amax(1, keepdim=True).expand(-1, 64).reshape(w.shape)
+    assert ((dense - w).abs() <= .16 * scale + 1e-3).all() and q.weight.numel() == w.numel() // 2
+    assert q.weight.quant_state.nested and q.weight.quant_state.quant_type == "nf4"
+    assert low.lm_head.weight.dtype == torch.float32 == low.model.embed_tokens.weight.dtype or compute_dtype("cpu") != torch.float32
+
+
+def test_saved_adapter_is_plain_peft_and_has_no_pickle(base, tmp_path):
+    from peft import AutoPeftModelForCausalLM, PeftModel
+    model, tok = adapted(base), load_tokenizer(base)
+    folder = save_adapter(model, tok, tmp_path/"adapter")
+    files = {p.name for p in folder.iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "tokenizer.json", "qlora.json"} <= files
+    assert not any(f.endswith((".bin", ".pt", ".pkl", ".md")) for f in files)
+    assert sum(p.stat().st_size for p in folder.glob("*.safetensors")) < 200_000         # no base in it
+    model.eval()
+    with torch.no_grad(): want = model(IDS).logits
+    ours, tok2 = load_model(folder)
+    theirs = PeftModel.from_pretrained(load_base(base), folder).eval()
+    with torch.no_grad(): assert torch.equal(ours(IDS).logits, want) and torch.equal(theirs(IDS).logits, want)
+    assert not ours.training and tok2.eos_token == tok.eos_token and json.loads((folder/"qlora.json").read_text())["bits"] == 4
+    assert type(load_model(folder, bits=32)[0].get_base_model().model.layers[0].mlp.up_proj.get_base_layer()).__name__ == "Linear"
+    assert AutoPeftModelForCausalLM.from_pretrained(folder) is not None
+
+
+@pytest.mark.parametrize("bits", [4, 8, 32])
+def test_merged_model_is_an_ordinary_one(base, tmp_path, bits):
+    from transformers import AutoModelForCausalLM
+    model = adapted(base, bits).eval()
+    with torch.no_grad(): want = model(IDS).logits
+    merged = merge(model)
+    with torch.no_grad(): assert (merged(IDS).logits - want).norm() < (.1 if bits == 8 else 1e-5) * want.norm()   # 8: its inputs are rounded too
+    merged.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad(): assert torch.allclose(again(IDS).logits, merged(IDS).logits, atol=1e-5)
+    assert "quantization_config" not in json.loads((tmp_path/"config.json").read_text()) and (tmp_path/"model.safetensors").exists()
+    load_tokenizer(base).save_pretrained(tmp_path)
+    with torch.no_grad(): assert torch.allclose(load_model(tmp_path, 32)[0](IDS).logits, want, atol=1 if bits == 8 else 1e-4)
+
+
+def test_merging_into_what_training_saw_is_the_exact_one(base):
+    """Into the de-quantised base the delta survives; into the original weights it meets another base."""
+    model = adapted(base, b=.01).eval()
+    with torch.no_grad(): want = model(IDS).logits
+    other = add_lora(load_base(base, 32), QloraConfig(rank=4))
+    other.load_state_dict({k: v for k, v in model.state_dict().items() if "lora_" in k}, strict=False)
+    into_original = merge(other.eval())
+    into_seen = merge(model)
+    with torch.no_grad():
+        assert (into_seen(IDS).logits - want).abs().max() < .01 * (into_original(IDS).logits - want).abs().max()
+
+
+def test_merge_to_half_precision_keeps_rotary_frequencies(base):
+    merged = merge(adapted(base), torch.bfloat16)
+    assert {p.dtype for p in merged.parameters()} == {torch.bfloat16} and merged.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["gpt2"])
+def test_layers_that_are_no_linear_ones(kind):
+    model = add_lora(tinychat.model(tinychat.tokenizer(), kind=kind), QloraConfig(bits=32, rank=4))
+    for n, p in model.named_parameters():
+        if "lora_B" in n: p.data.normal_(0, .05)
+    model.eval()
+    with torch.no_grad():
+        want = model(IDS).logits
+        assert torch.allclose(merge(model)(IDS).logits, want, atol=1e-4)
+
+
+def test_refusals(base, tmp_path):
+    for kw, word in ((dict(bits=3), "bits is 3"), (dict(rank=0), "rank is 0"), (dict(dropout=1.), "dropout is 1")):
+        with pytest.raises(UserError, match=word): QloraConfig(**kw)
+    with pytest.raises(UserError, match="no setting 'ranks': the nearest is 'rank'"): QloraConfig(ranks=3)
+    with pytest.raises(UserError, match="rank is 'many'"): QloraConfig(rank="many")
+    with pytest.raises(UserError, match="bits is 5"): load_base(base, 5)
+    with pytest.raises(UserError, match="does not exist"): load_base(tmp_path/"nowhere")
+    with pytest.raises(UserError, match="no config.json"): load_base(tmp_path)
+    with pytest.raises(UserError, match="No layer"): add_lora(load_base(base), QloraConfig(targets=["nothing"]))
+    assert QloraConfig(rank=8).alpha is None and add_lora(load_base(base), QloraConfig(rank=8)).peft_config["default"].lora_alpha == 16

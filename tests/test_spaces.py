@@ -1,0 +1,290 @@
+"""Spaces: what is written, what is pushed, and that a running one answers, phones nobody and leaves nothing behind."""
+import ast
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+
+import published
+from hfflow import publish, spaces
+from hfflow.hub import Artifact, UserError, connect, home
+
+PROMPT, ANSWER = next(iter(published.PAIRS.items()))
+
+
+@pytest.fixture(scope="module")
+def hub():
+    return connect()
+
+
+@pytest.fixture(scope="module")
+def model(hub, tmp_path_factory):
+    return published.make(hub.user, tmp_path_factory.mktemp("run")).model
+
+
+@pytest.fixture
+def static(tmp_path):
+    """A Space that starts at once."""
+    folder = tmp_path / "static"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\ntitle: Page\nsdk: static\n---\n")
+    (folder / "index.html").write_text("<h1>Here</h1>")
+    return folder
+
+
+def alive(pid):
+    """Whether a process runs (a zombie does not)."""
+    try:
+        with open(f"/proc/{pid}/stat") as f:
+            return f.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def group(pgid):
+    """The processes of a group that still run."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if os.getpgid(int(pid)) == pgid and alive(pid):
+                found.append(int(pid))
+        except ProcessLookupError:
+            pass
+    return found
+
+
+def left_behind():
+    """Working folders of Spaces; their logs may stay."""
+    return [p.name for p in (home() / "spaces").glob("*") if p.name != "logs"]
+
+
+# --- what is written ----------------------------------------------------------------------------
+@pytest.mark.parametrize("sdk, names", [
+    ("gradio", {"app.py", "README.md", "requirements.txt", "lineage.json"}),
+    ("docker", {"app.py", "Dockerfile", "README.md", "requirements.txt", "lineage.json"}),
+    ("static", {"index.html", "README.md", "lineage.json"}),
+])
+def test_files_are_complete_and_valid(model, tmp_path, sdk, names):
+    folder = spaces.build(model, tmp_path, sdk=sdk, title='A "title": with # and <b>', about="It's\n`code`", examples=['say "hi"\n\\ {{ x }}', "é <i>"])
+    assert {p.name for p in folder.iterdir()} == names
+    for name in names:
+        text = (folder / name).read_text(encoding="utf-8")
+        assert not re.search(r"{%|%}|{#", text), name
+        if name.endswith(".py"):
+            tree = ast.parse(text)
+            assert f"REVISION = '{model.revision}'" in text
+            used = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+            used |= {n.module.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+            third = used - set(sys.stdlib_module_names)
+            assert third <= {"gradio", "streamlit", "torch", "transformers", "peft", "yaml", "spaces"}, third
+    meta = yaml.safe_load((folder / "README.md").read_text(encoding="utf-8").split("---\n")[1])
+    assert meta["title"] == 'A "title": with # and <b>' and meta["sdk"] == sdk
+    assert meta["models"] == [model.repo_id] and meta["datasets"] == ["you/rows"]
+    note = json.loads((folder / "lineage.json").read_text())
+    assert note["inputs"][0]["revision"] == model.revision and note["chain"]["data"]["repo_id"] == "you/rows"
+
+
+def test_requirements_are_lower_bounds(model, tmp_path):
+    lines = (spaces.build(model, tmp_path / "g") / "requirements.txt").read_text().split()
+    assert [re.split(">=", x)[0] for x in lines] == ["torch", "transformers", "peft", "pyyaml"]
+    assert all(re.fullmatch(r"[\w.-]+>=[\d.]+", x) for x in lines)
+
+
+def test_gradio_version_is_the_tested_one(model, tmp_path):
+    from importlib.metadata import version
+
+    assert spaces._meta(spaces.build(model, tmp_path))["sdk_version"] == version("gradio")
+
+
+def test_examples_come_from_what_it_answered_right(model, tmp_path):
+    app = (spaces.build(model, tmp_path) / "app.py").read_text()
+    assert all(repr(p) in app for p in published.PAIRS) and "LANGUAGE = 'yaml'" in app
+
+
+def test_dockerfile_declares_user_port_and_command(model, tmp_path):
+    folder = spaces.build(model, tmp_path, sdk="docker")
+    text = (folder / "Dockerfile").read_text()
+    assert all(re.search(p, text, re.M) for p in (r"^FROM python:3", r"^USER user", r"^EXPOSE 7860", r"^CMD \["))
+    assert spaces._meta(folder)["app_port"] == 7860
+    assert json.loads(re.search(r"^CMD (.*)$", text, re.M)[1])[:3] == ["streamlit", "run", "app.py"]
+    assert "streamlit" in (folder / "requirements.txt").read_text()
+
+
+def test_static_page_shows_figures_and_asks_nobody(model, tmp_path):
+    html = (spaces.build(model, tmp_path, sdk="static") / "index.html").read_text()
+    assert "<td>3</td><td>3</td>" in html and model.short in html and "base: qwen" in html
+    assert not re.search(r'(src|@import|url\()\s*=?\s*["\']?https?:', html)
+
+
+def test_odd_requests_are_refused(model, tmp_path):
+    with pytest.raises(UserError, match="use gradio, docker or static"):
+        spaces.build(model, tmp_path, sdk="shiny")
+    with pytest.raises(UserError, match="is a dataset"):
+        spaces.build(Artifact.at("dataset", "you/rows"), tmp_path)
+    with pytest.raises(UserError, match="neither an adapter nor full weights"):
+        spaces.build(publish.commit("model", "you/empty", {"notes.txt": b"x"}, "Notes"), tmp_path)
+
+
+# --- push ---------------------------------------------------------------------------------------
+def test_push_is_one_commit_and_repeats_none(hub, model, tmp_path):
+    folder = spaces.build(model, tmp_path / "space")
+    (folder / ".env").write_text("TOKEN=secret")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "x.pyc").write_bytes(b"x")
+    space = spaces.push(folder, "you/pushed", model)
+    assert spaces.push(folder, "you/pushed", model) == space
+    assert len(hub.api.list_repo_commits(space.repo_id, repo_type="space")) == 2
+    assert set(hub.api.list_repo_files(space.repo_id, repo_type="space")) == {".gitattributes", "README.md", "app.py", "lineage.json", "requirements.txt"}
+    assert publish.verify(space).ok
+    tree = publish.lineage(space)
+    assert [n.role for n in tree.root.walk()][:4] == ["space", "model", "base", "data"]
+
+
+def test_push_refuses_a_folder_of_another_model(model, tmp_path):
+    folder = spaces.build(model, tmp_path)
+    with pytest.raises(UserError, match="build it again"):
+        spaces.push(folder, "you/never", Artifact("model", "you/other", "0" * 40, ""))
+    with pytest.raises(UserError, match="names no sdk"):
+        (folder / "README.md").write_text("# no metadata")
+        spaces.push(folder, "you/never", model)
+
+
+# --- running ------------------------------------------------------------------------------------
+def test_an_app_that_runs_ends_with_its_group(static):
+    with spaces.start(static) as app:
+        pgid = app.process.pid
+        assert app.running and len(group(pgid)) == 2          # the leash and the server
+        assert app.url in app._repr_markdown_()
+        with pytest.raises(UserError, match="has no /ask"):
+            app.ask("x")
+    assert group(pgid) == [] and not left_behind() and app.log.exists() and "GET /" in app.logs()
+    app.stop()                                                 # a second time does nothing
+
+
+def test_an_exception_stops_it(static):
+    with pytest.raises(KeyboardInterrupt):
+        with spaces.start(static) as app:
+            raise KeyboardInterrupt
+    assert group(app.process.pid) == [] and not left_behind()
+
+
+def test_it_ends_when_whoever_started_it_is_killed(static):
+    code = f"from hfflow import spaces; a = spaces.start({str(static)!r}); print(a.process.pid, flush=True); input()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pgid = int(parent.stdout.readline())
+    assert group(pgid)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait(10)
+    end = time.monotonic() + 10
+    while group(pgid) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert group(pgid) == []
+    for p in (home() / "spaces").glob("static-*"):             # nobody was there to remove it
+        import shutil
+        shutil.rmtree(p)
+
+
+def gradio_like(static, code):
+    """Turn the folder into a Space that runs this code instead of an app."""
+    (static / "README.md").write_text("---\nsdk: gradio\napp_file: app.py\n---\n")
+    (static / "app.py").write_text(code)
+    return static
+
+
+def test_a_failing_app_tells_its_last_lines(static):
+    with pytest.raises(UserError, match="(?s)exit code 1.*ZeroDivisionError"):
+        spaces.start(gradio_like(static, "print('starting')\n1 / 0\n"))
+    assert not left_behind()
+
+
+def test_a_silent_app_is_given_up_and_ended(static):
+    code = "import os, subprocess, sys, time\nprint('pids', os.getpid(), subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(99)']).pid, flush=True)\ntime.sleep(99)\n"
+    with pytest.raises(UserError, match="did not answer within 2 s") as failed:
+        spaces.start(gradio_like(static, code), timeout=2)
+    pids = re.search(r"pids (\d+) (\d+)", str(failed.value)).groups()
+    assert not any(map(alive, pids)) and not left_behind()
+
+
+def test_a_taken_port_and_missing_files_are_named(static, hub):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        with pytest.raises(UserError, match="is taken"):
+            spaces.start(static, port=s.getsockname()[1])
+    with pytest.raises(UserError, match="no app.py"):
+        (gradio_like(static, "") / "app.py").unlink()
+        spaces.start(static)
+    with pytest.raises(UserError, match="is not a folder"):
+        spaces.start(static / "nothing")
+    assert not left_behind()
+
+
+def test_docker_needs_streamlit_or_docker(model, tmp_path):
+    from importlib.util import find_spec
+
+    folder = spaces.build(model, tmp_path, sdk="docker")
+    if find_spec("streamlit") is None:
+        with pytest.raises(UserError, match="Streamlit is not installed"):
+            spaces.start(folder)
+    (folder / "Dockerfile").write_text('FROM x\nCMD ["rm", "-rf", "/"]\n')
+    with pytest.raises(UserError, match="run it with docker"):
+        spaces.start(folder)
+
+
+def test_a_strangers_space_gets_no_token(hub, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    space = Artifact("space", "stranger/app", "0" * 40, "")
+    assert spaces._environment(hub, space, 1, tmp_path)["HF_TOKEN"]        # the embedded Hub holds only your own
+    there = replace(hub, embedded=False)
+    env = spaces._environment(there, space, 1, tmp_path)
+    assert "HF_TOKEN" not in env and env["HF_TOKEN_PATH"] == os.devnull
+    assert spaces._environment(there, replace(space, repo_id="you/app"), 1, tmp_path)["HF_TOKEN"]
+
+
+class Sink:
+    """A proxy that answers nothing and remembers who asked for what."""
+
+    def __init__(self):
+        self.asked, self.socket = [], socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.socket.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            try:
+                peer, _ = self.socket.accept()
+            except OSError:
+                return
+            with peer:
+                self.asked.append(peer.recv(300).split(b"\r\n")[0].decode(errors="replace"))
+
+
+def test_the_gradio_space_answers_from_the_hub_and_calls_nobody(hub, model, tmp_path, monkeypatch):
+    space = spaces.push(spaces.build(model, tmp_path), "you/answering", model)
+    sink = Sink()
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, sink.url)
+        monkeypatch.setenv(name.lower(), sink.url)
+    with spaces.start(space) as app:
+        assert {p: app.ask(p) for p in published.PAIRS} == published.PAIRS
+        with pytest.raises(UserError, match="Write a request first"):
+            app.ask("   ")
+        with pytest.raises(UserError, match="too long"):
+            app.ask("word " * 400)
+        assert app.ask(f"  {PROMPT}\n") == ANSWER
+        pgid = app.process.pid
+    assert sink.asked == []
+    sink.socket.close()
+    assert group(pgid) == [] and not left_behind()
+    assert "Traceback" not in app.logs(), app.logs(30)
+    with pytest.raises(UserError, match="not running"):
+        app.ask(PROMPT)

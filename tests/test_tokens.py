@@ -1,0 +1,157 @@
+"""Chat templates of several families, the tokens that carry loss, and the batches made of them."""
+import pytest
+import tinychat
+
+from hfflow.hub import UserError
+from hfflow.tokens import (DEFAULT_TEMPLATE, collate, encode, encode_dataset, length_batches, messages, prepare_tokenizer,
+                           prompt_text, show, stop_ids)
+
+# The turns as Qwen, Llama 3 and Gemma write them: what follows the end of a turn, and where a start token comes from, differ.
+CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+          "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+LLAMA3 = ("{{ bos_token }}{% for m in messages %}{{ '<|start_header_id|>' + m['role'] + '<|end_header_id|>\n\n' + m['content'] | trim"
+          " + '<|eot_id|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}")
+GEMMA = ("{{ bos_token }}{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+         "{% set role = 'model' if m['role'] == 'assistant' else m['role'] %}{{ '<start_of_turn>' + role + '\n' + m['content'] | trim"
+         " + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}")
+THINKS = ("{% for m in messages %}{% if m['role'] == 'assistant' %}{{ '<|im_start|>assistant\n' }}{% if loop.last %}{{ '<think>\n\n</think>\n\n' }}"
+          "{% endif %}{{ m['content'] + '<|im_end|>\n' }}{% else %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endif %}"
+          "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "one"}, {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "two"}]
+ROW = {"prompt": "tune qwen", "completion": "base: qwen\nbits: 4"}
+
+
+def tokenizer(template=None, specials=(), **kw):
+    tok = tinychat.tokenizer()
+    tok.add_special_tokens({"additional_special_tokens": list(specials), **kw})
+    if template: tok.chat_template = template
+    return prepare_tokenizer(tok)
+
+
+TEMPLATES = {
+    "own": (None, (), {}, "<|endoftext|>"),
+    "default": (DEFAULT_TEMPLATE, (), {}, "<|endoftext|>"),
+    "chatml": (CHATML, ("<|im_start|>", "<|im_end|>"), {}, "<|im_end|>"),
+    "llama3": (LLAMA3, ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"), {"bos_token": "<|begin|>"}, "<|eot_id|>"),
+    "gemma": (GEMMA, ("<start_of_turn>", "<end_of_turn>"), {"bos_token": "<bos>"}, "<end_of_turn>"),
+}
+
+
+def learned(row, tok): return tok.decode([t for t in row["labels"] if t != -100])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_loss_is_on_the_answer_and_its_end(name):
+    template, specials, kw, end = TEMPLATES[name]
+    tok = tokenizer(template, specials, **kw)
+    row = encode(ROW, tok)
+    assert learned(row, tok) == ROW["completion"] + end
+    assert tok.convert_tokens_to_ids(end) in stop_ids(tok)
+    n = sum(t == -100 for t in row["labels"])        # training and generation must read the same prompt
+    assert row["input_ids"][:n] == tok(prompt_text(ROW["prompt"], tok), add_special_tokens=False)["input_ids"]
+    assert n + sum(t != -100 for t in row["labels"]) == len(row["input_ids"])
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_answer_of_a_conversation_is_learned(name):
+    template, specials, kw, end = TEMPLATES[name]
+    tok = tokenizer(template, specials, **kw)
+    assert learned(encode({"messages": TALK}, tok), tok) == f"one{end}two{end}"
+
+
+def test_thinking_template_that_is_no_prefix_of_itself():
+    tok = tokenizer(THINKS, ("<|im_start|>", "<|im_end|>"))
+    row = encode({"messages": TALK}, tok)
+    assert learned(row, tok).endswith("two<|im_end|>")
+    assert "Hi" not in learned(row, tok) and "and?" not in learned(row, tok)
+
+
+def test_system_prompt_is_read_and_not_learned():
+    tok = tokenizer(CHATML, ("<|im_start|>", "<|im_end|>"))
+    row = encode({**ROW, "system": "Answer in YAML"}, tok)
+    assert "Answer in YAML" in tok.decode(row["input_ids"]) and learned(row, tok) == ROW["completion"] + "<|im_end|>"
+
+
+def test_end_token_is_learned_even_where_it_is_the_padding_token():
+    tok = tinychat.tokenizer()
+    tok.pad_token = None
+    tok.chat_template = tok.chat_template.replace("eos_token", "''")      # a template that forgets the end
+    without = [t for t in tok.get_vocab() if "pad" in t]
+    tok.pad_token = tok.eos_token
+    prepare_tokenizer(tok)
+    assert without and tok.pad_token == tok.eos_token
+    rows = [encode(ROW, tok), encode({"prompt": "a", "completion": "b"}, tok)]
+    batch = collate(rows, tok.pad_token_id)
+    for i, row in enumerate(rows):
+        n = len(row["input_ids"])
+        assert row["labels"][-1] == tok.eos_token_id == batch["labels"][i, n - 1]
+        assert (batch["labels"][i, n:] == -100).all() and batch["attention_mask"][i].sum() == n
+
+
+def test_prepare_fills_what_is_missing():
+    tok = tinychat.tokenizer()
+    tok.pad_token = tok.chat_template = tok.eos_token = None
+    prepare_tokenizer(tok)
+    assert (tok.pad_token, tok.eos_token) == ("<|pad|>", "<|endoftext|>") and tok.chat_template == DEFAULT_TEMPLATE
+
+
+def test_no_end_token_is_refused():
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+    with pytest.raises(UserError, match="no end token"):
+        prepare_tokenizer(PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "[U]": 1}, unk_token="[U]"))))
+
+
+def test_text_rows_are_learned_whole():
+    tok = tokenizer()
+    assert learned(encode({"text": "all of it"}, tok), tok) == "all of it<|endoftext|>"
+    assert messages({"text": "x"}) == [{"role": "assistant", "content": "x"}]
+
+
+def test_truncation_keeps_a_part_of_the_answer_or_drops_the_row():
+    tok = tokenizer()
+    full = encode(ROW, tok)
+    start = sum(t == -100 for t in full["labels"])
+    assert encode(ROW, tok, start) is None
+    cut = encode(ROW, tok, start + 2)
+    assert cut["labels"][start:] == full["labels"][start:start + 2] and tok.eos_token_id not in cut["labels"]
+    rows, stats = encode_dataset([ROW, {"prompt": "a", "completion": "b"}], tok, start)
+    assert (len(rows), stats.dropped, stats.rows, stats.cut) == (1, 1, 2, 0)
+    assert encode_dataset([ROW], tok, start + 2)[1].cut == 1
+
+
+def test_refusals_name_the_way_out():
+    tok = tokenizer()
+    for rows, words in (([], "empty"), ([{"messages": TALK[:1]}], "none has an answer"), ([{"prompt": "x" * 90, "completion": "y"}], "max_len=8")):
+        with pytest.raises(UserError, match=words): encode_dataset(rows, tok, 8 if "max" in words else None)
+    with pytest.raises(UserError, match="question, answer"): encode({"question": "a", "answer": "b"}, tok)
+
+
+def test_stats_count_what_is_there():
+    tok = tokenizer()
+    rows, stats = encode_dataset([ROW] * 3, tok)
+    assert stats.tokens == 3 * len(rows[0]["input_ids"]) and stats.label_tokens == 3 * sum(t != -100 for t in rows[0]["labels"])
+    assert "3 rows, 0 dropped" in stats._repr_markdown_() and 0 < stats.share < 1
+
+
+def test_batches_hold_every_row_once_and_little_padding():
+    import random
+    rng = random.Random(1)
+    lengths = [int(rng.lognormvariate(4, .6)) + 1 for _ in range(1003)]
+    batches = length_batches(lengths, 16, seed=3, epoch=1)
+    assert sorted(i for b in batches for i in b) == list(range(1003)) and max(map(len, batches)) == 16
+    assert batches == length_batches(lengths, 16, seed=3, epoch=1) != length_batches(lengths, 16, seed=3, epoch=2)
+    waste = lambda bs: sum(max(lengths[i] for i in b) * len(b) for b in bs) / sum(lengths)
+    order = list(range(1003))
+    assert waste(batches) < 1.1 < waste([order[i:i+16] for i in range(0, 1003, 16)])
+    first = [max(lengths[i] for i in b) for b in batches]
+    assert first != sorted(first)                    # short and long batches alternate
+
+
+def test_show_escapes_and_marks():
+    tok = tokenizer()
+    shown = show({"prompt": "<b>", "completion": "a & b"}, tok)
+    page = shown._repr_html_()
+    assert "<b>" not in page and "&lt;" in page and "&amp;" in page and page.count("#4c956c") >= 2
+    assert "\033[" in str(shown) and "<|endoftext|>]" in repr(shown)

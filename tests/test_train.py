@@ -1,0 +1,319 @@
+"""The loop: its loss and gradients against the plain way, its steps against accumulation and two processes, its checkpoints
+against kills, damage and changed inputs."""
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tinychat
+import torch
+
+import hfflow.train as train
+from hfflow.hub import UserError
+from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
+from hfflow.tokens import collate, encode_dataset
+from hfflow.train import TrainConfig, batch_loss, find_checkpoint, fit, lr_at, plot_loss, save_checkpoint, threads_for
+
+ROWS = [{"prompt": f"tune model {i} on data {i * 7}", "completion": f"base: m{i}\nrank: {i % 5}" + " x" * (i % 9)} for i in range(30)]
+SCRIPT = """
+import json, os, signal, sys
+import hfflow.train as train
+from test_train import ROWS, start
+base, out, kill, kw = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
+advance = train._Loop.advance
+def dying(self):
+    if self.step == kill: os.kill(os.getpid(), signal.SIGKILL)
+    return advance(self)
+train._Loop.advance = dying
+start(base, out, **kw)
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder, tok = tmp_path_factory.mktemp("base"), tinychat.tokenizer()
+    tinychat.model(tok).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+
+def start(base, out, rows=ROWS, dropout=0.1, bits=4, eval_rows=ROWS[:6], resume=True, digest="", **kw):
+    model, tok = add_lora(load_base(base, bits), QloraConfig(rank=4, dropout=dropout)), load_tokenizer(base)
+    cfg = TrainConfig(**{**dict(batch=4, epochs=2, lr=1e-2, save_every=3), **kw})
+    return fit(model, tok, rows, cfg, out, eval_rows, progress=False, resume=resume, digest=digest)
+
+
+def log(out): return [json.loads(line) for line in (Path(out)/"log.jsonl").read_text().splitlines()]
+def steps(out): return [(e["step"], e["loss"], e["norm"], e["lr"]) for e in log(out) if "loss" in e]
+def held(out): return [(e["step"], e["eval_loss"]) for e in log(out) if "eval_loss" in e]
+
+
+def sub(base, out, kill=-1, procs=1, **kw):
+    code = Path(out).parent/"run.py"
+    code.write_text(SCRIPT)
+    launch = [sys.executable] if procs == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={procs}"]
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    return subprocess.run([*launch, str(code), str(base), str(out), str(kill), json.dumps(kw)], env=env, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(base, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs")/"whole"
+    return out, start(base, out)
+
+
+# --- loss
+
+def model_of(kind):
+    import transformers as tf
+    ids = dict(vocab_size=320, eos_token_id=0, pad_token_id=1, bos_token_id=None)
+    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
+    cfg = {
+        "llama": lambda: tf.LlamaConfig(**small, **ids),
+        "qwen3": lambda: tf.Qwen3Config(**small, head_dim=8, tie_word_embeddings=True, **ids),
+        "mistral": lambda: tf.MistralConfig(**small, sliding_window=8, **ids),
+        "gemma2": lambda: tf.Gemma2Config(**small, head_dim=8, final_logit_softcapping=1.0, query_pre_attn_scalar=8, **ids),
+        "phi": lambda: tf.PhiConfig(**{**small, "num_key_value_heads": 4}, **ids),
+        "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **ids),
+        "opt": lambda: tf.OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
+                                    word_embed_proj_dim=32, **ids),
+        "mixtral": lambda: tf.MixtralConfig(**small, num_local_experts=4, **ids),
+        "granite": lambda: tf.GraniteConfig(**small, logits_scaling=4.0, **ids),
+    }[kind]()
+    torch.manual_seed(0)
+    model = tf.AutoModelForCausalLM.from_config(cfg)
+    for p in model.parameters():
+        if p.dim() > 1: torch.nn.init.normal_(p, std=.15)
+    return model
+
+
+def plain_loss(model, batch):
+    """All logits, with the attention mask: what everyone writes first."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma2", "phi", "gpt2", "opt", "mixtral", "granite"])
+def test_loss_and_gradients_are_those_of_full_logits_with_a_mask(kind, monkeypatch):
+    monkeypatch.setattr(train, "CHUNK", 5 * 320 * 4)                          # several chunks
+    model = add_lora(model_of(kind), QloraConfig(bits=32, rank=4)).eval()       # GPT-2 and OPT bring dropout of their own
+    for n, p in model.named_parameters():
+        if "lora_B" in n: p.data.normal_(0, .1)
+    g = torch.Generator().manual_seed(1)
+    rows = []
+    for n in (17, 5, 11):
+        ids = torch.randint(2, 320, (n,), generator=g).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * 3 + ids[3:]})
+    batch = collate(rows, 1)
+    def grads(loss):
+        model.zero_grad()
+        loss.backward()
+        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    want = plain_loss(model, batch)
+    wanted = grads(want)
+    loss, n = batch_loss(model, batch)
+    got = grads(loss)
+    assert n == 24 and math.isclose(loss.item(), want.item(), rel_tol=1e-5)
+    size = sum(t.square().sum() for t in wanted.values()).sqrt()
+    assert max((got[k] - wanted[k]).abs().max() for k in wanted) < 1e-4 * size
+    paths = train._paths(model)
+    assert paths.causal and paths.split == (kind not in ("gemma2", "granite"))      # capped or scaled logits take the long way
+    if kind in ("llama", "qwen3", "mistral"): assert paths.mlp is not None
+
+
+def test_full_fine_tuning_trains_the_head_too():
+    model = model_of("llama")
+    batch = collate([{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}], 1)
+    batch_loss(model, batch)[0].backward()
+    got = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    plain_loss(model, batch).backward()
+    assert torch.allclose(got, model.lm_head.weight.grad, atol=1e-5)
+
+
+def test_padding_changes_nothing(base):
+    model = add_lora(load_base(base), QloraConfig(rank=4))
+    rows, _ = encode_dataset(ROWS[:8], load_tokenizer(base))
+    together, n = batch_loss(model, collate(rows, 1))
+    alone = [batch_loss(model, collate([r], 1)) for r in rows]
+    assert math.isclose(together.item(), sum(l.item() for l, _ in alone), rel_tol=1e-5) and n == sum(k for _, k in alone)
+
+
+# --- steps
+
+def test_schedules():
+    cfg = TrainConfig(lr=1e-3, warmup=.1)
+    rates = [lr_at(s, 100, cfg) for s in range(100)]
+    assert rates[0] == pytest.approx(1e-4) and max(rates) == rates[9] == rates[10] == 1e-3 and 0 < rates[-1] < 2e-5
+    assert lr_at(99, 100, TrainConfig(schedule="constant")) == 2e-4 and lr_at(55, 100, TrainConfig(schedule="cosine", warmup=.1)) == pytest.approx(1e-4)
+
+
+def test_accumulation_is_a_larger_batch(base, tmp_path):
+    kw = dict(dropout=0., eval_rows=None, epochs=1)
+    one, four = start(base, tmp_path/"a", batch=8, **kw), start(base, tmp_path/"b", batch=2, accumulation=4, **kw)
+    assert one.steps == four.steps and one.tokens == four.tokens and one.losses == pytest.approx(four.losses, rel=1e-4)
+
+
+def test_two_processes_are_one(base, tmp_path):
+    """Real data parallelism by torchrun: rank 0 writes, and each step has the loss of one process with the same global batch."""
+    done = sub(base, tmp_path/"two", procs=2, dropout=0., rows=ROWS[:13])       # 13 rows: the last batch has one row for two processes
+    assert done.returncode == 0, done.stderr[-2000:]
+    one = start(base, tmp_path/"one", dropout=0., rows=ROWS[:13])
+    assert [s[0] for s in steps(tmp_path/"two")] == list(range(1, one.steps + 1))
+    assert [s[1] for s in steps(tmp_path/"two")] == pytest.approx(one.losses, rel=1e-3) and held(tmp_path/"two")[-1][1] == pytest.approx(one.eval_losses[-1][1], rel=1e-3)
+
+
+def test_more_processes_claimed_than_joined(base, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "_accelerator", train._accelerator)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    from accelerate import Accelerator, PartialState
+    monkeypatch.setattr("accelerate.Accelerator", type("One", (), {"__init__": lambda self, **kw: None, "num_processes": 1}))
+    with pytest.raises(UserError, match="2 processes were started.*torchrun"): start(base, tmp_path)
+    assert Accelerator is not None and PartialState is not None
+
+
+def test_run_tells_what_it_did(undisturbed):
+    out, run = undisturbed
+    rows, stats = encode_dataset(ROWS, load_tokenizer(out/"adapter"))
+    assert run.steps == 16 == len(run.losses) and run.tokens == 2 * stats.tokens and run.label_tokens == 2 * stats.label_tokens
+    assert run.losses[-1] < run.losses[0] and [s for s, _ in run.eval_losses] == [8, 16] and run.device == "cpu" and run.resumed_from is None
+    assert run.peak_bytes > 0 and "16 steps" in run._repr_markdown_() and (out/"loss.png").stat().st_size > 5000
+    assert {"step", "loss", "lr", "norm", "tokens", "seconds", "memory"} <= set(log(out)[0])
+    axes = plot_loss(run).axes[0]
+    assert "nats" in axes.get_ylabel() and axes.get_xlabel()
+    kept = sorted(p.name for p in (out/"checkpoints").iterdir())
+    assert kept == ["step-0000015", "step-0000016"]
+    assert not [p for p in out.rglob("*") if p.suffix in (".pt", ".bin", ".pkl", ".pth")]
+
+
+def test_evaluating_does_not_change_the_losses(base, undisturbed, tmp_path):
+    assert start(base, tmp_path, eval_rows=None).losses == undisturbed[1].losses
+
+
+def test_caller_keeps_its_random_state_and_threads(base, tmp_path):
+    torch.manual_seed(11)
+    state, n = torch.get_rng_state(), torch.get_num_threads()
+    start(base, tmp_path, max_steps=1, eval_rows=None)
+    assert torch.equal(state, torch.get_rng_state()) and torch.get_num_threads() == n
+    assert threads_for(TrainConfig(threads=3)) == 3 and threads_for(TrainConfig(), world=64) == 1
+
+
+def test_gradients_that_the_caller_left_are_not_used(base, tmp_path):
+    kw = dict(cfg=TrainConfig(max_steps=2, batch=4), progress=False)
+    clean, dirty = (add_lora(load_base(base), QloraConfig(rank=4)) for _ in range(2))
+    tok = load_tokenizer(base)
+    for p in dirty.parameters():
+        if p.requires_grad: p.grad = torch.ones_like(p)
+    assert fit(clean, tok, ROWS, folder=tmp_path/"a", **kw).losses == fit(dirty, tok, ROWS, folder=tmp_path/"b", **kw).losses
+
+
+# --- never lost
+
+def test_killed_and_resumed_is_bitwise_the_undisturbed_run(base, undisturbed, tmp_path):
+    out, run = undisturbed
+    assert sub(base, tmp_path/"k", kill=11).returncode == -signal.SIGKILL       # in epoch 2, with evaluation and dropout
+    assert log(tmp_path/"k")[-1]["step"] == 11
+    again = start(base, tmp_path/"k")
+    assert again.resumed_from == 9 and again.losses == run.losses and again.eval_losses == run.eval_losses
+    assert steps(tmp_path/"k") == steps(out) and held(tmp_path/"k") == held(out)
+    a, b = ((d/"adapter/adapter_model.safetensors").read_bytes() for d in (out, tmp_path/"k"))
+    assert a == b and again.tokens == run.tokens
+    finished = start(base, tmp_path/"k")                                        # nothing left to do
+    assert finished.resumed_from == 16 and finished.losses == run.losses
+
+
+@pytest.mark.parametrize("harm", ["truncate", "remove", "manifest", "half"])
+def test_damaged_checkpoint_falls_back_to_the_one_before(base, undisturbed, tmp_path, harm):
+    import shutil
+    out, run = undisturbed
+    shutil.copytree(out, tmp_path/"r")
+    last = tmp_path/"r/checkpoints/step-0000016"
+    if harm == "truncate": (last/"optimizer.safetensors").write_bytes((last/"optimizer.safetensors").read_bytes()[:-9])
+    if harm == "remove": (last/"adapter.safetensors").unlink()
+    if harm == "manifest": (last/"manifest.json").write_text("[")
+    if harm == "half": last.rename(last.with_name(".staging-999"))
+    again = start(base, tmp_path/"r")
+    assert again.resumed_from == 15 and again.losses == run.losses
+    said = [e["event"] for e in log(tmp_path/"r") if "event" in e]
+    assert "resumed" in said and (harm == "half" or any("step-0000016 is damaged" in s for s in said))
+    assert not list((tmp_path/"r/checkpoints").glob(".staging*"))
+
+
+@pytest.mark.parametrize("change,name", [(dict(lr=2e-2), "lr"), (dict(rows=ROWS[::-1]), "data"), (dict(digest="other"), "digest"), (dict(seed=1), "seed"),
+                                         (dict(bits=32), "base")])
+def test_another_run_is_refused_by_name(base, undisturbed, tmp_path, change, name):
+    import shutil
+    shutil.copytree(undisturbed[0], tmp_path/"r")
+    with pytest.raises(UserError, match=f"made with another .*{name}.*resume=False"): start(base, tmp_path/"r", **change)
+    assert steps(tmp_path/"r") == steps(undisturbed[0])
+
+
+def test_starting_anew_forgets_the_old_run(base, undisturbed, tmp_path):
+    import shutil
+    shutil.copytree(undisturbed[0], tmp_path/"r")
+    run = start(base, tmp_path/"r", resume=False, max_steps=2, eval_rows=None)
+    assert run.steps == 2 and run.resumed_from is None and len(log(tmp_path/"r")) == 2
+
+
+@pytest.mark.parametrize("number,raises", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_interrupt_writes_a_checkpoint_and_goes_on_later(base, undisturbed, tmp_path, monkeypatch, number, raises):
+    advance = train._Loop.advance
+    def interrupted(self):
+        if self.step == 4 and self.resumed_from is None: os.kill(os.getpid(), number)
+        return advance(self)
+    monkeypatch.setattr(train._Loop, "advance", interrupted)
+    handler = signal.getsignal(number)
+    with pytest.raises(raises): start(base, tmp_path/"r")
+    assert find_checkpoint(tmp_path/"r/checkpoints")[0].name == "step-0000005" and signal.getsignal(number) is handler
+    again = start(base, tmp_path/"r")
+    assert again.resumed_from == 5 and again.losses == undisturbed[1].losses
+
+
+def test_full_disk_leaves_the_checkpoints_that_are_there(tmp_path, monkeypatch):
+    import safetensors.torch as st
+    tensors = {"a.safetensors": {"x": torch.ones(3)}}
+    save_checkpoint(tmp_path, 1, tensors, {})
+    def full(*a, **k): raise OSError(28, "No space left on device")
+    monkeypatch.setattr(st, "save_file", full)
+    with pytest.raises(UserError, match="step 2 needs .* disk is full"): save_checkpoint(tmp_path, 2, tensors, {})
+    assert [p.name for p in tmp_path.iterdir()] == ["step-0000001"] and find_checkpoint(tmp_path) == (tmp_path/"step-0000001", [])
+
+
+# --- bad input
+
+def test_loss_that_is_no_number_stops_before_the_weights(base, tmp_path):
+    model, tok = add_lora(load_base(base), QloraConfig(rank=4)), load_tokenizer(base)
+    spoiled = next(p for n, p in model.named_parameters() if "lora_B" in n)
+    spoiled.data[0, 0] = float("nan")
+    others = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad and p is not spoiled}
+    with pytest.raises(UserError, match="loss is nan at step 1 .*lower lr"): fit(model, tok, ROWS, TrainConfig(), tmp_path, progress=False)
+    assert all(torch.equal(p, others[n]) for n, p in model.named_parameters() if n in others)
+
+
+def test_refusals(base, tmp_path):
+    model, tok = load_base(base).requires_grad_(False), load_tokenizer(base)
+    with pytest.raises(UserError, match="add_lora first"): fit(model, tok, ROWS, TrainConfig(), tmp_path, progress=False)
+    with pytest.raises(UserError, match="no token to learn from"): start(base, tmp_path, rows=[])
+    with pytest.raises(UserError, match="no token to learn from"): start(base, tmp_path, rows=[{"messages": [{"role": "user", "content": "x"}]}])
+    for kw, words in ((dict(epochs=0), "epochs is 0"), (dict(lr=2.), "lr is 2"), (dict(schedule="fast"), "schedule is 'fast'"), (dict(warmup=3.), "warmup is 3"),
+                      (dict(max_steps=0), "max_steps is 0"), (dict(tracker="x"), "tracker is 'x'"), (dict(lrr=1), "nearest is 'lr'")):
+        with pytest.raises(UserError, match=words): TrainConfig(**kw)
+
+
+def test_end_of_answer_is_learned(base, tmp_path):
+    """After fitting two rows by heart, generation gives the answer and stops."""
+    model, tok = add_lora(load_base(base), QloraConfig(rank=16)), load_tokenizer(base)
+    fit(model, tok, ROWS[:2], TrainConfig(batch=2, max_steps=60, lr=2e-2, warmup=.1), tmp_path, progress=False)
+    from hfflow.tokens import prompt_text
+    ids = tok(prompt_text(ROWS[1]["prompt"], tok), return_tensors="pt", add_special_tokens=False).input_ids
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=60, do_sample=False)[0, ids.shape[1]:]
+    assert tok.decode(out) == ROWS[1]["completion"] + tok.eos_token
+
+
+def test_gradient_checkpointing_gives_the_same_losses(base, tmp_path):
+    kw = dict(dropout=0., eval_rows=None, max_steps=3)
+    assert start(base, tmp_path/"a", checkpointing=True, **kw).losses == pytest.approx(start(base, tmp_path/"b", **kw).losses, rel=1e-5)
