@@ -19,7 +19,8 @@ class Table(list):
     def _repr_markdown_(self):
         if not self: return '*(empty)*'
         head = list(self[0])
-        rows = [head, ['---']*len(head), *([str(row[k]) for k in head] for row in self)]
+        cell = lambda v: ('no', 'yes')[v] if isinstance(v, bool) else str(v)
+        rows = [head, ['---']*len(head), *([cell(row[k]) for k in head] for row in self)]
         return '\n'.join(f"| {' | '.join(row)} |" for row in rows)
     def __str__(self): return self._repr_markdown_()
 

@@ -5,7 +5,6 @@ import re
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 from typer.main import get_command
 
 import tinychat
-from hfflow import cli, hub as hubs
+from hfflow import cli
 from hfflow.cli import app, main
 
 HFFLOW = [sys.executable, "-c", "import sys; from hfflow.cli import main; sys.exit(main())"]
@@ -47,16 +46,7 @@ def refused(result, *says, code=2):
 
 
 @pytest.fixture(scope="module")
-def base():
-    hub = hubs.connect()
-    tok = tinychat.tokenizer()
-    with tempfile.TemporaryDirectory() as d:
-        tinychat.model(tok).bfloat16().save_pretrained(d)
-        tok.save_pretrained(d)
-        (Path(d) / "README.md").write_text("---\nlicense: apache-2.0\n---\nMade by a test.\n")
-        hub.api.create_repo("you/cli-llama", exist_ok=True)
-        hub.api.upload_folder(repo_id="you/cli-llama", folder_path=d)
-    return "you/cli-llama"
+def base(): return tinychat.publish("cli-llama")
 
 
 # ---- help

@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -41,14 +40,7 @@ def hub(): return hubs.connect()
 @pytest.fixture(scope="module")
 def base(hub):
     "A chat model of 30 thousand parameters on the Hub: the flow's own work is tested here, not what it can learn."
-    tok = tinychat.tokenizer([r["Request"] + r["Config"] for r in rows(40)])
-    with tempfile.TemporaryDirectory() as d:
-        tinychat.model(tok).bfloat16().save_pretrained(d)
-        tok.save_pretrained(d)
-        (Path(d) / "README.md").write_text("---\nlicense: apache-2.0\n---\nMade by a test.\n")
-        hub.api.create_repo("you/micro-llama", exist_ok=True)
-        hub.api.upload_folder(repo_id="you/micro-llama", folder_path=d)
-    return "you/micro-llama"
+    return tinychat.publish("micro-llama", [r["Request"] + r["Config"] for r in rows(40)])
 
 
 @pytest.fixture()
