@@ -84,7 +84,7 @@ def _quoted(name, rng):
 def value(field: str, rng: random.Random, new: bool = False) -> tuple:  # (what it means, how it is said)
     "Draw a value for a field."
     v = grammar()['values'].get(field)
-    if field == 'data' or field == 'base' and rng.random() < (.5 if new else .24):
+    if field == 'data' or field == 'base' and rng.random() < (.5 if new else .36):
         name = (dataset_name if field == 'data' else model_name)(rng, new)
         return name, _quoted(name, rng)
     if field in ('base', 'preset', 'bits'):
