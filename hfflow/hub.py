@@ -166,14 +166,18 @@ def _end(pid, limit=10):
         except psutil.TimeoutExpired: p.kill(); p.wait(limit)
     except psutil.NoSuchProcess: pass
 
-def _free(port):
-    "Whether a server could listen on `port` of this machine now."
+def _free(port, limit=1):
+    "Whether a server can listen on `port` of this machine within `limit` seconds: one that was just killed holds it for a moment."
     import socket
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try: s.bind(('127.0.0.1', port))
-        except OSError: return False
-    return True
+    end = time.monotonic() + limit
+    while True:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try: s.bind(('127.0.0.1', port))
+            except OSError:
+                if time.monotonic() > end: return False
+            else: return True
+        time.sleep(.02)
 
 # %% ../nbs/01_hub.ipynb #1eb6ea31
 def _ensure(data):
