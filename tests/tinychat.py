@@ -38,18 +38,18 @@ def model(tok, seed=0, layers=2, hidden=32, kind="llama"):
     return out.eval()
 
 
-def publish(name, texts=None):
+def publish(name, *texts):
     """The model and its tokenizer as the repo `you/<name>` of the connected Hub; its id."""
     import tempfile
     from pathlib import Path
 
     import hfflow.hub
 
-    tok, api = tokenizer(texts) if texts else tokenizer(), hfflow.hub.connect().api
+    tok, api, repo = tokenizer(*texts), hfflow.hub.connect().api, f"you/{name}"
     with tempfile.TemporaryDirectory() as d:
         model(tok).bfloat16().save_pretrained(d)
         tok.save_pretrained(d)
         (Path(d) / "README.md").write_text("---\nlicense: apache-2.0\n---\nMade by a test.\n")
-        api.create_repo(f"you/{name}", exist_ok=True)
-        api.upload_folder(repo_id=f"you/{name}", folder_path=d)
-    return f"you/{name}"
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(repo_id=repo, folder_path=d)
+    return repo
