@@ -19,7 +19,8 @@ from .flowwriter import RAW
 from .hub import UserError
 
 # %% ../nbs/12_actions.ipynb #b182ea9a
-TEMPLATE = Path(hfflow.__file__).parent/'templates'/'project'   # `dot-` in a name stands for a dot; `.in` is dropped
+# `dot-` in a name stands for a dot; `.in` is dropped
+TEMPLATE = Path(hfflow.__file__).parent/'templates'/'project'
 
 def _name(text):
     "A name that the Hub accepts for a repo: letters, digits, dash, dot, underscore."
@@ -76,7 +77,8 @@ class Project:
     cfg: 'flow.FlowConfig'
     hub: 'hubs.Hub'
 
-    def _id(self, what): return getattr(flow.Work(self.cfg, self.hub, Path('.'), False), f'{what}_id')
+    def _id(self, what):
+        return getattr(flow.Work(self.cfg, self.hub, Path('.'), False), f'{what}_id')
     @property
     def dataset_id(self) -> str: return self._id('dataset')
     @property
@@ -100,30 +102,38 @@ def open_project(writes:str=None,   # dataset, model or space: the one repo that
                 ) -> Project:
     "Choose the mode, load the settings that go with it, and connect to the Hub."
     sys.excepthook = _one_sentence
-    if not Path('flow.yaml').exists(): raise UserError('There is no flow.yaml in this folder: run the script in the folder of your project.')
+    if not Path('flow.yaml').exists():
+        raise UserError('There is no flow.yaml in this folder: run the script in the folder of '
+                        'your project.')
     real = Path(config or 'flow-hub.yaml')
     cfg = flow.load(real, embedded=False) if real.exists() else None
     mode = mode or choose_mode(cfg.namespace if cfg else None, os.environ)
-    if mode == 'rehearsal': return Project(mode, 'flow.yaml', flow.load('flow.yaml', embedded=True), hubs.connect(data=hubs.home()/'hub'))
+    if mode == 'rehearsal':
+        return Project(mode, 'flow.yaml', flow.load('flow.yaml', embedded=True),
+                       hubs.connect(data=hubs.home()/'hub'))
     if resource := _trust(cfg, writes, os.environ): os.environ['HF_OIDC_RESOURCE'] = resource
-    return Project(mode, real.name, cfg, hubs.connect(os.environ.get('HFFLOW_HUB') or 'https://huggingface.co'))
+    return Project(mode, real.name, cfg,
+                   hubs.connect(os.environ.get('HFFLOW_HUB') or 'https://huggingface.co'))
 
 # %% ../nbs/12_actions.ipynb #72ffc772
 def _one_sentence(kind, error, trace):
     "Print a UserError as one sentence, anything else as usual."
     if not issubclass(kind, UserError): return sys.__excepthook__(kind, error, trace)
-    print(f"{'::error::' if os.environ.get('GITHUB_ACTIONS') == 'true' else 'error: '}{error}", file=sys.stderr)
+    print(f"{'::error::' if os.environ.get('GITHUB_ACTIONS') == 'true' else 'error: '}{error}",
+          file=sys.stderr)
 
 # %% ../nbs/12_actions.ipynb #238c6fa9
 def summarize(report,    # what `flow.run` returned
               project,   # what `open_project` returned
              ):
     "Print what a step did, and put it on the page of the workflow run."
-    said = f'{project.mode} on {report.hub}: ' + ', '.join(f'{s} {status}' for s, status in report.status().items() if status != 'skipped')
+    said = f'{project.mode} on {report.hub}: ' + ', '.join(f'{s} {status}' for s,
+        status in report.status().items() if status != 'skipped')
     print(said)
     for a in report.artifacts: print(f'  {a}')
     if page := os.environ.get('GITHUB_STEP_SUMMARY'):
-        with open(page, 'a', encoding='utf-8') as f: f.write(f'**{said}**\n\n{report._repr_markdown_()}\n\n')
+        with open(page, 'a', encoding='utf-8') as f:
+            f.write(f'**{said}**\n\n{report._repr_markdown_()}\n\n')
 
 # %% ../nbs/12_actions.ipynb #0f3f03e2
 def steps(workflow) -> Table:   # path of a workflow file
@@ -144,16 +154,24 @@ def rehearse(folder='.',            # of the project
     import time
     todo, done, folder = steps(Path(folder)/'.github/workflows'/workflow), Table(), Path(folder).resolve()
     names = [s['name'] for s in todo]
-    if until and until not in names: raise UserError(f"{workflow} has no step '{until}'; it has: {', '.join(names)}.")
-    base = {k: v for k, v in os.environ.items() if k not in ('HF_TOKEN', 'HF_OIDC_RESOURCE', 'HFFLOW_HUB', 'HF_ENDPOINT')}
-    base |= {'CI': 'true', 'PATH': os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])}
+    if until and until not in names:
+        raise UserError(f"{workflow} has no step '{until}'; it has: {', '.join(names)}.")
+    base = {k: v for k, v in os.environ.items()
+            if k not in ('HF_TOKEN', 'HF_OIDC_RESOURCE', 'HFFLOW_HUB', 'HF_ENDPOINT')}
+    base |= {'CI': 'true', 'PATH': os.pathsep.join([str(Path(sys.executable).parent),
+        os.environ.get('PATH', '')])}
     for s in todo:
         given = {k: re.sub(r'\$\{\{.*?\}\}', '', str(v)) for k, v in s['env'].items()}
         start = time.perf_counter()
-        ran = subprocess.run(['bash', '-eo', 'pipefail', '-c', s['run']], cwd=folder, env=base | given | (env or {}), text=True,
-                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding='utf-8')
+        ran = subprocess.run(['bash', '-eo', 'pipefail', '-c', s['run']], cwd=folder,
+                             env=base | given | (env or {}), text=True,
+                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                             stderr=subprocess.STDOUT, encoding='utf-8')
         lines = ran.stdout.strip().splitlines() or ['']
-        if ran.returncode: raise UserError(f"step '{s['name']}' of {workflow} failed with status {ran.returncode}: " + ' / '.join(lines[-3:]))
-        done.append({'step': s['name'], 'seconds': round(time.perf_counter() - start, 1), 'said': lines[-1].strip()})
+        if ran.returncode:
+            raise UserError(f"step '{s['name']}' of {workflow} failed with status "
+                            f"{ran.returncode}: " + ' / '.join(lines[-3:]))
+        done.append({'step': s['name'], 'seconds': round(time.perf_counter() - start, 1),
+                     'said': lines[-1].strip()})
         if s['name'] == until: break
     return done

@@ -27,30 +27,38 @@ _TESTS = re.compile(r'(^|/)(tests?|testing|_vendor|vendor|vendored|third_party|i
 def licence(dist) -> str:  # the SPDX expression, else the classifiers, else the first line of the licence field
     "What a package's metadata says of its licence."
     m = dist.metadata
-    named = [c.split('::')[-1].strip() for c in m.get_all('Classifier') or [] if c.startswith('License ::')]
-    return m.get('License-Expression') or '; '.join(named) or (m.get('License') or '').strip().split('\n')[0][:80]
+    named = [c.split('::')[-1].strip() for c in m.get_all('Classifier') or []
+             if c.startswith('License ::')]
+    return m.get('License-Expression') or '; '.join(named) or (m.get('License')
+        or '').strip().split('\n')[0][:80]
 
 # %% ../nbs/03a_base.ipynb #48ec025e
 def sources(only: 'set | None' = None):  # yields (package, licence, [files]); `only`: these packages
     "The Python files of the standard library and of permissively licensed packages."
     std = Path(sysconfig.get_path('stdlib'))
     if not only or 'python' in only:
-        yield 'python', 'PSF-2.0', sorted(p for p in std.rglob('*.py') if not _TESTS.search(p.relative_to(std).as_posix()))
+        yield 'python', 'PSF-2.0', sorted(p for p in std.rglob('*.py')
+                                          if not _TESTS.search(p.relative_to(std).as_posix()))
     seen = {'hfflow'}
     for d in sorted(distributions(), key=lambda d: (d.metadata['Name'] or '').lower()):
         name, terms = d.metadata['Name'], licence(d)
-        if name in seen or only and name not in only or not PERMISSIVE.search(terms) or EXCLUDED.search(terms): continue
+        if name in seen or only and name not in only or not PERMISSIVE.search(terms) or EXCLUDED.search(terms):
+            continue
         seen.add(name)
-        files = [Path(d.locate_file(f)) for f in d.files or [] if f.suffix == '.py' and not _TESTS.search(f.as_posix())]
-        if files := sorted(f for f in files if f.exists() and f.stat().st_size < 400_000): yield name, terms, files
+        files = [Path(d.locate_file(f)) for f in d.files or [] if f.suffix == '.py'
+                 and not _TESTS.search(f.as_posix())]
+        if files := sorted(f for f in files if f.exists() and f.stat().st_size < 400_000):
+            yield name, terms, files
 
 # %% ../nbs/03a_base.ipynb #575ed337
 def _signature(node):
     "Pairs of parameter and default, as source text; None where there is no default."
     a, src = node.args, lambda x: ast.unparse(x) if x is not None else None
     plain = a.posonlyargs + a.args
-    pairs = [(p.arg, src(d)) for p, d in zip(plain, [None]*(len(plain) - len(a.defaults)) + a.defaults)]
-    return [(p, d) for p, d in pairs + [(p.arg, src(d)) for p, d in zip(a.kwonlyargs, a.kw_defaults)] if p not in ('self', 'cls')]
+    pairs = [(p.arg, src(d)) for p,
+             d in zip(plain, [None]*(len(plain) - len(a.defaults)) + a.defaults)]
+    return [(p, d) for p, d in pairs + [(p.arg, src(d)) for p,
+        d in zip(a.kwonlyargs, a.kw_defaults)] if p not in ('self', 'cls')]
 
 def functions(path: Path):  # yields {'name', 'doc', 'code', 'args'}; code and args only for functions of up to 60 lines
     "Docstrings and functions of one Python file."
@@ -58,15 +66,20 @@ def functions(path: Path):  # yields {'name', 'doc', 'code', 'args'}; code and a
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             tree = ast.parse(path.read_text(encoding='utf-8'))
-    except (SyntaxError, ValueError, RecursionError): return                    # a template or a test of the parser
+    # a template or a test of the parser
+    except (SyntaxError, ValueError, RecursionError): return
     for n in ast.walk(tree):
-        if isinstance(n, (ast.Module, ast.ClassDef)): yield dict(name=getattr(n, 'name', path.stem), doc=ast.get_docstring(n), code=None, args=[])
+        if isinstance(n, (ast.Module, ast.ClassDef)):
+            yield dict(name=getattr(n, 'name', path.stem), doc=ast.get_docstring(n), code=None,
+                       args=[])
         elif isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)):
             short = n.end_lineno - n.lineno <= 60
-            yield dict(name=n.name, doc=ast.get_docstring(n), code=ast.unparse(n) if short else None, args=_signature(n) if short else [])
+            yield dict(name=n.name, doc=ast.get_docstring(n),
+                       code=ast.unparse(n) if short else None, args=_signature(n) if short else [])
 
 # %% ../nbs/03a_base.ipynb #38912f4f
-def corpus(only: 'set | None' = None, files: 'int | None' = None, seed: int = 0) -> list:  # rows of `functions`, each text once
+def corpus(only: 'set | None' = None, files: 'int | None' = None,
+           seed: int = 0) -> list:  # rows of `functions`, each text once
     "All docstrings and functions of the sources, without repetitions; `files` limits how many files of each are read."
     rows, seen = [], set()
     for name, _, paths in sources(only):
@@ -79,8 +92,10 @@ def corpus(only: 'set | None' = None, files: 'int | None' = None, seed: int = 0)
 # %% ../nbs/03a_base.ipynb #216c1396
 USER, ASSISTANT, EOS, PAD = '<|user|>', '<|assistant|>', '<|endoftext|>', '<|pad|>'
 _ONES = 'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty'.split()
-NUMBERS = {w: str(i) for i, w in enumerate(_ONES)} | {'thirty-two': '32', 'sixty-four': '64', 'hundred': '100', 'once': '1', 'twice': '2', 'single': '1',
-                                                      'half': '0.5', 'thirty': '30', 'forty': '40', 'fifty': '50'}
+NUMBERS = {w: str(i) for i, w in enumerate(_ONES)} | {'thirty-two': '32', 'sixty-four': '64',
+    'hundred': '100', 'once': '1', 'twice': '2', 'single': '1',
+                                                      'half': '0.5', 'thirty': '30', 'forty': '40',
+                                                      'fifty': '50'}
 _NUMBER_WORDS = {v: [w for w in NUMBERS if NUMBERS[w] == v] for v in NUMBERS.values()}
 _SYLLABLES = 'ba be bi bo ca ce co da de di do fa fi fo ga ge go ha he ho ja jo ka ke ki ko la le li lo ma me mi mo na ne ni no pa pe po ra re ri ro sa se si so ta te ti to va ve vi vo wa we za zo'.split()
 _TAILS = 'v1 v2 v3 2024 2025 en de 1k 10k small base large 7B 1B 8B 0.6B train raw'.split()
@@ -93,9 +108,12 @@ def _quoted(s, rng):
     r = rng.random()
     return f'`{s}`' if r < .07 else f'"{s}"' if r < .12 else f"'{s}'" if r < .15 else f'({s})' if r < .17 else s
 
-def _number(rng): return str(rng.randrange(1, 400) if rng.random() < .4 else rng.choice([*range(1, 11), 12, 16, 20, 24, 32, 48, 64, 100, 128, 256]))
+def _number(rng):
+    return str(rng.randrange(1, 400) if rng.random() < .4
+               else rng.choice([*range(1, 11), 12, 16, 20, 24, 32, 48, 64, 100, 128, 256]))
 
-def _in_words(n, rng): return rng.choice(_NUMBER_WORDS[n]) if n in _NUMBER_WORDS and rng.random() < .4 else n
+def _in_words(n, rng):
+    return rng.choice(_NUMBER_WORDS[n]) if n in _NUMBER_WORDS and rng.random() < .4 else n
 
 def _passage(doc, rng, low, high):
     "A run of words of a docstring, white space folded."
@@ -106,15 +124,18 @@ def _passage(doc, rng, low, high):
 # %% ../nbs/03a_base.ipynb #f1ae4e28
 TINY = Path(hfflow.__file__).parent/'assets'/'tiny-llama'   # the shipped base model
 
-def vocabulary(rows: list, tokenizer=None) -> tuple:  # three sorted lists: frequent words, rare words, tokens that are letters only
+def vocabulary(rows: list,
+    tokenizer=None) -> tuple:  # three sorted lists: frequent words, rare words, tokens that are letters only
     "What invented names and keys are made of; without a tokenizer the third list is the second."
     count = {}
     for r in rows:
-        for w in set(re.findall(r'\b[a-z]{3,12}\b', (r['doc'] or '')[:400])) - set(NUMBERS): count[w] = count.get(w, 0) + 1
+        for w in set(re.findall(r'\b[a-z]{3,12}\b', (r['doc'] or '')[:400])) - set(NUMBERS):
+            count[w] = count.get(w, 0) + 1
     enough = min(15, max(2, len(rows) // 400))
     common = sorted(w for w, n in count.items() if n >= enough and len(w) < 10)
     rare = sorted(w for w, n in count.items() if 1 < n < 4 * enough and len(w) > 3) or common
-    return common, rare, sorted(t for t in tokenizer.get_vocab() if re.fullmatch('[A-Za-z]{2,}', t)) if tokenizer else rare
+    return common, rare, sorted(t for t in tokenizer.get_vocab()
+                                if re.fullmatch('[A-Za-z]{2,}', t)) if tokenizer else rare
 
 # %% ../nbs/03a_base.ipynb #8bcdec5c
 def _namer(words, rng):
@@ -124,7 +145,8 @@ def _namer(words, rng):
     def word():
         r = rng.random()
         if used and r < .12: return rng.choice(used)
-        if r < .9: w = rng.choice(common) if r < .3 else rng.choice(rare) if r < .6 else ''.join(rng.choice(pieces) for _ in range(rng.choice([1, 2, 2, 3])))
+        if r < .9:
+            w = rng.choice(common) if r < .3 else rng.choice(rare) if r < .6 else ''.join(rng.choice(pieces) for _ in range(rng.choice([1, 2, 2, 3])))
         else: w = ''.join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 4)))
         used.append(w)
         return w
@@ -144,38 +166,49 @@ def _namer(words, rng):
     return name
 
 # %% ../nbs/03a_base.ipynb #38683507
-def notes(row: dict, words: tuple, rng: random.Random) -> 'str | None':  # `words`: from `vocabulary`
+def notes(row: dict, words: tuple,
+          rng: random.Random) -> 'str | None':  # `words`: from `vocabulary`
     "A passage -> the names and the numbers that stand in it."
     text, name = _passage(row['doc'], rng, 8, 45), _namer(words, rng)
     if not text: return
-    said = [_quoted(name(), rng) for _ in range(rng.randint(0, 2))] + [_in_words(_number(rng), rng) for _ in range(rng.randint(0, 3))]
+    said = [_quoted(name(), rng) for _ in range(rng.randint(0, 2))] + [_in_words(_number(rng), rng)
+        for _ in range(rng.randint(0, 3))]
     for s in said: text.insert(rng.randrange(len(text) + 1), s)
     names, counts = [], []
     for w in (w.strip('`"\'(),;:!?[]{}*').rstrip('.') for w in text):
         if w.isdecimal() or w.lower() in NUMBERS: counts.append(NUMBERS.get(w.lower(), w))
-        elif re.fullmatch(r'[\w./-]{2,60}', w) and re.search(r'[_/]|\w[.-]\w|[a-z][A-Z]|[A-Za-z]\d', w): names.append(w)
+        elif re.fullmatch(r'[\w./-]{2,60}', w) and re.search(r'[_/]|\w[.-]\w|[a-z][A-Z]|[A-Za-z]\d',
+            w):
+            names.append(w)
     if not names and not counts: return
-    lines = [f'{k}: ' + (', '.join(v[:6]) or 'none') for k, v in (('names', names), ('numbers', counts))]
+    lines = [f'{k}: ' + (', '.join(v[:6]) or 'none') for k,
+             v in (('names', names), ('numbers', counts))]
     return chat(' '.join(text), '\n'.join(lines[::-1] if rng.random() < .3 else lines))
 
 # %% ../nbs/03a_base.ipynb #688bf3e8
-_SAID = ('{k} {v}|{k} {v}|{k} of {v}|{k}: {v}|{k}={v}|{k} = {v}|{v} {k}|{k} is {v}|with {v} {k}|with {k} {v}|the {k} {v}|the {k} is {v}|{v} as {k}|{v} as the {k}|{v} is the {k}|'
-         '{k} should be {v}|use {v} for the {k}|use {k} {v}|set {k} to {v}|set the {k} to {v}|a {k} of {v}|a {v} {k}|for {v} {k}|{k} -> {v}|our {k}, {v}|my {k} is {v}|'
+_SAID = ('{k} {v}|{k} {v}|{k} of {v}|{k}: {v}|{k}={v}|{k} = {v}|{v} {k}|{k} is {v}|with {v} '
+         '{k}|with {k} {v}|the {k} {v}|the {k} is {v}|{v} as {k}|{v} as the {k}|{v} is the {k}|'
+         '{k} should be {v}|use {v} for the {k}|use {k} {v}|set {k} to {v}|set the {k} to {v}|a '
+         '{k} of {v}|a {v} {k}|for {v} {k}|{k} -> {v}|our {k}, {v}|my {k} is {v}|'
          'take {v} as {k}|i have {v} as {k}|let {k} be {v}|{v} ({k})|{k} ({v})|a {k} called {v}').split('|')
 _COUNTED = '{v} {k}s|{v}-{k}|{k}-{v}|{v} times {k}|{k} {v} times'.split('|')
-_JOINS = [', ', ', ', ', ', '. ', '. ', '; ', ' ', ' ', '\n', '\n- ', ' | ', ' -> ', ' and ', ', and ', ' / ']
+_JOINS = [', ', ', ', ', ', '. ', '. ', '; ', ' ', ' ', '\n', '\n- ', ' | ', ' -> ', ' and ',
+          ', and ', ' / ']
 
 def _say(k, v, rng):
     "A key and its value in a few words; the key as somebody typed it."
     counted = v.isdecimal() and rng.random() < .25
     if rng.random() < .06: i = rng.randrange(len(k) - 1); k = k[:i] + k[i+1] + k[i] + k[i+2:]
     elif rng.random() < .12: k = k.capitalize() if rng.random() < .7 else k.upper()
-    return rng.choice(_COUNTED if counted else _SAID).format(k=k, v=_in_words(v, rng) if v.isdecimal() else _quoted(v, rng))
+    return rng.choice(_COUNTED if counted else _SAID).format(k=k,
+        v=_in_words(v, rng) if v.isdecimal() else _quoted(v, rng))
 
 def _strewn(parts, text, words, rng):
     "The parts, some that answer nothing, and words of a passage around or among them."
     for _ in range(rng.choice([0, 0, 1, 1, 2])):
-        parts.insert(rng.randrange(len(parts) + 1), _say(' '.join(rng.choice(words[0]) for _ in range(rng.choice([1, 1, 2]))), _number(rng), rng))
+        parts.insert(rng.randrange(len(parts) + 1),
+            _say(' '.join(rng.choice(words[0]) for _ in range(rng.choice([1, 1, 2]))), _number(rng),
+                 rng))
     if rng.random() < .4:
         for p in parts: text.insert(rng.randrange(len(text) + 1), p)
         return ' '.join(text)
@@ -197,18 +230,24 @@ def fields(row: dict, words: tuple, rng: random.Random) -> 'str | None':
     for k in rng.sample(words[0], rng.choice([0, 0, 1, 1, 2])): answer.setdefault(k, None)
     order = rng.sample(list(answer), len(answer))
     if not order: return
-    default = {k: value() if answer[k] is None or rng.random() < .5 else 'none' for k in order} if rng.random() < .3 else {}
-    asked = [_strewn(parts, text, words, rng), ', '.join(f'{k} ({default[k]})' if default else k for k in order)]
-    return chat('\n\n'.join(asked if rng.random() < .5 else asked[::-1]), '\n'.join(f'{k}: {answer[k] or default.get(k, "none")}' for k in order))
+    default = {k: value() if answer[k] is None or rng.random() < .5 else 'none'
+               for k in order} if rng.random() < .3 else {}
+    asked = [_strewn(parts, text, words, rng),
+             ', '.join(f'{k} ({default[k]})' if default else k for k in order)]
+    return chat('\n\n'.join(asked if rng.random() < .5 else asked[::-1]),
+                '\n'.join(f'{k}: {answer[k] or default.get(k, "none")}' for k in order))
 
 # %% ../nbs/03a_base.ipynb #4d123fe2
 def _also(v, words, rng):
     "Another way to say a value: some of its parts, or words that have nothing to do with it."
     parts = [p for p in re.split(r'[-_/.]', v.lower()) if p]
-    if len(parts) > 1 and rng.random() < .5: return rng.choice(['', '', 'the ', 'a ']) + ' '.join(rng.sample(parts, rng.randint(1, len(parts))))
+    if len(parts) > 1 and rng.random() < .5:
+        return rng.choice(['', '', 'the ', 'a ']) + ' '.join(rng.sample(parts,
+            rng.randint(1, len(parts))))
     return ' '.join(rng.choice(words[0]) for _ in range(rng.randint(1, 3)))
 
-def forms(words: tuple, n: int = 24, seed: int = 0) -> list:  # {'name', 'entries'}; an entry: {'key', 'kind', 'cues', 'said', 'choices', 'default'}
+def forms(words: tuple, n: int = 24,
+    seed: int = 0) -> list:  # {'name', 'entries'}; an entry: {'key', 'kind', 'cues', 'said', 'choices', 'default'}
     "Made-up forms: some keys, the words people use for them, and for some keys a list of values, each with several names of its own."
     rng, out = random.Random(seed), []
     for _ in range(n):
@@ -216,11 +255,15 @@ def forms(words: tuple, n: int = 24, seed: int = 0) -> list:  # {'name', 'entrie
         for k in rng.sample(words[0], rng.randint(3, 7)):
             kind, choices = rng.choice(['name', 'number', 'word', 'known name']), {}
             for _ in range(rng.randint(3, 12) if kind in ('word', 'known name') else 0):
-                v = rng.choice(words[0]) + rng.choice(['', '', _number(rng)]) if kind == 'word' else name()
+                v = rng.choice(words[0]) + rng.choice(['', '',
+                                                       _number(rng)]) if kind == 'word' else name()
                 choices[v] = [v] + [_also(v, words, rng) for _ in range(rng.randint(1, 6))]
-            cues = [k] + [' '.join(rng.choice(words[0]) for _ in range(rng.randint(1, 2))) for _ in range(rng.randint(1, 3))]
-            entries.append(dict(key=k, kind=kind, cues=cues, said=rng.sample(_SAID, 8), choices=choices,
-                                default=rng.choice(list(choices)) if choices else name() if kind == 'name' else str(rng.randint(1, 32))))
+            cues = [k] + [' '.join(rng.choice(words[0]) for _ in range(rng.randint(1, 2)))
+                          for _ in range(rng.randint(1, 3))]
+            entries.append(dict(key=k, kind=kind, cues=cues, said=rng.sample(_SAID, 8),
+                                choices=choices,
+                                default=rng.choice(list(choices)) if choices else name()
+                                if kind == 'name' else str(rng.randint(1, 32))))
         out.append(dict(name=rng.choice(words[0]), entries=entries))
     return out
 
@@ -239,7 +282,8 @@ def _value(entry, name, rng):
 
 def filled(form: dict, row: dict, words: tuple, rng: random.Random) -> 'str | None':
     "Text that speaks of some entries of a form -> the whole form, with its defaults where nothing was said."
-    text, name, parts, lines, share = _passage(row['doc'], rng, 6, 20), _namer(words, rng), [], [], .65 if rng.random() < .6 else .25
+    text, name, parts, lines, share = _passage(row['doc'], rng, 6, 20), _namer(words,
+        rng), [], [], .65 if rng.random() < .6 else .25
     if not text: return
     for e in form['entries']:
         v = e['default']
@@ -257,17 +301,21 @@ def call(row: dict, rng: random.Random) -> 'str | None':
     args = [(k, v) for k, v in row['args'] if v is None or len(v) < 30][:7]
     given = [(k, v) for k, v in args if v]
     if len(given) > 1 and rng.random() < .4:
-        said = [rng.choice(['{k} {v},', '{k} = {v};', '{k} is {v}', '{v} for {k},']).format(k=k, v=v) for k, v in rng.sample(given, len(given))]
-        return chat(' '.join(said) + '\n\n' + ', '.join(k for k, _ in given), '\n'.join(f'{k}: {v}' for k, v in given))
+        said = [rng.choice(['{k} {v},', '{k} = {v};', '{k} is {v}', '{v} for {k},']).format(k=k,
+            v=v) for k, v in rng.sample(given, len(given))]
+        return chat(' '.join(said) + '\n\n' + ', '.join(k for k, _ in given),
+                    '\n'.join(f'{k}: {v}' for k, v in given))
     if not given: return
     text = f"{row['name']}(" + ', '.join(k if v is None else f'{k}={v}' for k, v in args) + ')'
-    return chat(text, '\n'.join([f"name: {row['name']}"] + [f'{k}: ' + (v or 'none').strip('\'"') for k, v in args]))
+    return chat(text, '\n'.join([f"name: {row['name']}"] + [f'{k}: ' + (v or 'none').strip('\'"')
+        for k, v in args]))
 
 # %% ../nbs/03a_base.ipynb #a4143c85
 #: Shares of docstrings, code, notes, fields and forms, each with those before it; the rest are calls. First of everything, then mainly requests.
 EARLY, LATE = (.16, .34, .54, .84, .88), (.05, .10, .17, .45, .98)
 
-def documents(rows: list, words: tuple, seed: int = 0, shares: tuple = EARLY):  # yields texts without end
+def documents(rows: list, words: tuple, seed: int = 0,
+              shares: tuple = EARLY):  # yields texts without end
     "A mixture of documents."
     rng, known = random.Random(seed), forms(words)
     while True:
@@ -284,33 +332,41 @@ def documents(rows: list, words: tuple, seed: int = 0, shares: tuple = EARLY):  
 # %% ../nbs/03a_base.ipynb #ad4d5311
 PATTERN = r' ?\p{L}+(?![\p{L}\p{N}/_\-]|\.[\p{L}\p{N}])|\p{L}+|\p{N}|\n+|[ \t]+(?=\S)|[ \t]+|[^\s\p{L}\p{N}]'
 
-_USER_ID, _ASSISTANT_ID, _PAD_ID = 2, 3, 1      # the special tokens come first, in the order given below
+# the special tokens come first, in the order given below
+_USER_ID, _ASSISTANT_ID, _PAD_ID = 2, 3, 1
 
 def train_tokenizer(texts, vocab: int = 4096) -> "'tokenizers.Tokenizer'":
     "A byte-level BPE whose tokens of a name are the same wherever the name stands."
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
     t = Tokenizer(models.BPE())
-    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERN), 'isolated'), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PATTERN), 'isolated'),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     t.decoder = decoders.ByteLevel()
-    t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, special_tokens=[EOS, PAD, USER, ASSISTANT],
+    t.train_from_iterator(texts,
+        trainers.BpeTrainer(vocab_size=vocab, special_tokens=[EOS, PAD, USER, ASSISTANT],
                                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
     return t
 
 # %% ../nbs/03a_base.ipynb #5c70fc2e
-CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'assistant' %}" + ASSISTANT + "{{ m['content'] }}" + EOS + "{% else %}" + USER
-                 + "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}" + ASSISTANT + "{% endif %}")
+CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'assistant' %}" + ASSISTANT
+                 + "{{ m['content'] }}" + EOS + "{% else %}" + USER
+                 + "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
+                 + ASSISTANT + "{% endif %}")
 
 def wrap_tokenizer(t: "'tokenizers.Tokenizer'") -> "'PreTrainedTokenizerFast'":
     "The tokenizer as transformers wants it: with its special tokens and the chat template."
     from transformers import PreTrainedTokenizerFast
-    out = PreTrainedTokenizerFast(tokenizer_object=t, eos_token=EOS, pad_token=PAD, additional_special_tokens=[USER, ASSISTANT],
+    out = PreTrainedTokenizerFast(tokenizer_object=t, eos_token=EOS, pad_token=PAD,
+                                  additional_special_tokens=[USER, ASSISTANT],
                                   model_max_length=1024, clean_up_tokenization_spaces=False)
     out.chat_template = CHAT_TEMPLATE
     return out
 
 # %% ../nbs/03a_base.ipynb #8994ccc6
-CONFIG = dict(vocab_size=4096, hidden_size=192, intermediate_size=512, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=3, head_dim=32,
-              max_position_embeddings=1024, rope_theta=10000.0, tie_word_embeddings=True, rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=0, pad_token_id=1)
+CONFIG = dict(vocab_size=4096, hidden_size=192, intermediate_size=512, num_hidden_layers=6,
+              num_attention_heads=6, num_key_value_heads=3, head_dim=32,
+              max_position_embeddings=1024, rope_theta=10000.0, tie_word_embeddings=True,
+              rms_norm_eps=1e-5, bos_token_id=None, eos_token_id=0, pad_token_id=1)
 
 def new_model(seed: int = 0, **changes) -> "'LlamaForCausalLM'":
     "A fresh Llama: linear layers start at 1/sqrt(inputs), those that write into the residual stream at 0.3 of it."
@@ -319,7 +375,9 @@ def new_model(seed: int = 0, **changes) -> "'LlamaForCausalLM'":
     torch.manual_seed(seed)
     model = LlamaForCausalLM(LlamaConfig(**{**CONFIG, **changes}))
     for name, p in model.named_parameters():
-        if p.ndim == 2 and 'embed' not in name: torch.nn.init.normal_(p, std=p.size(1)**-.5 * (.3 if 'o_proj' in name or 'down' in name else 1))
+        if p.ndim == 2 and 'embed' not in name:
+            torch.nn.init.normal_(p, std=p.size(1)**-.5 * (.3 if 'o_proj' in name or 'down' in name
+                else 1))
     return model
 
 # %% ../nbs/03a_base.ipynb #2ea1c6ab
@@ -338,7 +396,8 @@ def muon_step(params, state: dict, lr: float, momentum: float = .95):
     with torch.no_grad():
         for p in params:
             m = state.setdefault(p, torch.zeros_like(p)).lerp_(p.grad, 1 - momentum)
-            p.add_(orthogonal(p.grad.lerp(m, momentum)), alpha=-lr * max(1, p.size(0)/p.size(1))**.5)
+            p.add_(orthogonal(p.grad.lerp(m, momentum)),
+                   alpha=-lr * max(1, p.size(0)/p.size(1))**.5)
 
 # %% ../nbs/03a_base.ipynb #3df4e381
 def in_request(x: "'Tensor'") -> "'Tensor'":  # bool, shape of x; x: (blocks, tokens) of ids
@@ -351,20 +410,25 @@ def rounded(matrices):
     "While open, the matrices have the values that NF4 leaves of them; afterwards they are themselves again."
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     kept = [p.data for p in matrices]
-    for p in matrices: p.data = dequantize_4bit(*quantize_4bit(p.data, quant_type='nf4', compress_statistics=True))
+    for p in matrices:
+        p.data = dequantize_4bit(*quantize_4bit(p.data, quant_type='nf4', compress_statistics=True))
     try: yield
     finally:
         for p, w in zip(matrices, kept): p.data = w
 
 # %% ../nbs/03a_base.ipynb #3fbd2fae
-def encode_documents(texts, tokenizer, n: int, size: int = 256) -> "'np.ndarray'":  # uint16, shape (n, size)
+def encode_documents(texts, tokenizer, n: int,
+                     size: int = 256) -> "'np.ndarray'":  # uint16, shape (n, size)
     "`n` blocks of whole documents, padded at the end; a document that is longer than a block is cut."
     import numpy as np
     out, pool = np.full((n, size), _PAD_ID, np.uint16), []
     for row in out:
         used = 0
-        while used <= size - 24:                          # the shortest documents have about 24 tokens
-            while len(pool) < 200: pool += [e.ids[:size] for e in tokenizer.encode_batch(list(itertools.islice(texts, 500)))]
+        # the shortest documents have about 24 tokens
+        while used <= size - 24:
+            while len(pool) < 200:
+                pool += [e.ids[:size] for e in tokenizer.encode_batch(list(itertools.islice(texts,
+                    500)))]
             fits = next((i for i in range(60) if len(pool[i]) <= size - used), None)
             if fits is None: break
             ids = pool.pop(fits)
@@ -372,7 +436,9 @@ def encode_documents(texts, tokenizer, n: int, size: int = 256) -> "'np.ndarray'
             used += len(ids)
     return out
 
-def _rate(f, plateau): return min(1, f/.03) * (1 if f < plateau else max(.02, (1 - f)/(1 - plateau)))    # f: the share of the budget that is used up
+def _rate(f, plateau):
+    # f: the share of the budget that is used up
+    return min(1, f/.03) * (1 if f < plateau else max(.02, (1 - f)/(1 - plateau)))
 
 # %% ../nbs/03a_base.ipynb #6b575f36
 def pretrain(
@@ -391,7 +457,8 @@ def pretrain(
     test, train = blocks[-held_out:], blocks[:-held_out]
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and 'embed' not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or 'embed' in n]
-    adam, momenta, log, start = torch.optim.AdamW(others, lr=.3 * lr, betas=(.9, .98), weight_decay=0.), {}, [], time.monotonic()
+    adam, momenta, log, start = torch.optim.AdamW(others, lr=.3 * lr, betas=(.9, .98),
+        weight_decay=0.), {}, [], time.monotonic()
     def loss_of(x):
         x = torch.from_numpy(x.astype(np.int64))
         y = x[:, 1:]
@@ -404,7 +471,8 @@ def pretrain(
         with rounded(matrices) if used >= nf4_from else nullcontext():
             if step % 20 == 0 or used >= 1:
                 with torch.no_grad(): held = loss_of(test[:12] if used < 1 else test).item()
-                log.append(dict(step=step, tokens=step*batch*blocks.shape[1], seconds=round(time.monotonic() - start, 1), held_out=round(held, 4)))
+                log.append(dict(step=step, tokens=step*batch*blocks.shape[1],
+                    seconds=round(time.monotonic() - start, 1), held_out=round(held, 4)))
             if used >= 1: return log
             loss_of(train[step*batch:(step + 1)*batch]).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.)
@@ -413,7 +481,8 @@ def pretrain(
         adam.step(); model.zero_grad(set_to_none=True)
 
 # %% ../nbs/03a_base.ipynb #d96f69eb
-def save(model, tokenizer: "'tokenizers.Tokenizer'", folder: 'str | Path', log: list, card: str = '') -> str:  # sha256 of the weights
+def save(model, tokenizer: "'tokenizers.Tokenizer'", folder: 'str | Path', log: list,
+         card: str = '') -> str:  # sha256 of the weights
     "Write weights (bfloat16 safetensors), tokenizer, log, lineage and card."
     import torch
     from transformers.utils import logging
@@ -422,7 +491,8 @@ def save(model, tokenizer: "'tokenizers.Tokenizer'", folder: 'str | Path', log: 
     model.to(torch.bfloat16).save_pretrained(folder)
     wrap_tokenizer(tokenizer).save_pretrained(folder)
     (folder/'training.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in log))
-    (folder/'lineage.json').write_text(json.dumps(provenance('model', config={'architecture': CONFIG, **log[-1]}), indent=1) + '\n')
+    (folder/'lineage.json').write_text(json.dumps(provenance('model',
+        config={'architecture': CONFIG, **log[-1]}), indent=1) + '\n')
     digest = hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest()
     (folder/'README.md').write_text(card.format(sha256=digest), encoding='utf-8')
     return digest

@@ -31,7 +31,8 @@ class _Group(typer.core.TyperGroup):
 # %% ../nbs/14_cli.ipynb #ff17e16b
 app = typer.Typer(name="hfflow", cls=_Group, no_args_is_help=True, rich_markup_mode=None,
                   pretty_exceptions_enable=False, add_completion=False,
-                  context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+                  context_settings={"help_option_names": ["-h", "--help"],
+                                    "max_content_width": 100},
                   help="""Raw data in, fine-tuned model and answering Space out; on this machine or on huggingface.co.
 
 \b
@@ -115,13 +116,16 @@ def entry() -> None:
 # %% ../nbs/14_cli.ipynb #8f7d13ce
 _Config = Annotated[Optional[str],
                     typer.Argument(metavar="[FLOW.YAML]",
-                                   help="The config; without it ./flow.yaml where there is one, else the default "
+                                   help="The config; without it ./flow.yaml where there is one, "
+                                        "else the default "
                                         "flow.")]
 _HubOpt = Annotated[Optional[str],
                     typer.Option("--hub", metavar="URL",
-                                 help="The Hub; without it the embedded one. The real one: https://huggingface.co")]
+                                 help="The Hub; without it the embedded one. The real one: "
+                                      "https://huggingface.co")]
 _Report = Annotated[Optional[Path],
-                    typer.Option("--report", metavar="FILE.json", help="Also write the report to this file.")]
+                    typer.Option("--report", metavar="FILE.json",
+                                 help="Also write the report to this file.")]
 _Workdir = Annotated[Path, typer.Option("--workdir", metavar="DIR",
                                         help="Results and checkpoints go below DIR/runs.")]
 _Set = Annotated[Optional[List[str]],
@@ -142,7 +146,8 @@ def _overrides(pairs) -> dict:
                             f"train.max_steps=50")
         *section, last = key.strip().split(".")
         if len(section) > 1:
-            raise UserError(f"--set {key} is too deep: a key has at most one dot, as in train.max_steps")
+            raise UserError(f"--set {key} is too deep: a key has at most one dot, as in "
+                            "train.max_steps")
         try: value = yaml.safe_load(value)
         except yaml.YAMLError: pass
         (found.setdefault(section[0], {}) if section else found)[last] = value
@@ -166,7 +171,8 @@ def _run(config, hub, report, workdir, pairs, force, quiet, until=None):
 
 # %% ../nbs/14_cli.ipynb #3d791e6d
 @app.command()
-def run(config: _Config = None, hub: _HubOpt = None, report: _Report = None, workdir: _Workdir = Path("."),
+def run(config: _Config = None, hub: _HubOpt = None, report: _Report = None,
+        workdir: _Workdir = Path("."),
         settings: _Set = None,
         force: _Force = False, quiet: _Quiet = False):
     """Run the whole flow: data, training, figures, model, Space.
@@ -183,7 +189,8 @@ def run(config: _Config = None, hub: _HubOpt = None, report: _Report = None, wor
 
 
 @app.command()
-def train(config: _Config = None, hub: _HubOpt = None, report: _Report = None, workdir: _Workdir = Path("."),
+def train(config: _Config = None, hub: _HubOpt = None, report: _Report = None,
+          workdir: _Workdir = Path("."),
           settings: _Set = None,
           force: _Force = False, quiet: _Quiet = False):
     """Run the flow up to the training.
@@ -195,7 +202,8 @@ def train(config: _Config = None, hub: _HubOpt = None, report: _Report = None, w
 
 # %% ../nbs/14_cli.ipynb #df81a0ea
 @app.command()
-def evaluate(config: _Config = None, hub: _HubOpt = None, report: _Report = None, workdir: _Workdir = Path("."),
+def evaluate(config: _Config = None, hub: _HubOpt = None, report: _Report = None,
+             workdir: _Workdir = Path("."),
              settings: _Set = None,
              force: _Force = False, quiet: _Quiet = False):
     """Run the flow up to the figures: before, after, controls.
@@ -207,7 +215,8 @@ def evaluate(config: _Config = None, hub: _HubOpt = None, report: _Report = None
 
 
 @app.command()
-def publish(config: _Config = None, hub: _HubOpt = None, report: _Report = None, workdir: _Workdir = Path("."),
+def publish(config: _Config = None, hub: _HubOpt = None, report: _Report = None,
+            workdir: _Workdir = Path("."),
             settings: _Set = None,
             force: _Force = False, quiet: _Quiet = False):
     """Run the flow up to the Model repo, written in one commit.
@@ -222,17 +231,23 @@ def publish(config: _Config = None, hub: _HubOpt = None, report: _Report = None,
 def plan(
     model: Annotated[Optional[str],
                      typer.Argument(metavar="MODEL_OR_FOLDER",
-                                    help="A model on the Hub, a folder with its config.json, or a flow.yaml; "
+                                    help="A model on the Hub, a folder with its config.json, or a "
+                                         "flow.yaml; "
                                          "without it the default flow.")] = None,
     gpu: Annotated[Optional[str], typer.Option("--gpu", metavar="NAME",
-                                               help="Predict for this GPU, such as T4, L4, A100 or H200; without "
+                                               help="Predict for this GPU, such as T4, L4, A100 or "
+                                                    "H200; without "
                                                     "it for this machine.")] = None,
     max_len: Annotated[Optional[int],
-                       typer.Option("--max-len", metavar="N", help="Longest example, in tokens.")] = None,
-    batch: Annotated[Optional[int], typer.Option("--batch", metavar="N", help="Examples per step.")] = None,
-    rank: Annotated[Optional[int], typer.Option("--rank", metavar="N", help="Rank of the LoRA update.")] = None,
+                       typer.Option("--max-len", metavar="N",
+                                    help="Longest example, in tokens.")] = None,
+    batch: Annotated[Optional[int],
+                     typer.Option("--batch", metavar="N", help="Examples per step.")] = None,
+    rank: Annotated[Optional[int],
+                    typer.Option("--rank", metavar="N", help="Rank of the LoRA update.")] = None,
     bits: Annotated[Optional[int],
-                    typer.Option("--bits", metavar="N", help="Bits per frozen weight: 4, 8, 16 or 32.")] = None,
+                    typer.Option("--bits", metavar="N",
+                                 help="Bits per frozen weight: 4, 8, 16 or 32.")] = None,
     rows: Annotated[Optional[int],
                     typer.Option("--rows", metavar="N",
                                  help="Training rows, where the data is not known yet.")] = None,
@@ -257,9 +272,11 @@ def plan(
     folder = Path(base).expanduser()
     if not folder.is_dir():
         connected = hubs.connect(hub)
-        base = flow.Work(cfg if is_file else flow.replace(cfg, base=base), connected, Path("."), False).base
+        base = flow.Work(cfg if is_file else flow.replace(cfg, base=base), connected, Path("."),
+                         False).base
     else: base = folder
-    made = plans.plan(base, qlora=cfg.lora, train=cfg.train, gpu=gpu, **({"rows": rows} if rows else {}))
+    made = plans.plan(base, qlora=cfg.lora, train=cfg.train, gpu=gpu,
+                      **({"rows": rows} if rows else {}))
     print(json.dumps(made.as_dict(), indent=1, default=str) if as_json else _terminal(made))
 
 
@@ -271,11 +288,13 @@ def _terminal(value) -> str:
 @app.command()
 def data(
     source: Annotated[str, typer.Argument(metavar="SOURCE",
-                                          help="A file or folder of CSV, JSON-lines, JSON, Parquet or text; a "
+                                          help="A file or folder of CSV, JSON-lines, JSON, Parquet "
+                                               "or text; a "
                                                "data set on the Hub; or flow-writer.")],
     repo: Annotated[Optional[str],
                     typer.Option("--repo", metavar="ID",
-                                 help="Register it under this id; a name alone goes to your account. Without it "
+                                 help="Register it under this id; a name alone goes to your "
+                                      "account. Without it "
                                       "nothing is pushed.")] = None,
     prompt: Annotated[Optional[str],
                       typer.Option("--prompt", metavar="COLUMN",
@@ -295,14 +314,16 @@ def data(
     from hfflow import data as datas, flow, hub as hubs
     connected = hubs.connect(hub)
     cfg = flow.load({"data": source}, embedded=connected.embedded,
-                    prepare={k: v for k, v in (("prompt", prompt), ("completion", completion)) if v})
+                    prepare={k: v for k, v in (("prompt", prompt), ("completion", completion))
+                             if v})
     flow.fingerprint(source)               # says it at once where there is nothing
     prepared = datas.prepare(source, cfg.prepare)
     print(_terminal(prepared.report))
     if repo is None:
         return print(f"\nnot registered; to do so: hfflow data {source} --repo "
                      f"{connected.user or 'you'}/{cfg.name}")
-    made = datas.register(prepared, repo if "/" in repo else f"{connected.user}/{repo}", private=private)
+    made = datas.register(prepared, repo if "/" in repo else f"{connected.user}/{repo}",
+                          private=private)
     print(f"\nregistered {made.repo_id} @ {made.short}\n{made.url}")
 
 # %% ../nbs/14_cli.ipynb #d9adf460
@@ -315,7 +336,8 @@ def space(
                                      help="For a new Space: gradio, docker or static.")] = "gradio",
     ask: Annotated[Optional[str], typer.Option("--ask", metavar="TEXT",
                                                help="Ask one question, print the answer, and stop.")] = None,
-    only_push: Annotated[bool, typer.Option("--only-push", help="Push the new Space without running it.")] = False,
+    only_push: Annotated[bool, typer.Option("--only-push", help="Push the new Space without "
+        "running it.")] = False,
     hub: _HubOpt = None,
 ):
     """Run a Space here, or make one for a model.
@@ -331,7 +353,8 @@ def space(
         flow._check("sdk", sdk, flow.SpaceConfig.__annotations__["sdk"], "gradio", "--")
         with tempfile.TemporaryDirectory() as d:
             built = spaces.build(found, d, sdk=sdk)
-            found = spaces.push(built, f"{connected.user}/{found.repo_id.split('/')[-1]}-space", found)
+            found = spaces.push(built, f"{connected.user}/{found.repo_id.split('/')[-1]}-space",
+                                found)
         print(f"pushed {found.repo_id} @ {found.short}\n{found.url}", flush=True)
     if only_push: return
     _port_free(port)
@@ -344,7 +367,8 @@ def space(
 @app.command()
 def serve(
     model: Annotated[str, typer.Argument(metavar="MODEL",
-                                         help="A model on the Hub, or a folder with an adapter or full weights.")],
+                                         help="A model on the Hub, or a folder with an adapter or "
+                                              "full weights.")],
     port: Annotated[int, typer.Option("--port", metavar="N")] = 8000,
     host: Annotated[str, typer.Option("--host", metavar="ADDRESS",
                                       help="127.0.0.1 is this machine alone.")] = "127.0.0.1",
@@ -360,7 +384,8 @@ def serve(
     from hfflow import endpoint, hub as hubs
     _port_free(port, host)
     connected = hubs.connect(hub)
-    endpoint.serve(Path(model) if Path(model).is_dir() else _find(connected, model, ("model",)), host=host,
+    endpoint.serve(Path(model) if Path(model).is_dir() else _find(connected, model, ("model",)),
+                   host=host,
                    port=port)
 
 # %% ../nbs/14_cli.ipynb #c025e7ba
@@ -375,23 +400,27 @@ def _find(hub, repo, kinds):
     from hfflow.flow import _nearest
     there = [r.id for kind in kinds
              for r in getattr(hub.api, f"list_{kind}s")(**({} if hub.embedded
-                                                           else {"search": repo_id.split("/")[-1]}), limit=100)]
+                                                           else {"search": repo_id.split("/")[-1]}),
+                                                           limit=100)]
     near = _nearest(repo_id, there)
     raise UserError(f"{hub.endpoint} has no {' or '.join(kinds)} "
-                    f"'{repo_id}': " + (f"did you mean '{near}'?" if near else "`hfflow run` makes one."))
+                    f"'{repo_id}': " + (f"did you mean '{near}'?" if near
+                                        else "`hfflow run` makes one."))
 
 
 def _port_free(port, host="127.0.0.1"):
     "Raise where another program listens on the port."
     if not 0 <= port <= 65535:
-        raise UserError(f"port {port} does not exist: choose one from 1024 to 65535, or 0 for any free one.")
+        raise UserError(f"port {port} does not exist: choose one from 1024 to 65535, or 0 for any "
+                        "free one.")
     import socket
     with socket.socket() as s:
         if os.name != "nt": s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))
         except OSError as e:
             if e.errno == errno.EADDRINUSE:
-                raise UserError(f"port {port} is taken by another program: choose another with --port, or --port "
+                raise UserError(f"port {port} is taken by another program: choose another with "
+                                "--port, or --port "
                                 f"0 for any free one.") from None
             if e.errno == errno.EACCES:
                 raise UserError(f"port {port} is reserved for administrators: choose one from 1024 up.") from None
@@ -410,7 +439,8 @@ def _until_stopped(running):
 # %% ../nbs/14_cli.ipynb #53697fa0
 @app.command()
 def lineage(
-    repo: Annotated[str, typer.Argument(metavar="ID", help="A Space, a model or a data set, also as id@revision.")],
+    repo: Annotated[str, typer.Argument(metavar="ID", help="A Space, a model or a data set, also "
+        "as id@revision.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     hub: _HubOpt = None,
 ):
@@ -423,7 +453,8 @@ def lineage(
     connected = hubs.connect(hub)
     try: found = publish.lineage(repo)
     except UserError:
-        _find(connected, repo.split("/tree/")[0], ("space", "model", "dataset"))     # says what is near
+        # says what is near
+        _find(connected, repo.split("/tree/")[0], ("space", "model", "dataset"))
         raise
     print(json.dumps(found.as_dict(), indent=1, default=str) if as_json else _terminal(found))
 
@@ -497,7 +528,8 @@ def init(
     print(f"\nnext: cd {folder}, put your files into data/, and run: hfflow run flow.yaml")
 
 # %% ../nbs/14_cli.ipynb #5923bfec
-_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "huggingface_hub",
+_PACKAGES = ("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets",
+             "huggingface_hub",
              "safetensors",
              "gradio", "starlette", "uvicorn", "pygit2", "pydantic", "yaml", "matplotlib")
 
@@ -600,11 +632,13 @@ def _hub_rows(hub) -> list:
 def _python() -> list:
     ok = sys.version_info >= (3, 10)
     return [("python", "ok" if ok else "missing", sys.version.split()[0],
-             "" if ok else "hfflow needs Python 3.10 or newer"), ("hfflow", "ok", hfflow.__version__, "")]
+             "" if ok else "hfflow needs Python 3.10 or newer"),
+             ("hfflow", "ok", hfflow.__version__, "")]
 
 # %% ../nbs/14_cli.ipynb #81d4eab0
 @app.command()
-def doctor(hub: _HubOpt = None, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+def doctor(hub: _HubOpt = None,
+           as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
     """Check packages, devices, Hub and token.
 
 \b
@@ -614,12 +648,15 @@ def doctor(hub: _HubOpt = None, as_json: Annotated[bool, typer.Option("--json", 
     rows = [r for check in (_python, _packages, _cpu, _gpu, _memory, _disk, lambda: _hub_rows(hub))
             for r in check()]
     bad = [r for r in rows if r[1] == "missing"]
-    if as_json: print(json.dumps([dict(zip(("check", "status", "found", "todo"), r)) for r in rows], indent=1))
+    if as_json:
+        print(json.dumps([dict(zip(("check", "status", "found", "todo"), r)) for r in rows],
+                         indent=1))
     else:
         wide = [max(len(r[i]) for r in rows) for i in range(3)]
         for r in rows: print("  ".join(c.ljust(w) for c, w in zip(r, [*wide, 0])).rstrip())
     if bad:
-        raise UserError(f"{len(bad)} of {len(rows)} checks failed ({', '.join(r[0] for r in bad)}): do what "
+        raise UserError(f"{len(bad)} of {len(rows)} checks failed "
+                        f"({', '.join(r[0] for r in bad)}): do what "
                         f"stands beside them, then run `hfflow doctor` again.")
 
 

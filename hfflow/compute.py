@@ -19,17 +19,22 @@ from .hub import UserError
 # %% ../nbs/13_compute.ipynb #951db7fb
 #: Where training can run. `run_here` says whether this project's tests run it.
 COMPUTE = Table([
-    dict(where="this machine", starts="`hfflow run`", pays="you, with time", machine="whatever you have",
+    dict(where="this machine", starts="`hfflow run`", pays="you, with time",
+         machine="whatever you have",
          stopped="resumes from the last checkpoint", run_here=True),
-    dict(where="several processes", starts="`torchrun`", pays="you, with time", machine="several GPUs, or cores",
+    dict(where="several processes", starts="`torchrun`", pays="you, with time",
+         machine="several GPUs, or cores",
          stopped="resumes from the last checkpoint", run_here=True),
     dict(where="Colab", starts="the badge on each page", pays="free T4, or credits",
-         machine="one GPU, sessions end", stopped="the machine is gone: keep what matters on the Hub",
+         machine="one GPU, sessions end",
+         stopped="the machine is gone: keep what matters on the Hub",
          run_here=False),
     dict(where="HF Jobs", starts="`run_uv_job`", pays="per minute", machine="one to eight GPUs",
          stopped="at the timeout **everything unsaved is lost**", run_here=False),
-    dict(where="SkyPilot", starts="`sky launch`", pays="your cloud account, or your Kubernetes cluster",
-         machine="what the clouds sell", stopped="a managed job starts again elsewhere", run_here=False),
+    dict(where="SkyPilot", starts="`sky launch`",
+         pays="your cloud account, or your Kubernetes cluster",
+         machine="what the clouds sell", stopped="a managed job starts again elsewhere",
+         run_here=False),
 ])
 
 # %% ../nbs/13_compute.ipynb #efa224ea
@@ -83,12 +88,14 @@ def _command(command, cwd, env, timeout, threads) -> Done:
     "Run a command to its end, and read the JSON in its last line."
     import subprocess
     start = time.perf_counter()
-    full = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", **(env or {})}
+    full = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
+            **(env or {})}
     try:
         p = subprocess.run(command, cwd=cwd, env=full, timeout=timeout, stdout=subprocess.PIPE,
                            stderr=subprocess.STDOUT, text=True, errors="replace")
     except subprocess.TimeoutExpired:
-        raise UserError(f"the training had not ended after {timeout} s and was stopped: give it a longer timeout; "
+        raise UserError(f"the training had not ended after {timeout} s and was stopped: give it a "
+                        "longer timeout; "
                         f"its checkpoints are kept.") from None
     except FileNotFoundError as e:
         raise UserError(f"cannot start {e.filename}: no such program or folder") from None
@@ -97,7 +104,8 @@ def _command(command, cwd, env, timeout, threads) -> Done:
     except ValueError: result = {}
     if p.returncode:
         last = next((x for x in reversed(p.stdout.splitlines())
-                     if re.match(r"\w*(Error|Exit|Exception)\b|[\w.]+Error:", x)), p.stdout.strip()[-300:])
+                     if re.match(r"\w*(Error|Exit|Exception)\b|[\w.]+Error:", x)),
+                     p.stdout.strip()[-300:])
         raise UserError(f"the training process ended with code {p.returncode}: {last}")
     return Done(p.returncode, round(time.perf_counter() - start, 1), p.stdout, result)
 
@@ -111,7 +119,8 @@ def local(
     env: "dict | None" = None,             # further environment variables
 ) -> Done:
     "Run a training script here, as a process of its own; raise `UserError` where it fails."
-    return _command([sys.executable, str(Path(script).resolve()), *map(str, args)], cwd, env, timeout, threads)
+    return _command([sys.executable, str(Path(script).resolve()), *map(str, args)], cwd, env,
+                    timeout, threads)
 
 # %% ../nbs/13_compute.ipynb #b2b0f58d
 def torchrun(
@@ -125,17 +134,22 @@ def torchrun(
 ) -> Done:
     "Run a training script on several processes of this machine, and make sure that it was several."
     if processes < 1: raise UserError(f"processes is {processes}, but must be 1 or more")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = _command([*launch, str(Path(script).resolve()), *map(str, args)], cwd, env, timeout, threads)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
+              str(processes)]
+    done = _command([*launch, str(Path(script).resolve()), *map(str, args)], cwd, env, timeout,
+                    threads)
     world = done.result.get("world_size")
     if world != processes:
-        raise UserError(f"{processes} processes were asked for, but the training reports {world}: print the world "
-                        f"size as JSON at the end of {Path(script).name}, and see that it uses Accelerate.")
+        raise UserError(f"{processes} processes were asked for, but the training reports {world}: "
+                        "print the world "
+                        f"size as JSON at the end of {Path(script).name}, and see that it uses "
+                        "Accelerate.")
     return done
 
 # %% ../nbs/13_compute.ipynb #60775b3b
 #: Hardware of HF Jobs: GPUs, GiB of each, US dollars per hour. Source: huggingface.co/pricing, August 2026.
-FLAVORS = {"cpu-basic": (0, 0, 0.01), "t4-small": (1, 16, 0.40), "l4x1": (1, 24, 0.80), "a10g-small": (1, 24, 1.00),
+FLAVORS = {"cpu-basic": (0, 0, 0.01), "t4-small": (1, 16, 0.40), "l4x1": (1, 24, 0.80),
+           "a10g-small": (1, 24, 1.00),
            "a10g-large": (1, 24, 1.50), "l40sx1": (1, 48, 1.80), "a100-large": (1, 80, 2.50),
            "h200": (1, 141, 5.00)}
 
@@ -151,7 +165,8 @@ class Job:
     def python(self) -> str:
         "Return the official client's call."
         rest = ",\n           ".join(f"{k}={v!r}" for k, v in self.call.items() if k != "secrets")
-        return (f"import os\nfrom huggingface_hub import run_uv_job\n\nrun_uv_job({self.path!r},\n           {rest},\n"
+        return (f"import os\nfrom huggingface_hub import run_uv_job\n\nrun_uv_job({self.path!r},\n "
+                f"          {rest},\n"
                 "           secrets={'HF_TOKEN': os.environ['HF_TOKEN']})")
 
     def command(self, dry_run=False) -> str:
@@ -159,7 +174,8 @@ class Job:
         c = self.call
         env = " ".join(f"--env {shlex.quote(f'{k}={v}')}" for k, v in c.get("env", {}).items())
         dry = "--dry-run " if dry_run else ""
-        return (f"hf jobs uv run {dry}--flavor {c['flavor']} --timeout {c['timeout']} {env} --secrets HF_TOKEN --detach "
+        return (f"hf jobs uv run {dry}--flavor {c['flavor']} --timeout {c['timeout']} {env} "
+                "--secrets HF_TOKEN --detach "
                 f"{self.path}")
 
     def _repr_markdown_(self):
@@ -174,8 +190,10 @@ def hf_job(
     path: str = "flow_job.py",             # name of the script's file
 ) -> Job:
     "Write the uv script and the official client's call that run a flow as a job on huggingface.co."
-    if flavor not in FLAVORS: raise UserError(f"there is no hardware '{flavor}': take one of {', '.join(FLAVORS)}")
-    minutes = 120 if seconds is None else max(60, int(2 * seconds / 60) + 30)     # room to install and download
+    if flavor not in FLAVORS:
+        raise UserError(f"there is no hardware '{flavor}': take one of {', '.join(FLAVORS)}")
+    # room to install and download
+    minutes = 120 if seconds is None else max(60, int(2 * seconds / 60) + 30)
     header = f'# /// script\n# requires-python = ">=3.10"\n# dependencies = [{json.dumps(package)}]\n# ///\n'
     script = header + f'''"""Runs the whole flow on the machine of a job; each stage pushes what it made."""
 import json
@@ -210,17 +228,21 @@ def skypilot_task(
         raise UserError("a spot machine may be taken away at any moment: name a bucket that keeps the "
                         "checkpoints, or set spot=False")
     if infra == "kubernetes": infra = "k8s"
-    resources = {**({"infra": infra} if infra else {}), "accelerators": f"{ACCELERATORS.get(gpu, gpu)}:{count}",
-                 **({"use_spot": True} if spot else {}), **({} if infra == "k8s" else {"disk_size": 128})}
+    resources = {**({"infra": infra} if infra else {}),
+                 "accelerators": f"{ACCELERATORS.get(gpu, gpu)}:{count}",
+                 **({"use_spot": True} if spot else {}),
+                 **({} if infra == "k8s" else {"disk_size": 128})}
     task = {"name": name, "workdir": ".", "resources": resources,
             **({"file_mounts": {"/runs": {"source": bucket, "mode": "MOUNT"}}} if bucket else {}),
             "envs": {"HFFLOW_HUB": "https://huggingface.co"}, "secrets": {"HF_TOKEN": None},
             "setup": f"pip install -q {shlex.quote(package)}\n",
-            "run": f"hfflow run {shlex.quote(config)} --workdir {'/runs' if bucket else '.'} --report "
+            "run": f"hfflow run {shlex.quote(config)} --workdir {'/runs' if bucket else '.'} "
+                   "--report "
                    f"report.json\n"}
     class Dumper(yaml.SafeDumper): pass
     Dumper.add_representer(str, lambda d,
-                           s: d.represent_scalar("tag:yaml.org,2002:str", s, style="|" if "\n" in s else None))
+                           s: d.represent_scalar("tag:yaml.org,2002:str", s,
+                                                 style="|" if "\n" in s else None))
     return yaml.dump(task, Dumper=Dumper, sort_keys=False, width=100)
 
 # %% ../nbs/13_compute.ipynb #5dd11472

@@ -60,7 +60,8 @@ def _csv(data, name):
         columns = tuple(next(reader, ()))
         start = reader.line_num + 1
         for cells in reader:
-            if len(cells) > len(columns): rows.append(None)           # more cells than names: broken
+            # more cells than names: broken
+            if len(cells) > len(columns): rows.append(None)
             elif cells: rows.append(dict(zip(columns, cells)))
             if cells: lines.append(start)
             start = reader.line_num + 1
@@ -76,7 +77,8 @@ def _jsonl(data, name):
         if not line.strip(): continue
         try: row = json.loads(line)
         except ValueError as e:
-            raise UserError(f'{name} cannot be read as JSON-lines (line {i}: {e}): one JSON object per line is needed.') from None
+            raise UserError(f'{name} cannot be read as JSON-lines (line {i}: {e}): one JSON object '
+                            'per line is needed.') from None
         if not isinstance(row, dict):
             raise UserError(f'{name} has no JSON object on line {i} ({line.strip()[:40]}): '
                             'write each row as {"prompt": ..., "completion": ...}.')
@@ -93,7 +95,8 @@ def _json(data, name):
         lists = [v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
         found = lists[0] if len(lists) == 1 else [found]
     if not (isinstance(found, list) and all(isinstance(r, dict) for r in found)):
-        raise UserError(f'{name} holds no list of objects: write it as [{{"prompt": ..., "completion": ...}}, ...].')
+        raise UserError(f'{name} holds no list of objects: write it as '
+                        f'[{{"prompt": ..., "completion": ...}}, ...].')
     return _names(found), found, list(range(1, len(found) + 1))
 
 def _parquet(data, name):
@@ -109,7 +112,8 @@ def _txt(data, name):
 
 def _names(rows): return tuple(dict.fromkeys(str(k) for r in rows for k in r))
 
-READERS = {'.csv': _csv, '.tsv': _csv, '.jsonl': _jsonl, '.ndjson': _jsonl, '.json': _json, '.parquet': _parquet, '.txt': _txt}
+READERS = {'.csv': _csv, '.tsv': _csv, '.jsonl': _jsonl, '.ndjson': _jsonl, '.json': _json,
+           '.parquet': _parquet, '.txt': _txt}
 
 # %% ../nbs/02_data.ipynb #121132e6
 def _read_files(root, progress=False):
@@ -118,32 +122,42 @@ def _read_files(root, progress=False):
     files = [root] if root.is_file() else sorted(
         (p for p in root.rglob('*') if p.is_file() and p.suffix.lower() in READERS
          and not any(x.startswith(('.', '_')) for x in p.relative_to(root).parts)
-         and not re.match(r'(readme|licen[cs]e|notice|requirements|lineage|dataset_infos?)\b', p.name.lower())),
+         and not re.match(r'(readme|licen[cs]e|notice|requirements|lineage|dataset_infos?)\b',
+                          p.name.lower())),
         key=lambda p: p.relative_to(root).as_posix())
-    if any(p.suffix.lower() != '.txt' for p in files): files = [p for p in files if p.suffix.lower() != '.txt' or p == root]
+    if any(p.suffix.lower() != '.txt' for p in files):
+        files = [p for p in files if p.suffix.lower() != '.txt' or p == root]
     kinds = ', '.join(READERS)
-    if not files: raise UserError(f"There is no raw file in '{root.name}': put files of these kinds into it: {kinds}.")
+    if not files:
+        raise UserError(f"There is no raw file in '{root.name}': put files of these kinds into it: "
+                        f"{kinds}.")
     tables = []
     for p in tqdm(files, desc='reading', unit='file', disable=not progress, leave=False):
         name = p.relative_to(root).as_posix() if root.is_dir() else p.name
-        if p.suffix.lower() not in READERS: raise UserError(f"'{name}' is of no kind that can be read: use one of {kinds}.")
+        if p.suffix.lower() not in READERS:
+            raise UserError(f"'{name}' is of no kind that can be read: use one of {kinds}.")
         try: data = p.read_bytes()
-        except OSError as e: raise UserError(f"'{name}' cannot be read ({e.strerror}): check its permissions.") from None
+        except OSError as e:
+            raise UserError(f"'{name}' cannot be read ({e.strerror}): check its permissions.") from None
         tables.append(Table(name, split_of(name), *READERS[p.suffix.lower()](data, name)))
     return tables
 
 # %% ../nbs/02_data.ipynb #04ff1fc5
 def _read_splits(splits):
     "The tables of a `DatasetDict`; class numbers become their names."
-    known = [s for s in splits if s != 'train' and split_of(s) != 'train'] + [s for s in splits if s.startswith('train')]
+    known = [s for s in splits if s != 'train' and split_of(s) != 'train'] + [s for s in splits
+        if s.startswith('train')]
     tables = []
     for s in known or list(splits):
         ds = splits[s]
-        classes = {c: f.names for c, f in ds.features.items() if hasattr(f, 'names') and hasattr(f, 'int2str')}
+        classes = {c: f.names for c,
+                   f in ds.features.items() if hasattr(f, 'names') and hasattr(f, 'int2str')}
         rows = ds.with_format(None).to_list()
         for c, names in classes.items():
-            for r in rows: r[c] = names[r[c]] if isinstance(r[c], int) and 0 <= r[c] < len(names) else None
-        tables.append(Table(s, split_of(s), tuple(ds.column_names), rows, list(range(1, len(rows) + 1))))
+            for r in rows:
+                r[c] = names[r[c]] if isinstance(r[c], int) and 0 <= r[c] < len(names) else None
+        tables.append(Table(s, split_of(s), tuple(ds.column_names), rows,
+                            list(range(1, len(rows) + 1))))
     return sorted(tables, key=lambda t: t.name)
 
 def _read_hub(source):
@@ -159,7 +173,8 @@ def _fetch(a, config=None, **kwargs):
     try: return datasets.load_dataset(a.repo_id, config, revision=a.revision, **kwargs)
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError, HfHubHTTPError) as e:
         why = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip('.:')
-        raise UserError(f"The data of '{a.repo_id}' cannot be loaded ({why}): look at its page, {a.url}.") from None
+        raise UserError(f"The data of '{a.repo_id}' cannot be loaded ({why}): look at its page, "
+                        f"{a.url}.") from None
 
 # %% ../nbs/02_data.ipynb #f37122cb
 def read_raw(source,          # file, folder, 'owner/name' of a Dataset repo, 'flow-writer', DatasetDict, Dataset, list of dicts
@@ -169,23 +184,32 @@ def read_raw(source,          # file, folder, 'owner/name' of a Dataset repo, 'f
     if isinstance(source, Artifact): source = f'{source.repo_id}@{source.revision}'
     source = getattr(source, 'splits', source)               # what `prepare` returns
     if isinstance(source, (list, tuple)):
-        if not all(isinstance(r, dict) for r in source): raise UserError('A list as a source must hold one dict per row.')
-        return [Table('rows', 'train', _names(source), list(source), list(range(1, len(source) + 1)))]
-    if hasattr(source, 'column_names') and hasattr(source, 'to_list'): return _read_splits({'train': source})   # Dataset
-    if isinstance(source, dict) and all(hasattr(v, 'to_list') for v in source.values()): return _read_splits(source)
+        if not all(isinstance(r, dict) for r in source):
+            raise UserError('A list as a source must hold one dict per row.')
+        return [Table('rows', 'train', _names(source), list(source),
+                      list(range(1, len(source) + 1)))]
+    if hasattr(source, 'column_names') and hasattr(source, 'to_list'):
+        return _read_splits({'train': source})   # Dataset
+    if isinstance(source, dict) and all(hasattr(v, 'to_list') for v in source.values()):
+        return _read_splits(source)
     if not isinstance(source, (str, Path)):
-        raise UserError(f'A {type(source).__name__} is no source of data: give a file, a folder, owner/name, or a list of dicts.')
+        raise UserError(f'A {type(source).__name__} is no source of data: give a file, a folder, '
+                        'owner/name, or a list of dicts.')
     if str(source) == 'flow-writer':
         from hfflow.flowwriter import RAW
         return _read_files(Path(RAW), progress)
     path = Path(source).expanduser()
     if path.exists(): return _read_files(path, progress)
-    looks_local = isinstance(source, Path) or source[:1] in './~\\' or path.suffix.lower() in READERS
-    if not looks_local and re.fullmatch(r'[\w.-]+/[\w.-]+(:[^@]+)?(@.+)?', source): return _read_hub(source)
-    raise UserError(f"There is no raw file or folder '{source}': check the path, or name a Dataset repo as owner/name.")
+    looks_local = isinstance(source,
+                             Path) or source[:1] in './~\\' or path.suffix.lower() in READERS
+    if not looks_local and re.fullmatch(r'[\w.-]+/[\w.-]+(:[^@]+)?(@.+)?', source):
+        return _read_hub(source)
+    raise UserError(f"There is no raw file or folder '{source}': check the path, or name a Dataset "
+                    "repo as owner/name.")
 
 # %% ../nbs/02_data.ipynb #eb8bfad9
-PROMPT = ('prompt', 'request', 'instruction', 'question', 'query', 'input', 'text')                     # in this order
+# in this order
+PROMPT = ('prompt', 'request', 'instruction', 'question', 'query', 'input', 'text')
 COMPLETION = ('completion', 'config', 'output', 'answer', 'response', 'target', 'label')
 MESSAGES = ('messages', 'conversations', 'conversation')
 
@@ -198,7 +222,8 @@ def _pick(columns, wanted, table):
         if _plain(c) == _plain(wanted): return c
     near = difflib.get_close_matches(_plain(wanted), [_plain(c) for c in columns], 1)
     hint = f'; did you mean {next(repr(c) for c in columns if _plain(c) == near[0])}?' if near else '.'
-    raise UserError(f"{table} has no column '{wanted}'; it has: {', '.join(map(str, columns)) or 'none'}{hint}")
+    raise UserError(f"{table} has no column '{wanted}'; it has: "
+                    f"{', '.join(map(str, columns)) or 'none'}{hint}")
 
 # %% ../nbs/02_data.ipynb #4a8f3558
 def match_columns(columns,          # names as found
@@ -212,14 +237,19 @@ def match_columns(columns,          # names as found
     if not prompt and not completion:
         for m in MESSAGES:
             if m in found: return {'messages': found[m]}
-    p = _pick(columns, prompt, table) if prompt else next((found[a] for a in PROMPT if a in found), None)
-    c = _pick(columns, completion, table) if completion else next((found[a] for a in COMPLETION if a in found), None)
+    p = _pick(columns, prompt, table) if prompt else next((found[a] for a in PROMPT if a in found),
+        None)
+    c = _pick(columns, completion,
+              table) if completion else next((found[a] for a in COMPLETION if a in found), None)
     if p and c:
-        both = not prompt and _plain(p) == 'instruction' and 'input' in found       # Alpaca's way: a task and its input
+        # Alpaca's way: a task and its input
+        both = not prompt and _plain(p) == 'instruction' and 'input' in found
         return {'prompt': p, 'completion': c} | ({'input': found['input']} if both else {})
-    if c is None and p is not None and _plain(p) == 'text': return {'completion': p}   # plain text: all of it is learned
+    # plain text: all of it is learned
+    if c is None and p is not None and _plain(p) == 'text': return {'completion': p}
     raise UserError(f"{table} has the columns {', '.join(map(repr, columns)) or '(none)'}, and no "
-                    f"{'prompt' if not p else 'completion'} among them: name a prompt ({', '.join(PROMPT)}) and a completion "
+                    f"{'prompt' if not p else 'completion'} among them: name a prompt "
+                    f"({', '.join(PROMPT)}) and a completion "
                     f"({', '.join(COMPLETION)}), or a conversation (messages).")
 
 # %% ../nbs/02_data.ipynb #6603f786
@@ -236,13 +266,16 @@ class DataConfig:
     prompt: 'str|None' = None             # column to use as prompt; None: found by name
     completion: 'str|None' = None         # column to use as completion; None: found by name
     test_size: float = Field(0.1, ge=0, lt=1)         # part of the rows, if no file is for testing
-    validation_size: float = Field(0.05, ge=0, lt=1)  # part of the rest, if no file is for validation
+    validation_size: float = Field(0.05, ge=0,
+                                   lt=1)  # part of the rest, if no file is for validation
     seed: int = 0                         # of the choice which rows are put aside
     max_chars: int = Field(8000, ge=1)    # longer rows (prompt and completion together) are dropped
 
 # %% ../nbs/02_data.ipynb #bd682240
-REASONS = {'broken': 'more cells than columns', 'empty': 'no prompt or no completion', 'long': 'longer than max_chars',
-           'duplicate': 'same prompt, same completion, same split', 'conflict': 'same prompt as an earlier row, other completion',
+REASONS = {'broken': 'more cells than columns', 'empty': 'no prompt or no completion',
+           'long': 'longer than max_chars',
+           'duplicate': 'same prompt, same completion, same split',
+           'conflict': 'same prompt as an earlier row, other completion',
            'leak': 'its prompt is also in a split that tests'}
 
 @dataclass(frozen=True)
@@ -267,7 +300,8 @@ class CleanReport:
                + ', '.join(f'{s} {n}' for s, n in self.kept.items()) + ')', '']
         if self.dropped:
             out += ['| dropped | rows | why | first of them |', '|---|---:|---|---|']
-            out += [f'| {r} | {n} | {REASONS[r]} | {cell(self.examples[r])} |' for r, n in self.dropped.items()] + ['']
+            out += [f'| {r} | {n} | {REASONS[r]} | {cell(self.examples[r])} |' for r,
+                    n in self.dropped.items()] + ['']
         return '\n'.join(out + [f'- {cell(c)}' for c in self.columns])
 
 # %% ../nbs/02_data.ipynb #82a32b26
@@ -276,7 +310,8 @@ def _str(value):
     if value is None or value != value: return ''       # None, NaN
     if isinstance(value, (dict, list)): value = json.dumps(value, ensure_ascii=False, default=str)
     text = str(value).replace('\r\n', '\n').replace('\r', '\n').replace('\0', '')
-    text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')   # half a character cannot be stored
+    # half a character cannot be stored
+    text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     return unicodedata.normalize('NFC', text).strip()
 
 def _turns(value):
@@ -289,7 +324,8 @@ def _turns(value):
     for t in value if isinstance(value, (list, tuple)) else []:
         if not isinstance(t, dict): return []
         who = str(t.get('role') or t.get('from') or '').lower()
-        turns.append({'role': role.get(who, who), 'content': _str(t.get('content', t.get('value')))})
+        turns.append({'role': role.get(who, who),
+                      'content': _str(t.get('content', t.get('value')))})
     while turns and turns[-1]['role'] != 'assistant': turns.pop()
     return turns
 
@@ -298,16 +334,20 @@ def _row(raw, use):
     "One raw row as prompt and completion (and messages, if it has several turns); None if one of them is empty."
     if 'messages' in use:
         turns = _turns(raw.get(use['messages']))
-        row = {'prompt': '\n'.join(t['content'] for t in turns[:-1]), 'completion': turns[-1]['content'] if turns else ''}
+        row = {'prompt': '\n'.join(t['content'] for t in turns[:-1]),
+               'completion': turns[-1]['content'] if turns else ''}
         if [t['role'] for t in turns] != ['user', 'assistant']: row['messages'] = turns
         return row if row['completion'] and (row['prompt'] or len(turns) == 1) else None
     text = {role: _str(raw.get(column)) for role, column in use.items()}
     prompt = '\n\n'.join(filter(None, (text.get('prompt'), text.get('input'))))
     if not text['completion'] or ('prompt' in use and not prompt): return None
-    alone = {} if prompt else {'messages': [{'role': 'assistant', 'content': text['completion']}]}   # plain text
+    # plain text
+    alone = {} if prompt else {'messages': [{'role': 'assistant', 'content': text['completion']}]}
     return {'prompt': prompt, 'completion': text['completion']} | alone
 
-def _key(row): return key(row['prompt']) if row['prompt'] else '\0' + key(row['completion'])   # plain text has no prompt
+def _key(row):
+    # plain text has no prompt
+    return key(row['prompt']) if row['prompt'] else '\0' + key(row['completion'])
 
 # %% ../nbs/02_data.ipynb #e766dfbd
 def _strictness(split): return 0 if split.startswith('test') else 1 if split == 'validation' else 2
@@ -324,10 +364,12 @@ def _gather(tables, cfg, drop, progress):
             row = raw and _row(raw, use)
             if raw is None: drop('broken', where)
             elif not row: drop('empty', where, ' '.join(_str(raw.get(c)) for c in use.values()))
-            elif len(row['prompt']) + len(row['completion']) > cfg.max_chars: drop('long', where, row['prompt'])
+            elif len(row['prompt']) + len(row['completion']) > cfg.max_chars:
+                drop('long', where, row['prompt'])
             else:
                 old = raw.get('source')       # prepared before: keep where it came from
-                if 'prompt' in raw and isinstance(old, str) and re.fullmatch(r'.+:\d+', old): where = old
+                if 'prompt' in raw and isinstance(old, str) and re.fullmatch(r'.+:\d+', old):
+                    where = old
                 groups.setdefault(t.split, []).append(row | {'source': where})
     return groups
 
@@ -338,9 +380,12 @@ def _distinct(groups, drop):
         own = {}
         for row in groups[split]:
             k = _key(row)
-            if _strictness(seen.get(k, split)) < _strictness(split): drop('leak', row['source'], row['prompt'])
+            if _strictness(seen.get(k, split)) < _strictness(split):
+                drop('leak', row['source'], row['prompt'])
             elif k not in own: own[k] = row
-            else: drop('duplicate' if own[k]['completion'] == row['completion'] else 'conflict', row['source'], row['prompt'])
+            else:
+                drop('duplicate' if own[k]['completion'] == row['completion'] else 'conflict',
+                     row['source'], row['prompt'])
         for k in own: seen.setdefault(k, split)
         splits[split] = list(own.values())
     return splits
@@ -359,7 +404,7 @@ def _carve(splits, name, size, seed):
 def _column_notes(table, use):
     "What was done to the columns of a table, in words."
     notes = [f"'{c}' used as {role}" for role, c in use.items() if c != role]
-    notes += [f"'{c}' left out" for c in table.columns 
+    notes += [f"'{c}' left out" for c in table.columns
               if c not in use.values() and c not in ('source', 'messages', 'prompt', 'completion')]
     return [f'{table.name}: ' + ', '.join(notes)] if notes else []
 
@@ -374,21 +419,28 @@ def clean(tables:list,       # of `Table`
     def drop(reason, where, text=''):
         dropped[reason] += 1
         examples.setdefault(reason, f'{where}: {text[:60]}' if text else where)
-    splits, read = _distinct(_gather(tables, cfg, drop, progress), drop), sum(len(t.rows) for t in tables)
+    splits, read = _distinct(_gather(tables, cfg, drop, progress),
+                             drop), sum(len(t.rows) for t in tables)
     counts = {r: dropped[r] for r in REASONS if dropped[r]}
     if not any(splits.values()):
         raise UserError(f"Nothing is left of '{source}' after cleaning ({read} rows read"
-                        + ''.join(f', {n} {r}' for r, n in counts.items()) + '): look at the files.')
+                        + ''.join(f', {n} {r}' for r,
+                                  n in counts.items()) + '): look at the files.')
     if not splits.get('train'):
-        raise UserError(f"'{source}' has no rows to train on, only {', '.join(s for s in splits if splits[s])}: "
+        raise UserError(f"'{source}' has no rows to train on, only "
+                        f"{', '.join(s for s in splits if splits[s])}: "
                         'add a file whose name begins with train.')
-    if not any(rows for s, rows in splits.items() if s.startswith('test')): _carve(splits, 'test', cfg.test_size, cfg.seed)
+    if not any(rows for s, rows in splits.items() if s.startswith('test')):
+        _carve(splits, 'test', cfg.test_size, cfg.seed)
     if not splits.get('validation'): _carve(splits, 'validation', cfg.validation_size, cfg.seed)
     splits = {s: splits[s] for s in sorted(splits, key=lambda s: (-_strictness(s), s)) if splits[s]}
-    notes = [n for t in tables if t.rows for n in _column_notes(t, match_columns(t.columns, cfg.prompt, cfg.completion))]
-    return splits, CleanReport(source, tuple((t.name, t.split, len(t.rows)) for t in tables), tuple(dict.fromkeys(notes)), 
+    notes = [n for t in tables if t.rows
+             for n in _column_notes(t, match_columns(t.columns, cfg.prompt, cfg.completion))]
+    return splits, CleanReport(source, tuple((t.name, t.split, len(t.rows)) for t in tables),
+                               tuple(dict.fromkeys(notes)),
                                read, {s: len(r) for s, r in splits.items()}, counts, examples,
-                               hashlib.sha256(json.dumps(splits, ensure_ascii=False).encode()).hexdigest())
+                               hashlib.sha256(json.dumps(splits,
+                                                         ensure_ascii=False).encode()).hexdigest())
 
 # %% ../nbs/02_data.ipynb #2b1411b4
 @dataclass(frozen=True)
@@ -406,17 +458,22 @@ def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
     "Read raw rows, clean and split them."
     cfg = cfg or DataConfig()
     if source is None: source = cfg.source
-    name = Path(source).name if isinstance(source, (str, Path)) and Path(source).expanduser().exists() else \
+    name = Path(source).name if isinstance(source,
+        (str, Path)) and Path(source).expanduser().exists() else \
            str(source) if isinstance(source, (str, Artifact)) else type(source).__name__
-    if 'datasets' not in sys.modules: connect()    # which Hub it talks to is read once, when it is imported
+    # which Hub it talks to is read once, when it is imported
+    if 'datasets' not in sys.modules: connect()
     splits, report = clean(read_raw(source, progress), cfg, name, progress)
     from datasets import Dataset, DatasetDict, Features, List, Value
     types = {c: Value('string') for c in ('prompt', 'completion', 'source')}
     if any('messages' in r for rows in splits.values() for r in rows):
         types['messages'] = List({'role': Value('string'), 'content': Value('string')})
         for rows in splits.values():
-            for r in rows: r.setdefault('messages', [dict(role='user', content=r['prompt']), dict(role='assistant', content=r['completion'])])
-    return Prepared(DatasetDict({s: Dataset.from_list(rows, features=Features(types)) for s, rows in splits.items()}), report)
+            for r in rows:
+                r.setdefault('messages', [dict(role='user', content=r['prompt']),
+                                          dict(role='assistant', content=r['completion'])])
+    return Prepared(DatasetDict({s: Dataset.from_list(rows, features=Features(types)) for s,
+                                 rows in splits.items()}), report)
 
 # %% ../nbs/02_data.ipynb #e8a94991
 def dataset_card(prepared:Prepared,
@@ -428,13 +485,18 @@ def dataset_card(prepared:Prepared,
     import yaml
     r, splits, n = prepared.report, prepared.splits, sum(prepared.report.kept.values())
     size = next((f'{a}<n<{b}' if a else f'n<{b}' for limit, a, b in
-                 ((1e3, '', '1K'), (1e4, '1K', '10K'), (1e5, '10K', '100K'), (1e6, '100K', '1M'), (1e7, '1M', '10M')) if n < limit), 'n>10M')
+                 ((1e3, '', '1K'), (1e4, '1K', '10K'), (1e5, '10K', '100K'), (1e6, '100K', '1M'),
+                  (1e7, '1M', '10M')) if n < limit), 'n>10M')
     files = files or {s: [f'data/{s}-00000-of-00001.parquet'] for s in splits}
-    head = {'license': license, 'pretty_name': repo_id.split('/')[-1], 'task_categories': ['text-generation'],
+    head = {'license': license, 'pretty_name': repo_id.split('/')[-1],
+            'task_categories': ['text-generation'],
             'size_categories': [size], 'tags': ['hfflow', 'supervised-fine-tuning'],
-            'configs': [{'config_name': 'default', 'data_files': [{'split': s, 'path': p if len(p) > 1 else p[0]} for s, p in files.items()]}]}
+            'configs': [{'config_name': 'default',
+                'data_files': [{'split': s, 'path': p if len(p) > 1 else p[0]} for s,
+                               p in files.items()]}]}
     row = {c: splits['train'][0][c] for c in ('prompt', 'completion')}
-    quoted = '\n'.join('    ' + l for l in json.dumps(row, ensure_ascii=False, indent=1).splitlines())
+    quoted = '\n'.join('    ' + l
+                       for l in json.dumps(row, ensure_ascii=False, indent=1).splitlines())
     return f'''---
 {yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---
 
@@ -487,15 +549,19 @@ def _refused(error, repo_id, hub):
     "One sentence for a Hub's refusal."
     code = getattr(error.response, 'status_code', '?')
     if code in (401, 403):
-        return UserError(f"You may not write to '{repo_id}' on {hub.endpoint} (as {hub.user or 'nobody'}): use a name of your own, "
-                         f"such as {hub.user or 'you'}/{repo_id.split('/')[-1]}, or a token that may write there.")
-    return UserError(f"{hub.endpoint} refused the data set '{repo_id}' ({code}): {str(error).strip().splitlines()[-1]}")
+        return UserError(f"You may not write to '{repo_id}' on {hub.endpoint} (as "
+                         f"{hub.user or 'nobody'}): use a name of your own, "
+                         f"such as {hub.user or 'you'}/{repo_id.split('/')[-1]}, or a token that "
+                         "may write there.")
+    return UserError(f"{hub.endpoint} refused the data set '{repo_id}' ({code}): "
+                     f"{str(error).strip().splitlines()[-1]}")
 
 # %% ../nbs/02_data.ipynb #fcad16ca
 def _remove_empty(api, repo_id):
     "Delete a repo that has nothing but its first commit; never mind if the Hub is gone."
     try:
-        if len(api.list_repo_commits(repo_id, repo_type='dataset')) == 1: api.delete_repo(repo_id, repo_type='dataset')
+        if len(api.list_repo_commits(repo_id, repo_type='dataset')) == 1:
+            api.delete_repo(repo_id, repo_type='dataset')
     except Exception: pass
 
 def _commit(api, repo_id, splits, files, texts, info, message):
@@ -504,10 +570,14 @@ def _commit(api, repo_id, splits, files, texts, info, message):
     from huggingface_hub.errors import HfHubHTTPError
     with tempfile.TemporaryDirectory() as tmp:
         ops = [Add(p, t.encode()) for p, t in texts.items()]
-        ops += [Add(p, str(f)) for s, paths in files.items() for p, f in _parquets(splits[s], paths, tmp)]
-        old = {f.rfilename for f in info.siblings if f.rfilename.startswith('data/')} - {o.path_in_repo for o in ops}
-        try: return api.create_commit(repo_id, ops + [Delete(p) for p in sorted(old)], repo_type='dataset',
-                                      commit_message=message, parent_commit=info.sha).oid
+        ops += [Add(p, str(f)) for s, paths in files.items() for p,
+                f in _parquets(splits[s], paths, tmp)]
+        old = {f.rfilename for f in info.siblings
+               if f.rfilename.startswith('data/')} - {o.path_in_repo for o in ops}
+        try:
+            return api.create_commit(repo_id, ops + [Delete(p) for p in sorted(old)],
+                                     repo_type='dataset',
+                                     commit_message=message, parent_commit=info.sha).oid
         except HfHubHTTPError as e:
             if getattr(e.response, 'status_code', 0) != 412: raise
             return None
@@ -526,8 +596,10 @@ def register(prepared:Prepared,
     if '/' not in repo_id and hub.user: repo_id = f'{hub.user}/{repo_id}'
     api, report, new, sha = hub.api, prepared.report, False, None
     shards = {s: max(1, -(-ds.data.nbytes // SHARD)) for s, ds in prepared.splits.items()}
-    files = {s: [f'data/{s}-{i:05d}-of-{n:05d}.parquet' for i in range(n)] for s, n in shards.items()}
-    card = dataset_card(prepared, repo_id, license or ('apache-2.0' if report.source == 'flow-writer' else 'unknown'), files)
+    files = {s: [f'data/{s}-{i:05d}-of-{n:05d}.parquet' for i in range(n)] for s,
+             n in shards.items()}
+    card = dataset_card(prepared, repo_id,
+        license or ('apache-2.0' if report.source == 'flow-writer' else 'unknown'), files)
     content = hashlib.sha256(f'{report.digest}\0{card}'.encode()).hexdigest()
     note = provenance('dataset', inputs, config) | {'content': content, 'report': report.as_dict()}
     texts = {'README.md': card, 'lineage.json': json.dumps(note, indent=1, ensure_ascii=False)}
@@ -537,17 +609,23 @@ def register(prepared:Prepared,
             new = True
         for attempt in range(5):                             # again if somebody else was faster
             info = api.dataset_info(repo_id)
-            if private and not info.private: api.update_repo_settings(repo_id, repo_type='dataset', private=True)
+            if private and not info.private:
+                api.update_repo_settings(repo_id, repo_type='dataset', private=True)
             if _content(api, repo_id, info.sha) == content: sha = info.sha
-            else: sha = _commit(api, repo_id, prepared.splits, files, texts, info, f'Data: {sum(report.kept.values())} rows')
+            else:
+                sha = _commit(api, repo_id, prepared.splits, files, texts, info,
+                              f'Data: {sum(report.kept.values())} rows')
             if sha: return Artifact('dataset', repo_id, sha, hub.repo_url('dataset', repo_id, sha))
-        raise UserError(f"Others keep writing to '{repo_id}': wait until they are done, and register again.")
+        raise UserError(f"Others keep writing to '{repo_id}': wait until they are done, and "
+                        "register again.")
     except HFValidationError:
-        raise UserError(f"'{repo_id}' is no name for a repo: write owner/name with letters, digits, dots and dashes.") from None
+        raise UserError(f"'{repo_id}' is no name for a repo: write owner/name with letters, "
+                        "digits, dots and dashes.") from None
     except HfHubHTTPError as e: raise _refused(e, repo_id, hub) from None
     except Exception as e:
         if not isinstance(e, OSError) and not type(e).__module__.startswith('httpx'): raise
-        raise UserError(f"The data set '{repo_id}' could not be written ({getattr(e, 'strerror', None) or e}), and nothing was published: free some "
+        raise UserError(f"The data set '{repo_id}' could not be written "
+                        f"({getattr(e, 'strerror', None) or e}), and nothing was published: free some "
                         'space, or look whether the Hub still runs, and register again.') from None
     finally:
         if new and not sha: _remove_empty(api, repo_id)          # nothing half-published
@@ -564,5 +642,6 @@ def stream(data:'Artifact|str',   # a Dataset repo, or its name: then its newest
           ) -> "'IterableDataset'":
     "Read the rows of a split one after the other, without downloading it first."
     splits = _fetch(Artifact.at('dataset', data) if isinstance(data, str) else data, streaming=True)
-    if split not in splits: raise UserError(f"{data} has no split '{split}', only {', '.join(splits)}: use one of these.")
+    if split not in splits:
+        raise UserError(f"{data} has no split '{split}', only {', '.join(splits)}: use one of these.")
     return splits[split]

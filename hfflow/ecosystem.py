@@ -38,7 +38,8 @@ class Kind:
 KINDS = (
     Kind('model', 'owner/name', 'weights, tokenizer, config, card', 'weights at a commit',
          'files over HTTP, a page, search', 'nothing'),
-    Kind('dataset', 'datasets/owner/name', 'Parquet, CSV, JSON-lines, media, card', 'rows at a commit',
+    Kind('dataset', 'datasets/owner/name', 'Parquet, CSV, JSON-lines, media, card',
+         'rows at a commit',
          'files over HTTP, a viewer, streaming', 'nothing'),
     Kind('space', 'spaces/owner/name', "an app's source, its requirements", 'the app at a commit',
          'a running app at an address of its own', 'the app: it answers, it does not train'))
@@ -46,22 +47,33 @@ KINDS = (
 # %% ../nbs/00_ecosystem.ipynb #609e3f84
 PLACES = Table([
     {'place': 'GitHub repository', 'role': 'holds the code and flow.yaml', 'trains?': 'no'},
-    {'place': 'GitHub Actions', 'role': 'orchestrates: checks, starts, waits, publishes', 'trains?': 'only what a small CPU can'},
-    {'place': 'Hub repositories', 'role': 'store, version and host data, weights and apps', 'trains?': 'no'},
-    {'place': 'Space, Inference Endpoint', 'role': 'answer requests with a published model', 'trains?': 'no'},
+    {'place': 'GitHub Actions', 'role': 'orchestrates: checks, starts, waits, publishes',
+     'trains?': 'only what a small CPU can'},
+    {'place': 'Hub repositories', 'role': 'store, version and host data, weights and apps',
+     'trains?': 'no'},
+    {'place': 'Space, Inference Endpoint', 'role': 'answer requests with a published model',
+     'trains?': 'no'},
     {'place': 'this machine, Colab', 'role': 'run notebooks and the flow', 'trains?': 'yes'},
-    {'place': 'HF Jobs, a cloud GPU, a cluster', 'role': 'run a script on rented hardware', 'trains?': 'yes'},
+    {'place': 'HF Jobs, a cloud GPU, a cluster', 'role': 'run a script on rented hardware',
+     'trains?': 'yes'},
 ])
 
 # %% ../nbs/00_ecosystem.ipynb #1a53b52c
 FLOW = Table([
-    {'step': 'prepare',  'reads': 'raw files',                     'makes': 'clean, split rows',  'chapter': '02_data'},
-    {'step': 'register', 'reads': 'clean, split rows',             'makes': 'Dataset repo',       'chapter': '02_data'},
-    {'step': 'plan',     'reads': 'Dataset repo, base Model repo', 'makes': 'memory, time, cost', 'chapter': '06_plan'},
-    {'step': 'train',    'reads': 'Dataset repo, base Model repo', 'makes': 'LoRA adapter',       'chapter': '05_train'},
-    {'step': 'evaluate', 'reads': 'LoRA adapter, Dataset repo',    'makes': 'before and after',   'chapter': '07_evaluate'},
-    {'step': 'publish',  'reads': 'LoRA adapter, before and after', 'makes': 'Model repo',        'chapter': '08_publish'},
-    {'step': 'space',    'reads': 'Model repo',                    'makes': 'Space repo, an app that answers', 'chapter': '09_spaces'},
+    {'step': 'prepare',  'reads': 'raw files',                     'makes': 'clean, split rows',
+     'chapter': '02_data'},
+    {'step': 'register', 'reads': 'clean, split rows',             'makes': 'Dataset repo',
+     'chapter': '02_data'},
+    {'step': 'plan',     'reads': 'Dataset repo, base Model repo', 'makes': 'memory, time, cost',
+     'chapter': '06_plan'},
+    {'step': 'train',    'reads': 'Dataset repo, base Model repo', 'makes': 'LoRA adapter',
+     'chapter': '05_train'},
+    {'step': 'evaluate', 'reads': 'LoRA adapter, Dataset repo',    'makes': 'before and after',
+     'chapter': '07_evaluate'},
+    {'step': 'publish',  'reads': 'LoRA adapter, before and after', 'makes': 'Model repo',
+     'chapter': '08_publish'},
+    {'step': 'space',    'reads': 'Model repo',
+     'makes': 'Space repo, an app that answers', 'chapter': '09_spaces'},
 ])
 
 # %% ../nbs/00_ecosystem.ipynb #e2a42ec8
@@ -114,8 +126,10 @@ _LANES = (('GitHub', 'holds code,\norchestrates', 4.0, _GREY),
           ('Compute', 'here, Colab,\nHF Jobs, clouds', 2.35, _AMBER),
           ('Hub', 'stores, versions,\nhosts', .55, _BLUE))
 _BOXES = {  # name: (x of the centre, lane, width, text)
-    'code': (3.0, 0, 2.0, 'code + flow.yaml'), 'actions': (7.6, 0, 2.8, 'Actions\nchecks, starts, waits'),
-    'raw': (2.45, 1, 1.2, 'raw files'), 'prepare': (4.3, 1, 1.4, 'prepare'), 'train': (6.9, 1, 1.5, 'train\nQLoRA'),
+    'code': (3.0, 0, 2.0, 'code + flow.yaml'),
+    'actions': (7.6, 0, 2.8, 'Actions\nchecks, starts, waits'),
+    'raw': (2.45, 1, 1.2, 'raw files'), 'prepare': (4.3, 1, 1.4, 'prepare'),
+    'train': (6.9, 1, 1.5, 'train\nQLoRA'),
     'evaluate': (9.2, 1, 1.4, 'evaluate'), 'app': (11.75, 1, 1.5, 'app\nanswers'),
     'data': (4.3, 2, 1.6, 'Dataset\nrepo'), 'base': (6.9, 2, 1.6, 'base\nModel repo'),
     'model': (9.2, 2, 1.6, 'Model\nrepo'), 'space': (11.75, 2, 1.5, 'Space\nrepo')}
@@ -128,14 +142,17 @@ def draw_flow(ax=None):  # matplotlib axes; a new figure of 11 x 5 inches by def
     if ax is None: ax = plt.subplots(figsize=(11, 5), layout='constrained')[1]
     ax.set(xlim=(-.1, 12.85), ylim=(-.25, 4.85)); ax.axis('off')
     for title, role, y, color in _LANES:
-        ax.add_patch(FancyBboxPatch((0, y-.5), 12.75, 1.05, boxstyle='round,pad=.08', fc=color, ec='none', alpha=.09))
+        ax.add_patch(FancyBboxPatch((0, y-.5), 12.75, 1.05, boxstyle='round,pad=.08', fc=color,
+                                    ec='none', alpha=.09))
         ax.text(.1, y+.12, title, color=color, weight='bold', size=14)
         ax.text(.1, y-.2, role, color=_GREY, size=8, va='center')
     for x, lane, w, text in _BOXES.values():
         color = _LANES[lane][3]
-        ax.add_patch(FancyBboxPatch((x-w/2, _LANES[lane][2]-.33), w, .7, boxstyle='round,pad=.04,rounding_size=.12',
+        ax.add_patch(FancyBboxPatch((x-w/2, _LANES[lane][2]-.33), w, .7,
+                                    boxstyle='round,pad=.04,rounding_size=.12',
                                     fc='white', ec=color, lw=1.6, zorder=3))
-        ax.text(x, _LANES[lane][2]+.02, text, ha='center', va='center', size=10, zorder=4, linespacing=1.15)
+        ax.text(x, _LANES[lane][2]+.02, text, ha='center', va='center', size=10, zorder=4,
+                linespacing=1.15)
     _arrows(ax)
     return ax
 
@@ -145,14 +162,18 @@ def _arrows(ax):
     def edge(name, side):
         x, lane, w, _ = _BOXES[name]
         y = _LANES[lane][2] + .02
-        return {'r': (x+w/2+.05, y), 'l': (x-w/2-.05, y), 't': (x, y+.4), 'b': (x, y-.4), 'c': (x-w/2+.2, y-.4)}[side]
+        return {'r': (x+w/2+.05, y), 'l': (x-w/2-.05, y), 't': (x, y+.4), 'b': (x, y-.4),
+                'c': (x-w/2+.2, y-.4)}[side]
     def arrow(a, b, label='', color='#343a40', style='-', bend=0):
         (p, q) = edge(*a), edge(*b)
-        ax.annotate('', q, p, zorder=5, arrowprops=dict(arrowstyle='-|>', color=color, lw=1.5, ls=style, shrinkA=0, shrinkB=0,
+        ax.annotate('', q, p, zorder=5,
+            arrowprops=dict(arrowstyle='-|>', color=color, lw=1.5, ls=style, shrinkA=0, shrinkB=0,
                     connectionstyle=f'arc3,rad={bend}'))
         if label:
-            flat = p[1] == q[1]                                 # beside an upright arrow, above a flat one
-            ax.text((p[0]+q[0])/2 + (0 if flat else .1), (p[1]+q[1])/2 + (.16 if flat else 0), label, size=9, color=color,
+            # beside an upright arrow, above a flat one
+            flat = p[1] == q[1]
+            ax.text((p[0]+q[0])/2 + (0 if flat else .1), (p[1]+q[1])/2 + (.16 if flat else 0),
+                    label, size=9, color=color,
                     style='italic', va='center', ha='center' if flat else 'left', zorder=6)
     arrow(('code', 'r'), ('actions', 'l'))
     arrow(('raw', 'r'), ('prepare', 'l'))
@@ -163,23 +184,28 @@ def _arrows(ax):
     arrow(('evaluate', 'b'), ('model', 't'), 'publish', _GREEN)
     arrow(('model', 'r'), ('space', 'l'), '@ commit')
     arrow(('space', 't'), ('app', 'b'), 'runs as')
-    for name in ('prepare', 'train', 'app'): arrow(('actions', 'b'), (name, 't'), color=_GREY, style=':')
+    for name in ('prepare', 'train', 'app'):
+        arrow(('actions', 'b'), (name, 't'), color=_GREY, style=':')
 
 # %% ../nbs/00_ecosystem.ipynb #ff4c48a0
 FAMILIES = {
-    'bert':    dict(task='fill-mask', auto='AutoModelForMaskedLM', sees='text, both directions', 
+    'bert':    dict(task='fill-mask', auto='AutoModelForMaskedLM', sees='text, both directions',
                     real='google-bert/bert-base-uncased', real_size='110M'),
-    'gpt':     dict(task='text-generation', auto='AutoModelForCausalLM', sees='text, left to right', 
+    'gpt':     dict(task='text-generation', auto='AutoModelForCausalLM',
+                    sees='text, left to right',
                     real='openai-community/gpt2', real_size='124M'),
-    'llama':   dict(task='text-generation', auto='AutoModelForCausalLM', sees='text, left to right', 
+    'llama':   dict(task='text-generation', auto='AutoModelForCausalLM',
+                    sees='text, left to right',
                     real='meta-llama/Llama-3.1-8B-Instruct', real_size='8.0B'),
-    'whisper': dict(task='automatic-speech-recognition', auto='AutoModelForSpeechSeq2Seq', sees='sound, then text', 
+    'whisper': dict(task='automatic-speech-recognition', auto='AutoModelForSpeechSeq2Seq',
+                    sees='sound, then text',
                     real='openai/whisper-large-v3-turbo', real_size='809M'),
 }
 
 # %% ../nbs/00_ecosystem.ipynb #9c471cc1
-LINES = ('a model repo holds weights', 'a dataset repo holds rows', 'a space repo holds an app', 
-         'actions only start the work', 'the hub stores and versions files', 'training needs a machine')
+LINES = ('a model repo holds weights', 'a dataset repo holds rows', 'a space repo holds an app',
+         'actions only start the work', 'the hub stores and versions files',
+         'training needs a machine')
 
 # %% ../nbs/00_ecosystem.ipynb #ab2e2ee8
 def _tokenizer(family, special):
@@ -188,7 +214,8 @@ def _tokenizer(family, special):
     if family == 'bert':
         tok = Tokenizer(models.WordPiece(unk_token='[UNK]'))
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special, show_progress=False)
+        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special,
+                                            show_progress=False)
     else:
         tok = Tokenizer(models.BPE())
         tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -196,7 +223,8 @@ def _tokenizer(family, special):
                                       initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tok.train_from_iterator(LINES, trainer)
     if family == 'bert':
-        tok.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
+        tok.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]',
+            special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
     return tok
 
 # %% ../nbs/00_ecosystem.ipynb #c9af97f4
@@ -204,19 +232,30 @@ def _text_model(family):
     "A model of `bert`, `gpt` or `llama` with random weights, and its tokenizer."
     import transformers as tf
     if family == 'bert':
-        special = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]', mask_token='[MASK]')
-        tok = tf.PreTrainedTokenizerFast(tokenizer_object=_tokenizer('bert', list(special.values())), **special)
-        cfg = tf.BertConfig(vocab_size=len(tok), hidden_size=64, num_hidden_layers=2, num_attention_heads=2, 
-                            intermediate_size=128, max_position_embeddings=64, hidden_dropout_prob=0,
+        special = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]',
+                       mask_token='[MASK]')
+        tok = tf.PreTrainedTokenizerFast(tokenizer_object=_tokenizer('bert',
+            list(special.values())), **special)
+        cfg = tf.BertConfig(vocab_size=len(tok), hidden_size=64, num_hidden_layers=2,
+                            num_attention_heads=2,
+                            intermediate_size=128, max_position_embeddings=64,
+                            hidden_dropout_prob=0,
                             attention_probs_dropout_prob=0, pad_token_id=tok.pad_token_id)
         return tf.BertForMaskedLM(cfg), tok
     end = '<|endoftext|>'
-    tok = tf.PreTrainedTokenizerFast(tokenizer_object=_tokenizer(family, [end]), eos_token=end, bos_token=end, pad_token=end)
-    ids = dict(bos_token_id=tok.eos_token_id, eos_token_id=tok.eos_token_id, pad_token_id=tok.eos_token_id)
-    if family == 'gpt': return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=len(tok), n_embd=64, n_layer=2, n_head=2, 
-                                                                n_positions=64, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **ids)), tok
-    return tf.LlamaForCausalLM(tf.LlamaConfig(vocab_size=len(tok), hidden_size=64, num_hidden_layers=2, num_attention_heads=4, 
-                               num_key_value_heads=2, intermediate_size=128, max_position_embeddings=64, 
+    tok = tf.PreTrainedTokenizerFast(tokenizer_object=_tokenizer(family, [end]), eos_token=end,
+                                     bos_token=end, pad_token=end)
+    ids = dict(bos_token_id=tok.eos_token_id, eos_token_id=tok.eos_token_id,
+               pad_token_id=tok.eos_token_id)
+    if family == 'gpt':
+        return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=len(tok), n_embd=64, n_layer=2,
+                                                n_head=2,
+                                                n_positions=64, resid_pdrop=0, embd_pdrop=0,
+                                                attn_pdrop=0, **ids)), tok
+    return tf.LlamaForCausalLM(tf.LlamaConfig(vocab_size=len(tok), hidden_size=64,
+                                              num_hidden_layers=2, num_attention_heads=4,
+                               num_key_value_heads=2, intermediate_size=128,
+                               max_position_embeddings=64,
                                tie_word_embeddings=True, **ids)), tok
 
 # %% ../nbs/00_ecosystem.ipynb #5ca6ea00
@@ -225,12 +264,16 @@ def _whisper():
     import transformers as tf
     raw = json.loads(_tokenizer('whisper', ['<|endoftext|>']).to_str())['model']
     tok = tf.WhisperTokenizer(vocab=raw['vocab'], merges=[tuple(m) for m in raw['merges']])
-    tok.add_tokens(['<|startoftranscript|>', '<|notimestamps|>'], special_tokens=True)   # after the text, as in the real one
+    # after the text, as in the real one
+    tok.add_tokens(['<|startoftranscript|>', '<|notimestamps|>'], special_tokens=True)
     ids = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'), tok.eos_token_id)
     ids['decoder_start_token_id'] = tok.convert_tokens_to_ids('<|startoftranscript|>')
-    cfg = tf.WhisperConfig(vocab_size=len(tok), d_model=64, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
-                           decoder_attention_heads=2, encoder_ffn_dim=128, decoder_ffn_dim=128, max_source_positions=50, 
-                           max_target_positions=32, suppress_tokens=None, begin_suppress_tokens=None, **ids)
+    cfg = tf.WhisperConfig(vocab_size=len(tok), d_model=64, encoder_layers=1, decoder_layers=1,
+                           encoder_attention_heads=2,
+                           decoder_attention_heads=2, encoder_ffn_dim=128, decoder_ffn_dim=128,
+                           max_source_positions=50,
+                           max_target_positions=32, suppress_tokens=None,
+                           begin_suppress_tokens=None, **ids)
     model = tf.WhisperForConditionalGeneration(cfg)
     model.generation_config = tf.GenerationConfig(max_length=16, suppress_tokens=None, **ids)
     return model, tok, tf.WhisperFeatureExtractor(chunk_length=1)
@@ -240,7 +283,8 @@ def tone(hertz:int,    # frequency; 220 is low, 1760 is high
         ) -> dict:     # what a speech pipeline takes: `raw` samples and `sampling_rate`
     "Make one second of a pure tone at 16,000 samples per second."
     import numpy as np
-    return {'raw': np.sin(2*np.pi*hertz*np.arange(16000)/16000).astype('float32'), 'sampling_rate': 16000}
+    return {'raw': np.sin(2*np.pi*hertz*np.arange(16000)/16000).astype('float32'),
+            'sampling_rate': 16000}
 
 TONES = {220: 'a low tone', 1760: 'a high tone'}
 
@@ -249,15 +293,18 @@ def _batch(family, tok, extractor=None):
     "One batch with everything there is to learn: inputs and labels."
     import torch
     if family == 'whisper':
-        sounds = extractor([tone(hz)['raw'] for hz in TONES], sampling_rate=16000, return_tensors='pt')
-        rows = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id] for text in TONES.values()]
+        sounds = extractor([tone(hz)['raw'] for hz in TONES], sampling_rate=16000,
+                           return_tensors='pt')
+        rows = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id]
+                for text in TONES.values()]
         labels = [row + [-100]*(max(map(len, rows)) - len(row)) for row in rows]
         return dict(input_features=sounds.input_features, labels=torch.tensor(labels))
     end = '' if family == 'bert' else tok.eos_token
     lines = LINES*6 if family == 'bert' else LINES              # each copy hides other words
     batch = tok([line + end for line in lines], padding=True, return_tensors='pt')
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
-    if family == 'bert':                                       # one word in four; the labels still know it
+    # one word in four; the labels still know it
+    if family == 'bert':
         hidden = (torch.rand(labels.shape) < .25) & (batch.input_ids > 4)
         labels = labels.masked_fill(~hidden, -100)
         batch['input_ids'] = batch.input_ids.masked_fill(hidden, tok.mask_token_id)
@@ -269,16 +316,20 @@ def tiny(family:str,      # bert, gpt, llama or whisper
          steps:int=100,   # training steps on `LINES` or `TONES`; 0 leaves the weights random
         ) -> Path:        # the folder
     "Make a small model of a family with its tokenizer, let it learn a few lines, and save it as a repository holds it."
-    if family not in FAMILIES: raise ValueError(f"'{family}' is not a family of this page: choose from {', '.join(FAMILIES)}.")
+    if family not in FAMILIES:
+        raise ValueError(f"'{family}' is not a family of this page: choose from "
+                         f"{', '.join(FAMILIES)}.")
     import torch
     folder = Path(folder)
-    with torch.random.fork_rng(devices=[]):                    # seeded, and the caller's random state stays as it is
+    # seeded, and the caller's random state stays as it is
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = _whisper() if family == 'whisper' else _text_model(family)
         optimizer = torch.optim.AdamW(parts[0].parameters(), lr=3e-3)
         parts[0].train()
         for step in range(steps):
-            if step == 0 or family == 'bert': batch = _batch(family, *parts[1:])    # BERT hides other words each time
+            # BERT hides other words each time
+            if step == 0 or family == 'bert': batch = _batch(family, *parts[1:])
             parts[0](**batch).loss.backward()
             optimizer.step(); optimizer.zero_grad()
     for part in parts: part.save_pretrained(folder)

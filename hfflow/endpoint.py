@@ -27,7 +27,8 @@ from .evaluate import dense
 class _Text:
     "Turns a growing list of token ids into text that is settled: whole characters, and nothing that may become a stop string."
     def __init__(self, tok, stops=()):
-        self.tok, self.stops, self.ids, self.start, self.sent, self.held, self.stopped = tok, [s for s in stops if s], [], 0, '', '', False
+        self.tok, self.stops, self.ids, self.start, self.sent, self.held, self.stopped = tok, [s
+            for s in stops if s], [], 0, '', '', False
     def push(self, token, last=False):
         "Take one more token (None: no more); return the text that can go out now."
         if self.stopped: return ''
@@ -35,13 +36,15 @@ class _Text:
         window = self.tok.decode(self.ids[self.start:], skip_special_tokens=True)
         if window.endswith('\ufffd') and not last: return ''         # half a character
         new, self.sent = window[len(self.sent):], window
-        if len(self.ids) - self.start > 64 and '\n' in new: self.start, self.sent = len(self.ids), ''   # decode short windows: linear time
+        if len(self.ids) - self.start > 64 and '\n' in new:
+            self.start, self.sent = len(self.ids), ''   # decode short windows: linear time
         text = self.held + new
         at = min((i for s in self.stops if (i := text.find(s)) >= 0), default=-1)
         if at >= 0:
             self.stopped, self.held = True, ''
             return text[:at]
-        keep = 0 if last else max((n for s in self.stops for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+        keep = 0 if last else max((n for s in self.stops for n in range(1, len(s))
+                                   if text.endswith(s[:n])), default=0)
         self.held = text[len(text) - keep:]
         return text[:len(text) - keep]
 
@@ -59,10 +62,12 @@ def stream_text(
     "Generate token by token; yields text as soon as it is settled."
     import torch
     ids = tok(prompt, add_special_tokens=False, return_tensors='pt')['input_ids'].to(model.device)
-    ends, dice, text = set(stop_ids(tok)), torch.Generator().manual_seed(seed if seed is not None else int.from_bytes(os.urandom(4), 'big')), _Text(tok, stop)
+    ends, dice, text = set(stop_ids(tok)), torch.Generator().manual_seed(seed if seed is not None
+        else int.from_bytes(os.urandom(4), 'big')), _Text(tok, stop)
     n, x, cache, reason = 0, ids, None, 'length'
     while n < max_tokens:
-        with torch.no_grad(): out = model(input_ids=x, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        with torch.no_grad():
+            out = model(input_ids=x, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache, logits = out.past_key_values, out.logits[0, -1].float().cpu()
         if temperature <= 0: token = int(logits.argmax())
         else:
@@ -84,51 +89,77 @@ def stream_text(
 # %% ../nbs/10_endpoint.ipynb #f96ad0ac
 class _Bad(Exception):
     "A request that cannot be answered: status, message, parameter, code."
-    def __init__(self, message, param=None, status=400, code=None): self.message, self.param, self.status, self.code = message, param, status, code
+    def __init__(self, message, param=None, status=400, code=None):
+        self.message, self.param, self.status, self.code = message, param, status, code
 
 def _number(body, name, default, lo, hi, kind=float):
     "A number from a request, within its limits."
     v = body.get(name)
     if v is None: return default
-    if isinstance(v, bool) or not isinstance(v, (int, float)) or not lo <= v <= hi or kind is int and v != int(v):
-        raise _Bad(f'{name} is {json.dumps(v)[:40]}, but it must be {"a whole number" if kind is int else "a number"} from {lo} to {hi}', name)
+    if isinstance(v, bool) or not isinstance(v,
+        (int, float)) or not lo <= v <= hi or kind is int and v != int(v):
+        raise _Bad(f'{name} is {json.dumps(v)[:40]}, but it must be '
+                   f'{"a whole number" if kind is int else "a number"} from {lo} to {hi}', name)
     return kind(v)
 
 def _content(c):
     "The text of a message: a string, or a list of text parts."
     if isinstance(c, str): return c
-    if isinstance(c, list) and all(isinstance(p, dict) and p.get('type') == 'text' and isinstance(p.get('text'), str) for p in c): return ''.join(p['text'] for p in c)
+    if isinstance(c, list) and all(isinstance(p, dict) and p.get('type') == 'text'
+                                   and isinstance(p.get('text'), str) for p in c):
+        return ''.join(p['text'] for p in c)
     raise _Bad('The content of a message must be text: this model reads nothing else', 'messages')
 
 def _request(body, tok, name, most, chat):
     "Check a request; returns the prompt and the arguments of `stream_text`."
     if not isinstance(body, dict): raise _Bad('The body must be a JSON object')
     # Hugging Face's client sends the name dummy where it was given an address alone
-    if body.get('model') not in (None, '', 'dummy', name): raise _Bad(f"There is no model {json.dumps(body['model'])[:80]} here, only '{name}'", 'model', 404, 'model_not_found')
+    if body.get('model') not in (None, '', 'dummy', name):
+        raise _Bad(f"There is no model {json.dumps(body['model'])[:80]} here, only '{name}'",
+                   'model', 404, 'model_not_found')
     if chat:
         msgs = body.get('messages')
-        if not isinstance(msgs, list) or not msgs: raise _Bad('messages must be a list with at least one message', 'messages')
-        if not all(isinstance(m, dict) and m.get('role') in ('system', 'user', 'assistant') for m in msgs):
-            raise _Bad('Each message needs a role, which is system, user or assistant, and content', 'messages')
-        try: prompt = prompt_text([{'role': m['role'], 'content': _content(m.get('content'))} for m in msgs], tok)
+        if not isinstance(msgs, list) or not msgs:
+            raise _Bad('messages must be a list with at least one message', 'messages')
+        if not all(isinstance(m, dict) and m.get('role') in ('system', 'user', 'assistant')
+                   for m in msgs):
+            raise _Bad('Each message needs a role, which is system, user or assistant, and content',
+                       'messages')
+        try:
+            prompt = prompt_text([{'role': m['role'], 'content': _content(m.get('content'))}
+                                  for m in msgs], tok)
         except _Bad: raise
-        except Exception as e: raise _Bad(f'The chat template refuses these messages: {e}', 'messages') from e
+        except Exception as e:
+            raise _Bad(f'The chat template refuses these messages: {e}', 'messages') from e
     else:
         prompt = body.get('prompt')
         if isinstance(prompt, list) and len(prompt) == 1: prompt = prompt[0]
-        if not isinstance(prompt, str) or not prompt: raise _Bad('prompt must be a text that is not empty', 'prompt')
+        if not isinstance(prompt, str) or not prompt:
+            raise _Bad('prompt must be a text that is not empty', 'prompt')
     stop = body.get('stop') or ()
     stop = (stop,) if isinstance(stop, str) else stop
-    if not isinstance(stop, (list, tuple)) or len(stop) > 4 or not all(isinstance(s, str) for s in stop): raise _Bad('stop must be a text, or a list of up to four', 'stop')
-    if _number(body, 'n', 1, 1, 128, int) != 1: raise _Bad('Only one answer per request is made: leave n out', 'n')
+    if not isinstance(stop, (list, tuple)) or len(stop) > 4 or not all(isinstance(s, str)
+        for s in stop):
+        raise _Bad('stop must be a text, or a list of up to four', 'stop')
+    if _number(body, 'n', 1, 1, 128, int) != 1:
+        raise _Bad('Only one answer per request is made: leave n out', 'n')
     try: prompt.encode()
-    except UnicodeEncodeError: raise _Bad('The text holds half of a character pair, which is no text: send valid Unicode', 'messages' if chat else 'prompt') from None
-    n_prompt, key = len(tok(prompt, add_special_tokens=False)['input_ids']), 'max_completion_tokens' if body.get('max_completion_tokens') is not None else 'max_tokens'
+    except UnicodeEncodeError:
+        raise _Bad('The text holds half of a character pair, which is no text: send valid Unicode',
+                   'messages' if chat else 'prompt') from None
+    n_prompt, key = len(tok(prompt,
+        add_special_tokens=False)['input_ids']), 'max_completion_tokens' if body.get('max_completion_tokens') is not None else 'max_tokens'
     room = most - n_prompt
-    if room < 1: raise _Bad(f'The prompt has {n_prompt} tokens, and this model reads {most} at most with its answer: shorten it', 'messages' if chat else 'prompt', code='context_length_exceeded')
+    if room < 1:
+        raise _Bad(f'The prompt has {n_prompt} tokens, and this model reads {most} at most with '
+                   'its answer: shorten it', 'messages' if chat else 'prompt',
+                   code='context_length_exceeded')
     wanted = _number(body, key, min(256, room), 1, 10**6, int)
-    if wanted > room: raise _Bad(f'{key} is {wanted}, but beside a prompt of {n_prompt} tokens this model has room for {room}', key, code='context_length_exceeded')
-    return prompt, dict(max_tokens=wanted, temperature=_number(body, 'temperature', 0.0, 0, 2), top_p=_number(body, 'top_p', 1.0, 1e-6, 1),
+    if wanted > room:
+        raise _Bad(f'{key} is {wanted}, but beside a prompt of {n_prompt} tokens this model has '
+                   f'room for {room}', key, code='context_length_exceeded')
+    return prompt, dict(max_tokens=wanted, temperature=_number(body, 'temperature', 0.0, 0, 2),
+                        top_p=_number(body, 'top_p', 1.0, 1e-6, 1),
                         stop=tuple(stop), seed=_number(body, 'seed', None, -2**63, 2**63 - 1, int))
 
 # %% ../nbs/10_endpoint.ipynb #d7fa6478
@@ -147,14 +178,18 @@ def app(
     from starlette.responses import JSONResponse, StreamingResponse
     from starlette.routing import Route
     model.eval()
-    most, started, turn = getattr(model.config, 'max_position_embeddings', None) or 10**6, int(time.time()), asyncio.Lock()
+    most, started, turn = getattr(model.config, 'max_position_embeddings',
+                                  None) or 10**6, int(time.time()), asyncio.Lock()
 
     def error(message, param=None, status=400, code=None):
         kind = 'server_error' if status >= 500 else 'authentication_error' if status == 401 else 'invalid_request_error'
-        return JSONResponse({'error': dict(message=message, type=kind, param=param, code=code)}, status, {'WWW-Authenticate': 'Bearer'} if status == 401 else None)
+        return JSONResponse({'error': dict(message=message, type=kind, param=param, code=code)},
+                            status, {'WWW-Authenticate': 'Bearer'} if status == 401 else None)
     def allowed(request):
         given = request.headers.get('authorization', '')
-        if token and not hmac.compare_digest(given.encode(), f'Bearer {token}'.encode()): raise _Bad('This endpoint needs its token: send it as Authorization: Bearer ...', None, 401, 'invalid_api_key')
+        if token and not hmac.compare_digest(given.encode(), f'Bearer {token}'.encode()):
+            raise _Bad('This endpoint needs its token: send it as Authorization: Bearer ...', None,
+                       401, 'invalid_api_key')
     def generate(prompt, options, gone):
         for piece in stream_text(model, tok, prompt, **options):
             if gone.is_set(): return
@@ -163,10 +198,13 @@ def app(
     async def health(request): return JSONResponse({'status': 'ok', 'model': name})
     async def models(request):
         allowed(request)
-        return JSONResponse({'object': 'list', 'data': [dict(id=name, object='model', created=started, owned_by='hfflow')]})
+        return JSONResponse({'object': 'list',
+            'data': [dict(id=name, object='model', created=started, owned_by='hfflow')]})
     async def model_info(request):
         allowed(request)
-        if request.path_params['id'] != name: raise _Bad(f"There is no model '{request.path_params['id'][:80]}' here, only '{name}'", 'model', 404, 'model_not_found')
+        if request.path_params['id'] != name:
+            raise _Bad(f"There is no model '{request.path_params['id'][:80]}' here, only '{name}'",
+                       'model', 404, 'model_not_found')
         return JSONResponse(dict(id=name, object='model', created=started, owned_by='hfflow'))
 
     async def answer(request, chat):
@@ -174,27 +212,35 @@ def app(
         raw = b''
         async for part in request.stream():
             raw += part
-            if len(raw) > 2**20: raise _Bad('The request is larger than 1 MiB: shorten it', None, 413)
+            if len(raw) > 2**20:
+                raise _Bad('The request is larger than 1 MiB: shorten it', None, 413)
         try: body = json.loads(raw)
         except (ValueError, RecursionError): raise _Bad('The body is not valid JSON') from None
         prompt, options = _request(body, tok, name, most, chat)
-        head = dict(id=('chatcmpl-' if chat else 'cmpl-') + uuid.uuid4().hex[:24], created=int(time.time()), model=name)
+        head = dict(id=('chatcmpl-' if chat else 'cmpl-') + uuid.uuid4().hex[:24],
+                    created=int(time.time()), model=name)
         gone = threading.Event()
-        usage = lambda end: dict(prompt_tokens=end['prompt_tokens'], completion_tokens=end['completion_tokens'], total_tokens=end['prompt_tokens'] + end['completion_tokens'])
+        usage = lambda end: dict(prompt_tokens=end['prompt_tokens'],
+            completion_tokens=end['completion_tokens'],
+            total_tokens=end['prompt_tokens'] + end['completion_tokens'])
         if not body.get('stream'):
             async with turn:
                 got = await run_in_threadpool(lambda: list(generate(prompt, options, gone)))
             text, end = ''.join(t for t, _ in got), got[-1][1]
-            choice = dict(index=0, finish_reason=end['finish_reason'], logprobs=None, **(dict(message=dict(role='assistant', content=text)) if chat else dict(text=text)))
-            return JSONResponse(dict(head, object='chat.completion' if chat else 'text_completion', choices=[choice], usage=usage(end)))
+            choice = dict(index=0, finish_reason=end['finish_reason'], logprobs=None,
+                **(dict(message=dict(role='assistant', content=text)) if chat else dict(text=text)))
+            return JSONResponse(dict(head, object='chat.completion' if chat else 'text_completion',
+                                     choices=[choice], usage=usage(end)))
         options_ = body.get('stream_options')
         with_usage = isinstance(options_, dict) and options_.get('include_usage')
 
         async def events():
             kind = 'chat.completion.chunk' if chat else 'text_completion'
             def event(text=None, reason=None, first=False):
-                delta = {**({'role': 'assistant'} if first else {}), **({} if text is None else {'content': text})}
-                choice = dict(index=0, finish_reason=reason, logprobs=None, **(dict(delta=delta) if chat else dict(text=text or '')))
+                delta = {**({'role': 'assistant'} if first else {}),
+                         **({} if text is None else {'content': text})}
+                choice = dict(index=0, finish_reason=reason, logprobs=None,
+                              **(dict(delta=delta) if chat else dict(text=text or '')))
                 return 'data: ' + json.dumps(dict(head, object=kind, choices=[choice])) + '\n\n'
             try:
                 async with turn:
@@ -203,29 +249,39 @@ def app(
                         if text: yield event(text)
                         if end:
                             yield event(None, end['finish_reason'])
-                            if with_usage: yield 'data: ' + json.dumps(dict(head, object=kind, choices=[], usage=usage(end))) + '\n\n'
+                            if with_usage:
+                                yield 'data: ' + json.dumps(dict(head, object=kind, choices=[],
+                                                                 usage=usage(end))) + '\n\n'
                 yield 'data: [DONE]\n\n'
-            except Exception:        # the status line is long gone: an error can only be one more event
+            # the status line is long gone: an error can only be one more event
+            except Exception:
                 yield 'data: ' + json.dumps({'error': dict(message='The model failed on this request', type='server_error', param=None, code=None)}) + '\n\n'
             finally: gone.set()
-        return StreamingResponse(events(), media_type='text/event-stream', headers={'Cache-Control': 'no-cache'})
+        return StreamingResponse(events(), media_type='text/event-stream',
+                                 headers={'Cache-Control': 'no-cache'})
 
     async def chat(request): return await answer(request, True)
     async def completions(request): return await answer(request, False)
     async def bad(request, e): return error(e.message, e.param, e.status, e.code)
-    async def http(request, e): return error(f'{request.method} {request.url.path} is not offered here: POST /v1/chat/completions answers' if e.status_code in (404, 405) else str(e.detail), status=e.status_code)
+    async def http(request, e): return error(f'{request.method} {request.url.path} is not offered '
+        'here: POST /v1/chat/completions answers' if e.status_code in (404, 405) else str(e.detail),
+        status=e.status_code)
     async def failed(request, e): return error('The model failed on this request', status=500)
-    web = Starlette(routes=[Route('/health', health), Route('/v1/models', models), Route('/v1/models/{id:path}', model_info),
-                             Route('/v1/chat/completions', chat, methods=['POST']), Route('/v1/completions', completions, methods=['POST'])],
+    web = Starlette(routes=[Route('/health', health), Route('/v1/models', models),
+                            Route('/v1/models/{id:path}', model_info),
+                             Route('/v1/chat/completions', chat, methods=['POST']),
+                             Route('/v1/completions', completions, methods=['POST'])],
                      exception_handlers={_Bad: bad, HTTPException: http, Exception: failed})
-    web.state.dense = dense(model)       # one dense matrix per 4-bit layer, for as long as the application lives
+    # one dense matrix per 4-bit layer, for as long as the application lives
+    web.state.dense = dense(model)
     web.state.dense.__enter__()
     return web
 
 # %% ../nbs/10_endpoint.ipynb #f0882a01
 def _name(model):
     "What clients call a model: the repo's id, or the folder's name."
-    return model.repo_id if isinstance(model, Artifact) else Path(str(model)).resolve().name if Path(str(model)).is_dir() else str(model)
+    return model.repo_id if isinstance(model,
+        Artifact) else Path(str(model)).resolve().name if Path(str(model)).is_dir() else str(model)
 
 # %% ../nbs/10_endpoint.ipynb #456d760f
 def serve(
@@ -243,13 +299,16 @@ def serve(
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: sock.bind((host, port))
         except (OSError, OverflowError) as e:
-            raise UserError(f'Port {port} of {host} cannot be had ({getattr(e, "strerror", None) or e}): give another one with port=, or 0 for a free one') from e
+            raise UserError(f'Port {port} of {host} cannot be had '
+                            f'({getattr(e, "strerror", None) or e}): give another one with port=, '
+                            'or 0 for a free one') from e
         if not isinstance(model, Artifact) and not Path(str(model)).is_dir(): connect()
         net, tok = load_model(model, bits=bits)
         host_ = f'[{host}]' if ':' in host else host
         print(f'{_name(model)} answers at http://{host_}:{sock.getsockname()[1]}/v1', flush=True)
         web = app(net, tok, _name(model), token or os.environ.get('HFFLOW_ENDPOINT_TOKEN'))
-        uvicorn.Server(uvicorn.Config(web, log_level='warning', timeout_graceful_shutdown=3)).run(sockets=[sock])
+        uvicorn.Server(uvicorn.Config(web, log_level='warning',
+                                      timeout_graceful_shutdown=3)).run(sockets=[sock])
     finally: sock.close()
 
 # %% ../nbs/10_endpoint.ipynb #a8714254
@@ -267,12 +326,17 @@ class Endpoint:
     def ask(self, text, **options):
         "Ask one question; options are those of the protocol, such as max_tokens."
         body = json.dumps(dict(messages=[dict(role='user', content=text)], **options)).encode()
-        request = urllib.request.Request(self.base_url + '/chat/completions', body, {'Content-Type': 'application/json'})
-        if token := os.environ.get('HFFLOW_ENDPOINT_TOKEN'): request.add_header('Authorization', f'Bearer {token}')
+        request = urllib.request.Request(self.base_url + '/chat/completions', body,
+                                         {'Content-Type': 'application/json'})
+        if token := os.environ.get('HFFLOW_ENDPOINT_TOKEN'):
+            request.add_header('Authorization', f'Bearer {token}')
         try:
-            with _direct().open(request, timeout=600) as r: return json.load(r)['choices'][0]['message']['content']
-        except urllib.error.HTTPError as e: raise UserError(json.load(e)['error']['message']) from None
-        except OSError as e: raise UserError(f'The endpoint at {self.url} does not answer ({e}): start it again') from e
+            with _direct().open(request, timeout=600) as r:
+                return json.load(r)['choices'][0]['message']['content']
+        except urllib.error.HTTPError as e:
+            raise UserError(json.load(e)['error']['message']) from None
+        except OSError as e:
+            raise UserError(f'The endpoint at {self.url} does not answer ({e}): start it again') from e
 
     def stop(self):
         "End the process, within five seconds."
@@ -298,10 +362,13 @@ def start(
     timeout: float = 120,  # seconds until it must be healthy
 ) -> Endpoint:
     "Run the server as a process of its own on 127.0.0.1 and wait until it answers."
-    where = f'{model.repo_id}@{model.revision}' if isinstance(model, Artifact) else str(Path(model).resolve()) if Path(str(model)).is_dir() else str(model)
+    where = f'{model.repo_id}@{model.revision}' if isinstance(model,
+        Artifact) else str(Path(model).resolve()) if Path(str(model)).is_dir() else str(model)
     fd, log = tempfile.mkstemp(prefix='hfflow-endpoint-', suffix='.log')
-    command = [sys.executable, '-m', 'hfflow.endpoint', where, '--port', str(port)] + (['--bits', str(bits)] if bits else [])
-    process = subprocess.Popen(command, stdout=fd, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    command = [sys.executable, '-m', 'hfflow.endpoint', where, '--port',
+               str(port)] + (['--bits', str(bits)] if bits else [])
+    process = subprocess.Popen(command, stdout=fd, stderr=subprocess.STDOUT,
+                               stdin=subprocess.DEVNULL)
     os.close(fd)
     made = Endpoint('', _name(model), process, Path(log))
     try:
@@ -311,13 +378,15 @@ def start(
             if process.poll() is not None:
                 last = said.strip().splitlines()[-1] if said.strip() else f'exit code {process.returncode}'
                 raise UserError(last.removeprefix('hfflow: '))
-            if not made.url and ' answers at ' in said: made.url = said.split(' answers at ')[1].split()[0].removesuffix('/v1')
+            if not made.url and ' answers at ' in said:
+                made.url = said.split(' answers at ')[1].split()[0].removesuffix('/v1')
             if made.url:
                 try:
                     with _direct().open(made.url + '/health', timeout=2): return made
                 except OSError: pass
             time.sleep(0.1)
-        raise UserError(f'{made.name} was not ready within {timeout:g} seconds: give more with timeout=, or take a smaller model')
+        raise UserError(f'{made.name} was not ready within {timeout:g} seconds: give more with '
+                        'timeout=, or take a smaller model')
     except BaseException:
         made.stop()
         raise
@@ -326,9 +395,11 @@ def start(
 def _main(argv=None):
     "`python -m hfflow.endpoint MODEL [--host H] [--port N] [--bits N]`: serve in the foreground."
     import argparse
-    p = argparse.ArgumentParser(prog='python -m hfflow.endpoint', description='Answer OpenAI-compatible requests with a model.')
+    p = argparse.ArgumentParser(prog='python -m hfflow.endpoint',
+                                description='Answer OpenAI-compatible requests with a model.')
     p.add_argument('model', help='a folder, or a repo id, with @REVISION if you like')
-    p.add_argument('--host', default='127.0.0.1'); p.add_argument('--port', type=int, default=8000); p.add_argument('--bits', type=int)
+    p.add_argument('--host', default='127.0.0.1'); p.add_argument('--port', type=int,
+        default=8000); p.add_argument('--bits', type=int)
     a = p.parse_args(argv)
     model = a.model
     try:
@@ -370,14 +441,23 @@ def endpoint_spec(
 ) -> EndpointSpec:
     "Write out the official client's call that rents an endpoint for a model at its commit."
     import re
-    if not isinstance(model, Artifact) or model.kind != 'model': raise UserError(f'{model} is not a model at a commit: give one as Artifact.at("model", "owner/name")')
-    name = name or re.sub(r'[^a-z0-9]+', '-', model.repo_id.split('/')[-1].lower()).strip('-')[:32].strip('-')
-    if not re.fullmatch(r'[a-z0-9](?:[a-z0-9-]{2,30})[a-z0-9]', name): raise UserError(f"'{name}' cannot be an endpoint's name: take 4 to 32 small letters, digits and dashes")
-    if scale_to_zero < 0: raise UserError(f'scale_to_zero is {scale_to_zero}: give minutes, or 0 for never')
-    args = dict(repository=model.repo_id, revision=model.revision, framework='pytorch', task='text-generation', accelerator=accelerator, vendor=vendor, region=region,
-                instance_type=instance_type, instance_size=instance_size, min_replica=0 if scale_to_zero else 1, max_replica=1,
+    if not isinstance(model, Artifact) or model.kind != 'model':
+        raise UserError(f'{model} is not a model at a commit: give one as Artifact.at("model", '
+                        '"owner/name")')
+    name = name or re.sub(r'[^a-z0-9]+', '-',
+                          model.repo_id.split('/')[-1].lower()).strip('-')[:32].strip('-')
+    if not re.fullmatch(r'[a-z0-9](?:[a-z0-9-]{2,30})[a-z0-9]', name):
+        raise UserError(f"'{name}' cannot be an endpoint's name: take 4 to 32 small letters, "
+                        "digits and dashes")
+    if scale_to_zero < 0:
+        raise UserError(f'scale_to_zero is {scale_to_zero}: give minutes, or 0 for never')
+    args = dict(repository=model.repo_id, revision=model.revision, framework='pytorch',
+                task='text-generation', accelerator=accelerator, vendor=vendor, region=region,
+                instance_type=instance_type, instance_size=instance_size,
+                min_replica=0 if scale_to_zero else 1, max_replica=1,
                 scale_to_zero_timeout=scale_to_zero or None, type='protected', namespace=namespace)
     return EndpointSpec(name, {k: v for k, v in args.items() if v is not None})
 
 # %% ../nbs/10_endpoint.ipynb #61eeb470
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(_main())     # as a program, not in a notebook
+# as a program, not in a notebook
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(_main())

@@ -27,18 +27,21 @@ def wilson(
     z: float = 1.959964,  # 1.96 standard deviations: 95 %
 ) -> tuple:  # lower and upper bound of the true rate, both in [0, 1]
     "The Wilson score interval of a proportion."
-    if not 0 <= k <= n: raise UserError(f"{k} right of {n} is no proportion: the first must lie between 0 and the second")
+    if not 0 <= k <= n:
+        raise UserError(f"{k} right of {n} is no proportion: the first must lie between 0 and the second")
     if n == 0: return 0.0, 1.0
     p, z2 = k / n, z * z
     mid, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # In exact arithmetic 0 right has lower bound 0 and all right has upper bound 1; floats miss both by 1e-17
-    return (0.0 if k == 0 else (mid - half) / (1 + z2 / n)), (1.0 if k == n else (mid + half) / (1 + z2 / n))
+    return (0.0 if k == 0 else (mid - half) / (1 + z2 / n)), (1.0 if k == n
+        else (mid + half) / (1 + z2 / n))
 
 # %% ../nbs/07_evaluate.ipynb #a577fb31
 def _mapping(text):
     "The YAML mapping in `text`, or None. Model output is not trusted: only plain values, and never an exception."
     import yaml
-    if len(text) > 20_000 or '&' in text: return None    # an anchor can be a bomb: 9 lines that expand to gigabytes
+    # an anchor can be a bomb: 9 lines that expand to gigabytes
+    if len(text) > 20_000 or '&' in text: return None
     try: d = yaml.load(text, getattr(yaml, 'CSafeLoader', yaml.SafeLoader))
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError): return None
     return d if isinstance(d, dict) and d else None
@@ -62,10 +65,12 @@ class Score:
     hits: tuple = ()  # one bool per row, in order: what a paired comparison needs
     def _repr_markdown_(self):
         "The totals and a line per field."
-        out = [f'**{self.right} of {self.n} right: {self.exact:.1%}** (95 % interval {self.lo:.1%} to {self.hi:.1%})']
+        out = [f'**{self.right} of {self.n} right: {self.exact:.1%}** (95 % interval {self.lo:.1%} '
+               f'to {self.hi:.1%})']
         if self.fields:
             out += ['', '| field | right | rate | 95 % interval |', '|---|---|---|---|']
-            out += [f"| {k} | {f['right']} of {f['n']} | {f['exact']:.1%} | {f['lo']:.1%} to {f['hi']:.1%} |"
+            out += [f"| {k} | {f['right']} of {f['n']} | {f['exact']:.1%} | {f['lo']:.1%} to "
+                    f"{f['hi']:.1%} |"
                     for k, f in self.fields.items()]
         return '\n'.join(out)
 
@@ -75,9 +80,11 @@ def score(
     references: list,  # what is right, in the same order
 ) -> Score:  # counts, rates and intervals
     "Compare answers with references: the whole string, and each field where the reference is a YAML mapping."
-    predictions, references = [str(p or '').strip() for p in predictions], [str(r).strip() for r in references]
+    predictions, references = [str(p or '').strip() for p in predictions], [str(r).strip()
+        for r in references]
     if len(predictions) != len(references):
-        raise UserError(f"{len(predictions)} answers for {len(references)} references: a system must answer every prompt once, in order")
+        raise UserError(f"{len(predictions)} answers for {len(references)} references: a system "
+                        "must answer every prompt once, in order")
     hits = tuple(p == r for p, r in zip(predictions, references))
     right, total, valid, has_fields = Counter(), Counter(), 0, 0
     for p, r in zip(predictions, references):
@@ -89,8 +96,10 @@ def score(
             total[str(k)] += 1
             right[str(k)] += got is not None and k in got and type(got[k]) is type(v) and got[k] == v
     rate = _rate(sum(hits), len(hits))
-    return Score(n=rate['n'], exact=rate['exact'], lo=rate['lo'], hi=rate['hi'], right=rate['right'], hits=hits,
-                 fields={k: _rate(right[k], n) for k, n in total.items()}, valid=valid if has_fields else None)
+    return Score(n=rate['n'], exact=rate['exact'], lo=rate['lo'], hi=rate['hi'],
+                 right=rate['right'], hits=hits,
+                 fields={k: _rate(right[k], n) for k, n in total.items()},
+                 valid=valid if has_fields else None)
 
 # %% ../nbs/07_evaluate.ipynb #1c88df86
 def majority_control(
@@ -98,13 +107,17 @@ def majority_control(
 ) -> "'Callable'":  # a system: list of prompts -> list of answers
     "A system that always answers the most frequent value of each field (or the most frequent answer, if there are no fields)."
     answers = [str(c).strip() for c in _column(train, 'completion')]
-    if not answers: raise UserError("The training split is empty, so nothing in it is most frequent: give a split with rows")
+    if not answers:
+        raise UserError("The training split is empty, so nothing in it is most frequent: give a "
+                        "split with rows")
     lines = [a.splitlines() for a in answers]
-    if all(l and all(':' in x and x[:1].strip() for x in l) for l in lines):  # flat `key: value` lines
+    # flat `key: value` lines
+    if all(l and all(':' in x and x[:1].strip() for x in l) for l in lines):
         values = {}
         for l in lines:
             for x in l: values.setdefault(x.split(':')[0], Counter())[x] += 1
-        best = '\n'.join(c.most_common(1)[0][0] for c in values.values() if c.total() * 2 > len(answers))
+        best = '\n'.join(c.most_common(1)[0][0] for c in values.values()
+                         if c.total() * 2 > len(answers))
     else: best = Counter(answers).most_common(1)[0][0]
     return lambda prompts: [best] * len(prompts)
 
@@ -113,8 +126,10 @@ def _column(rows, name):
     "One column of a Dataset, a list of dicts or a dict of lists, as a list."
     if not len(rows): return []
     try: return list(rows[name]) if not isinstance(rows, (list, tuple)) else [r[name] for r in rows]
-    except KeyError: raise UserError(f"There is no column {name!r} in the rows to evaluate: they need `prompt` and `completion`, "
-                                     "which data.prepare makes") from None
+    except KeyError:
+        raise UserError(f"There is no column {name!r} in the rows to evaluate: they need `prompt` "
+                        "and `completion`, "
+                        "which data.prepare makes") from None
 
 # %% ../nbs/07_evaluate.ipynb #8ef7f256
 @dataclass(frozen=True)
@@ -131,7 +146,8 @@ class Paired:
     def _repr_markdown_(self):
         "One sentence."
         p = f'{self.p:.2g}' if self.p >= 1e-6 else 'below 0.000001'
-        return (f'{self.split}: **{self.before}** → **{self.after}** gained {self.gained} rows and lost {self.lost} '
+        return (f'{self.split}: **{self.before}** → **{self.after}** gained {self.gained} rows and '
+                f'lost {self.lost} '
                 f'({self.both} right in both, {self.neither} in neither; p = {p}).')
 
 # %% ../nbs/07_evaluate.ipynb #53ab8c92
@@ -147,12 +163,14 @@ class Report:
         for r in self.rows:
             if (r['system'], r['split']) == (system, split): return r
         raise UserError(f"The report has no row for {system!r} on {split!r}: it has "
-                        + ', '.join(sorted({f"{r['system']!r} on {r['split']!r}" for r in self.rows})))
+                        + ', '.join(sorted({f"{r['system']!r} on {r['split']!r}"
+                                            for r in self.rows})))
 
     def table(self):
         "The main table as Markdown text."
         out = ['| system | split | right | exact match | 95 % interval |', '|---|---|---|---|---|']
-        out += [f"| {r['system']} | {r['split']} | {r['right']} of {r['n']} | {r['exact']:.1%} | {r['lo']:.1%} to {r['hi']:.1%} |"
+        out += [f"| {r['system']} | {r['split']} | {r['right']} of {r['n']} | {r['exact']:.1%} | "
+                f"{r['lo']:.1%} to {r['hi']:.1%} |"
                 for r in self.rows]
         return '\n'.join(out)
 
@@ -162,7 +180,8 @@ class Report:
         if not names: return ''
         cell = lambda r, f: f"{r['fields'][f]['exact']:.1%}" if f in r['fields'] else ''
         out = ['| system | split | ' + ' | '.join(names) + ' |', '|---' * (len(names) + 2) + '|']
-        return '\n'.join(out + [f"| {r['system']} | {r['split']} | " + ' | '.join(cell(r, f) for f in names) + ' |' for r in self.rows])
+        return '\n'.join(out + [f"| {r['system']} | {r['split']} | " + ' | '.join(cell(r, f)
+            for f in names) + ' |' for r in self.rows])
 
     def as_dict(self):
         "Everything as plain lists and dicts, for JSON."
@@ -177,7 +196,8 @@ class Report:
 
     def __str__(self):
         "The main table for a terminal."
-        lines = [[c.strip() for c in l.strip('|').split('|')] for l in self.table().splitlines() if not l.startswith('|---')]
+        lines = [[c.strip() for c in l.strip('|').split('|')] for l in self.table().splitlines()
+                 if not l.startswith('|---')]
         widths = [max(map(len, col)) for col in zip(*lines)]
         return '\n'.join('  '.join(c.ljust(w) for c, w in zip(l, widths)).rstrip() for l in lines)
 
@@ -189,12 +209,17 @@ def evaluate(
     samples: int = 2,  # how many right and how many wrong answers to keep of each system and split
 ) -> Report:
     "Ask every system every row of every split, and count."
-    if limit is not None and limit < 1: raise UserError(f"limit={limit} leaves nothing to evaluate: give 1 or more, or None for all rows")
-    if not systems or not splits: raise UserError("There is nothing to evaluate: give at least one system and one split")
+    if limit is not None and limit < 1:
+        raise UserError(f"limit={limit} leaves nothing to evaluate: give 1 or more, or None for "
+                        "all rows")
+    if not systems or not splits:
+        raise UserError("There is nothing to evaluate: give at least one system and one split")
     rows, shown, hits = [], [], {}
     for split, data in splits.items():
         prompts, refs = _column(data, 'prompt'), _column(data, 'completion')
-        if not prompts: raise UserError(f"Split {split!r} has no rows to evaluate: leave it out or give another one")
+        if not prompts:
+            raise UserError(f"Split {split!r} has no rows to evaluate: leave it out or give "
+                            "another one")
         if limit and limit < len(prompts):
             keep = sorted(random.Random(0).sample(range(len(prompts)), limit))
             prompts, refs = [prompts[i] for i in keep], [refs[i] for i in keep]
@@ -203,12 +228,14 @@ def evaluate(
             answers = list(system(prompts))
             seconds = time.perf_counter() - start
             s = score(answers, refs)
-            rows.append(dict(system=name, split=split, n=s.n, right=s.right, exact=s.exact, lo=s.lo, hi=s.hi, fields=s.fields,
+            rows.append(dict(system=name, split=split, n=s.n, right=s.right, exact=s.exact, lo=s.lo,
+                             hi=s.hi, fields=s.fields,
                              valid=s.valid, seconds=round(seconds, 3)))
             hits.setdefault(name, {})[split] = ''.join('01'[h] for h in s.hits)
             for want in (True, False):
                 for i in [i for i, h in enumerate(s.hits) if h == want][:samples]:
-                    shown.append(dict(system=name, split=split, prompt=prompts[i], reference=refs[i], answer=answers[i], right=want))
+                    shown.append(dict(system=name, split=split, prompt=prompts[i],
+                                      reference=refs[i], answer=answers[i], right=want))
     return Report(rows, shown, hits)
 
 # %% ../nbs/07_evaluate.ipynb #39d137dc
@@ -219,7 +246,8 @@ def paired(
     split: str,  # which rows
 ) -> Paired:
     "Compare two systems row by row, with McNemar's exact test."
-    report.row(before, split), report.row(after, split)    # a wrong name ends here, with the right ones in the message
+    # a wrong name ends here, with the right ones in the message
+    report.row(before, split), report.row(after, split)
     pairs = Counter(zip(report.hits[before][split], report.hits[after][split]))
     gained, lost = pairs['0', '1'], pairs['1', '0']
     n = gained + lost
@@ -236,16 +264,20 @@ def plot_report(
     "Draw each system's rate of right answers on each split, with its 95 % interval."
     from matplotlib.figure import Figure
     systems, splits = (list(dict.fromkeys(r[k] for r in report.rows)) for k in ('system', 'split'))
-    if ax is None: ax = Figure(figsize=(6.4, 0.9 + 0.28 * len(systems) * len(splits)), layout='constrained').add_subplot()
+    if ax is None:
+        ax = Figure(figsize=(6.4, 0.9 + 0.28 * len(systems) * len(splits)),
+                    layout='constrained').add_subplot()
     step = 0.7 / len(systems)
     for i, name in enumerate(systems):
         mine = [r for r in report.rows if r['system'] == name]
         y = [splits.index(r['split']) + (i - (len(systems) - 1) / 2) * step for r in mine]
         x = [100 * r['exact'] for r in mine]
-        err = [[max(0, 100 * (r['exact'] - r['lo'])) for r in mine], [max(0, 100 * (r['hi'] - r['exact'])) for r in mine]]
+        err = [[max(0, 100 * (r['exact'] - r['lo'])) for r in mine],
+               [max(0, 100 * (r['hi'] - r['exact'])) for r in mine]]
         ax.errorbar(x, y, xerr=err, fmt='o', capsize=3, color=PALETTE[i % len(PALETTE)], label=name)
     n = {r['split']: r['n'] for r in report.rows}
-    ax.set(xlim=(-2, 102), ylim=(len(splits) - 0.4, -0.6), xlabel='exact match (%), with 95 % interval')
+    ax.set(xlim=(-2, 102), ylim=(len(splits) - 0.4, -0.6), xlabel='exact match (%), with 95 % '
+        'interval')
     ax.set_yticks(range(len(splits)), [f'{s}\n({n[s]} rows)' for s in splits])
     ax.grid(axis='x', alpha=.3); ax.spines[['top', 'right']].set_visible(False)
     ax.figure.legend(loc='outside upper center', ncols=min(4, len(systems)), frameon=False)
@@ -270,21 +302,27 @@ def dense(
         inside = set()
         for m in list(model.modules()):
             if id(m) in inside: continue
-            lora = hasattr(m, 'lora_A') and hasattr(m, 'get_delta_weight') and isinstance(getattr(m, 'base_layer', None), torch.nn.Linear)
+            lora = hasattr(m, 'lora_A') and hasattr(m,
+                'get_delta_weight') and isinstance(getattr(m, 'base_layer', None), torch.nn.Linear)
             base = m.base_layer if lora else m
             state = getattr(getattr(base, 'weight', None), 'quant_state', None)
-            if not isinstance(base, torch.nn.Linear) or not (lora or state) or base.weight.device.type != 'cpu': continue
+            if not isinstance(base, torch.nn.Linear) or not (lora
+                or state) or base.weight.device.type != 'cpu':
+                continue
             if lora: inside.update(map(id, m.modules()))
-            if lora and any(getattr(m, 'use_dora', {}).values()): continue     # not of the form W + BA
+            # not of the form W + BA
+            if lora and any(getattr(m, 'use_dora', {}).values()): continue
             spent += base.in_features * base.out_features * 4
             if spent > limit * 2**30: break
             with torch.no_grad():
                 weight = dense_weight(base, getattr(base, 'compute_dtype', None) if state else None)
                 if lora and not m.disable_adapters and not m.merged:
                     for name in m.active_adapters:
-                        if name in m.lora_A: weight = weight + m.get_delta_weight(name).to(weight.dtype)
+                        if name in m.lora_A:
+                            weight = weight + m.get_delta_weight(name).to(weight.dtype)
             bias = base.bias
-            m.forward = lambda x, *_, w=weight, b=bias, **__: linear(x.to(w.dtype), w, None if b is None else b.to(w.dtype)).to(x.dtype)
+            m.forward = lambda x, *_, w=weight, b=bias, **__: linear(x.to(w.dtype), w,
+                None if b is None else b.to(w.dtype)).to(x.dtype)
             done.append(m)
         yield model
     finally:
@@ -293,7 +331,8 @@ def dense(
 # %% ../nbs/07_evaluate.ipynb #cbcdaf0f
 def _prompt_ids(tok, prompts):
     "Token ids of each prompt in the chat template, up to where the answer begins."
-    return tok([prompt_text(p, tok) for p in prompts], add_special_tokens=False)['input_ids'] if len(prompts) else []
+    return tok([prompt_text(p, tok) for p in prompts],
+               add_special_tokens=False)['input_ids'] if len(prompts) else []
 
 def _stop_ids(model, tok):
     "All token ids that end an answer: those of the tokenizer and its template, and the model's own."
@@ -313,9 +352,11 @@ def _greedy(model, ids, stop, pad, new):
         x[i, width - len(r):] = torch.tensor(r, device=dev)
         mask[i, width - len(r):] = 1
     pos = (mask.cumsum(-1) - 1).clamp(min=0)
-    out, alive, cache = [[] for _ in ids], list(range(n)), None     # alive: which prompt each row of the batch belongs to
+    # alive: which prompt each row of the batch belongs to
+    out, alive, cache = [[] for _ in ids], list(range(n)), None
     for _ in range(new):
-        o = model(input_ids=x, attention_mask=mask, position_ids=pos, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        o = model(input_ids=x, attention_mask=mask, position_ids=pos, past_key_values=cache,
+                  use_cache=True, logits_to_keep=1)
         x, cache = o.logits[:, -1].argmax(-1), o.past_key_values
         going = []
         for j, t in enumerate(x.tolist()):
@@ -344,23 +385,31 @@ def generate(
     import torch
     from tqdm.auto import tqdm
     if getattr(tok, 'chat_template', None) is None:
-        raise UserError("The tokenizer has no chat template, so it is not defined where an answer begins: call tokens.prepare_tokenizer(tok) first")
-    if tok.eos_token is None: raise UserError("The tokenizer has no end token, so no answer would ever end: call tokens.prepare_tokenizer(tok) first")
+        raise UserError("The tokenizer has no chat template, so it is not defined where an answer "
+                        "begins: call tokens.prepare_tokenizer(tok) first")
+    if tok.eos_token is None:
+        raise UserError("The tokenizer has no end token, so no answer would ever end: call "
+                        "tokens.prepare_tokenizer(tok) first")
     stop = _stop_ids(model, tok)
     ids = _prompt_ids(tok, list(prompts))
-    longest, most = max(map(len, ids), default=0), getattr(model.config, 'max_position_embeddings', None) or 10**9
+    longest, most = max(map(len, ids), default=0), getattr(model.config, 'max_position_embeddings',
+        None) or 10**9
     if longest + max_new_tokens > most:
-        raise UserError(f"A prompt of {longest} tokens and {max_new_tokens} new ones are more than the {most} that this model reads: "
+        raise UserError(f"A prompt of {longest} tokens and {max_new_tokens} new ones are more than "
+                        f"the {most} that this model reads: "
                         "shorten the prompt or lower max_new_tokens")
     pad = next(i for i in (tok.pad_token_id, *sorted(stop)) if i is not None)
-    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))      # longest first: if memory is short, it shows at once
+    # longest first: if memory is short, it shows at once
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
     out, training = [None] * len(ids), model.training
     model.eval()
     try:
-        with torch.no_grad(), dense(model), tqdm(total=len(ids), desc='generate', unit='row', disable=None if progress else True) as bar:
+        with torch.no_grad(), dense(model), tqdm(total=len(ids), desc='generate', unit='row',
+                                                 disable=None if progress else True) as bar:
             for start in range(0, len(order), batch):
                 part = order[start:start + batch]
-                for i, new in zip(part, _greedy(model, [ids[i] for i in part], stop, pad, max_new_tokens)):
+                for i, new in zip(part, _greedy(model, [ids[i] for i in part], stop, pad,
+                                                max_new_tokens)):
                     out[i] = tok.decode(new, skip_special_tokens=True)
                 bar.update(len(part))
     finally: model.train(training)
@@ -391,7 +440,8 @@ class Loss:
     @property
     def perplexity(self): return math.exp(min(self.loss, 700))
     def __float__(self): return self.loss
-    def _repr_markdown_(self): return f'loss **{self.loss:.3f}** nats per label token, perplexity {self.perplexity:,.1f} ({self.labels:,} label tokens of {self.rows:,} rows)'
+    def _repr_markdown_(self):
+        return f'loss **{self.loss:.3f}** nats per label token, perplexity {self.perplexity:,.1f} ({self.labels:,} label tokens of {self.rows:,} rows)'
 
 # %% ../nbs/07_evaluate.ipynb #e38f3a8f
 def held_out_loss(
@@ -403,14 +453,16 @@ def held_out_loss(
 ) -> Loss:
     "Measure the loss on the answers' tokens; the model's mode is as before afterwards, and nothing random is used."
     import torch
-    rows = list(data) if len(data) and 'input_ids' in data[0] else encode_dataset(data, tok, max_len)[0]
+    rows = list(data) if len(data) and 'input_ids' in data[0] else encode_dataset(data, tok,
+        max_len)[0]
     rows.sort(key=lambda r: len(r['input_ids']))
     total, n, training = 0.0, 0, model.training
     model.eval()
     try:
         with torch.no_grad(), dense(model):
             for i in range(0, len(rows), batch):
-                part = {k: t.to(model.device) for k, t in collate(rows[i:i + batch], tok.pad_token_id).items()}
+                part = {k: t.to(model.device) for k,
+                        t in collate(rows[i:i + batch], tok.pad_token_id).items()}
                 loss, labels = batch_loss(model, part)
                 total, n = total + float(loss), n + int(labels)
     finally: model.train(training)

@@ -31,10 +31,13 @@ from .train import TrainConfig
 #: What each preset fixes. `train` holds fields of TrainConfig, `evaluate` fields of EvaluateConfig, and so on.
 PRESETS = {
     "cpu":  dict(base="hfflow/tiny-llama", data="flow-writer", rank=32, epochs=3, bits=4,
-                 train=dict(batch=8, lr=4e-3, beta2=0.98, max_len=256, max_steps=650, save_every=100),
-                 evaluate=dict(limit=200, batch=50, max_new_tokens=80)),     # its longest answer has 72 tokens
+                 train=dict(batch=8, lr=4e-3, beta2=0.98, max_len=256, max_steps=650,
+                            save_every=100),
+                 evaluate=dict(limit=200, batch=50,
+                               max_new_tokens=80)),     # its longest answer has 72 tokens
     "t4":   dict(base="Qwen/Qwen3-0.6B", data="flow-writer", rank=16, epochs=3, bits=4,
-                 train=dict(batch=8, accumulation=2, lr=2e-4, max_len=512), evaluate=dict(limit=200, batch=32)),
+                 train=dict(batch=8, accumulation=2, lr=2e-4, max_len=512),
+                 evaluate=dict(limit=200, batch=32)),
     "l4":   dict(base="Qwen/Qwen3-1.7B", data="flow-writer", rank=16, epochs=3, bits=4,
                  train=dict(batch=16, lr=2e-4, max_len=512), evaluate=dict(limit=200, batch=32)),
     "a100": dict(base="Qwen/Qwen3-4B", data="flow-writer", rank=16, epochs=3, bits=4,
@@ -46,7 +49,8 @@ PRESETS = {
 # %% ../nbs/11_flow.ipynb #172b69fd
 def gpu_gib() -> float:                    # 0.0 where PyTorch has no CUDA device
     "Return the memory of the first GPU in GiB, without importing PyTorch where there is no driver."
-    if not (Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists() or os.name == "nt"):
+    if not (Path("/proc/driver/nvidia/version").exists() or Path("/dev/nvidiactl").exists()
+            or os.name == "nt"):
         return 0.0
     import torch
     return torch.cuda.get_device_properties(0).total_memory / 2**30 if torch.cuda.is_available() else 0.0
@@ -128,10 +132,12 @@ def _nearest(value, allowed):
     if isinstance(value, str) and all(isinstance(a, str) for a in allowed):
         low = {a.lower(): a for a in allowed}
         found = difflib.get_close_matches(value.lower(), low, 1, 0.5)
-        return low[found[0]] if found else next((a for a in allowed if a.lower() in value.lower()), None)
+        return low[found[0]] if found else next((a for a in allowed if a.lower() in value.lower()),
+                                                None)
     try: number = float(value)
     except (TypeError, ValueError): return None
-    return min((a for a in allowed if isinstance(a, (int, float))), key=lambda a: abs(a - number), default=None)
+    return min((a for a in allowed if isinstance(a, (int, float))), key=lambda a: abs(a - number),
+               default=None)
 
 
 def _unknown(key, allowed, where):
@@ -143,15 +149,20 @@ def _unknown(key, allowed, where):
 
 def _shown(value) -> str:
     "Show a value in a message: short, and on one line."
-    text = " ".join((f"'{value}'" if isinstance(value, str) else json.dumps(value, default=str)).split())
+    text = " ".join((f"'{value}'" if isinstance(value, str)
+                     else json.dumps(value, default=str)).split())
     return text if len(text) < 80 else text[:76] + "..."
 
 # %% ../nbs/11_flow.ipynb #8d45a40b
 _LIMITS = {  # key: (lowest, highest); a run outside them cannot be meant
-    "rank": (1, 1024), "epochs": (1, 1000), "max_steps": (1, 10**8), "batch": (1, 4096), "accumulation": (1, 4096),
-    "lr": (1e-8, 1.0), "warmup": (0.0, 1.0), "max_len": (8, 1_000_000), "clip": (0.0, 1e6), "weight_decay": (0.0, 1.0),
-    "beta2": (0.0, 0.9999), "test_size": (0.0, 0.9), "validation_size": (0.0, 0.9), "dropout": (0.0, 0.9),
-    "alpha": (1, 65536), "limit": (1, 10**7), "max_new_tokens": (1, 100_000), "port": (0, 65535), "timeout": (1, 86_400),
+    "rank": (1, 1024), "epochs": (1, 1000), "max_steps": (1, 10**8), "batch": (1, 4096),
+    "accumulation": (1, 4096),
+    "lr": (1e-8, 1.0), "warmup": (0.0, 1.0), "max_len": (8, 1_000_000), "clip": (0.0, 1e6),
+    "weight_decay": (0.0, 1.0),
+    "beta2": (0.0, 0.9999), "test_size": (0.0, 0.9), "validation_size": (0.0, 0.9),
+    "dropout": (0.0, 0.9),
+    "alpha": (1, 65536), "limit": (1, 10**7), "max_new_tokens": (1, 100_000), "port": (0, 65535),
+    "timeout": (1, 86_400),
     "save_every": (1, 10**8), "keep": (1, 1000), "threads": (1, 1024),
 }
 
@@ -159,7 +170,8 @@ _LIMITS = {  # key: (lowest, highest); a run outside them cannot be meant
 def _kinds(hint):
     "Return (types, allowed literal values) of an annotation such as `int | None` or `Literal[4, 8]`."
     if typing.get_origin(hint) is Literal: return (), typing.get_args(hint)
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, type(int | str)) else (hint,)
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union,
+        type(int | str)) else (hint,)
     types, literals = [], []
     for p in parts:
         if typing.get_origin(p) is Literal: literals += typing.get_args(p)
@@ -178,7 +190,8 @@ def _check(key, value, hint, default, where):
             return next(a for a in literals if str(a) == value.strip().lower())
         near = _nearest(value, literals)
         hint = f"for example {short}: {literals[0]}" if near is None else f"the nearest is {short}: {near}"
-        raise UserError(f"{name} is {_shown(value)}, which is not one of {', '.join(map(str, literals))}: {hint}")
+        raise UserError(f"{name} is {_shown(value)}, which is not one of "
+                        f"{', '.join(map(str, literals))}: {hint}")
     numeric = int in types or float in types
     if numeric and not (str in types and isinstance(value, str)):
         whole = float not in types
@@ -192,16 +205,20 @@ def _check(key, value, hint, default, where):
         low, high = _LIMITS.get(short, (float("-inf"), float("inf")))
         if not low <= number <= high:
             near = low if number < low else high
-            raise UserError(f"{name} is {_shown(value)}, but must be between {low:g} and {high:g}: the nearest is "
+            raise UserError(f"{name} is {_shown(value)}, but must be between {low:g} and {high:g}: "
+                            "the nearest is "
                             f"{short}: {near:g}")
-        return int(number) if whole or (number == int(number) and not isinstance(value, str)) else number
+        return int(number) if whole or (number == int(number)
+                                        and not isinstance(value, str)) else number
     if bool in types:
         if isinstance(value, bool): return value
-        raise UserError(f"{name} is {_shown(value)}, but must be true or false: for example {short}: "
+        raise UserError(f"{name} is {_shown(value)}, but must be true or false: for example "
+                        f"{short}: "
                         f"{str(bool(default)).lower()}")
     if str in types and not (set(types) - {str, type(None)}):
         if isinstance(value, str) and value.strip(): return value.strip()
-        example = f": for example {short}: {default}" if isinstance(default, str) and default else ""
+        example = f": for example {short}: {default}" if isinstance(default,
+            str) and default else ""
         raise UserError(f"{name} is {_shown(value)}, but must be text{example}")
     return value
 
@@ -212,7 +229,8 @@ def _section(cls, given, base, where):
     defaults = cls()
     if given is None: given = {}
     if not isinstance(given, dict):
-        raise UserError(f"{where.rstrip('.')} is {_shown(given)}, but must be a section of its own: write its "
+        raise UserError(f"{where.rstrip('.')} is {_shown(given)}, but must be a section of its "
+                        "own: write its "
                         f"keys below it, indented")
     values = dict(base)
     for key, value in given.items():
@@ -248,20 +266,25 @@ def _read(source) -> "tuple[dict, str]":
         path = Path(source).expanduser()
         if path.is_dir(): path = path / "flow.yaml"
         if not path.is_file():
-            near = _nearest(path.name, [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
+            near = _nearest(path.name,
+                [p.name for p in path.parent.glob("*.y*ml")] if path.parent.is_dir() else [])
             hint = "leave it out to run the default flow, or write one with base: and data: in it."
-            raise UserError(f"no config file {path}: {f'did you mean {path.with_name(near)}?' if near else hint}")
+            raise UserError(f"no config file {path}: "
+                            f"{f'did you mean {path.with_name(near)}?' if near else hint}")
         try: text, where = path.read_text(encoding="utf-8"), path.name
-        except UnicodeDecodeError: raise UserError(f"{path.name} is not text in UTF-8: save it as UTF-8.") from None
+        except UnicodeDecodeError:
+            raise UserError(f"{path.name} is not text in UTF-8: save it as UTF-8.") from None
     try: found = yaml.safe_load(text)
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f"line {mark.line + 1}" if mark else "somewhere"
-        raise UserError(f"{where} is not valid YAML at {line} ({getattr(e, 'problem', None) or 'unreadable'}): "
+        raise UserError(f"{where} is not valid YAML at {line} "
+                        f"({getattr(e, 'problem', None) or 'unreadable'}): "
                         f"each line is 'key: value', and a section's lines are indented by spaces.") from None
     if found is None: return {}, where
     if not isinstance(found, dict):
-        raise UserError(f"{where} is {_shown(str(found))}, but must be lines of 'key: value': for example preset: "
+        raise UserError(f"{where} is {_shown(str(found))}, but must be lines of 'key: value': for "
+                        "example preset: "
                         f"auto")
     return found, where
 
@@ -269,7 +292,8 @@ def _read(source) -> "tuple[dict, str]":
 def _slug(text: str) -> str:
     "Return the last part of a path or repo id as a name that the Hub takes."
     last = Path(str(text).split("@")[0].rstrip("/\\")).name or "flow"
-    last = last.rsplit(".", 1)[0] if re.search(r"\.(csv|jsonl?|parquet|txt|tsv|ya?ml)$", last, re.I) else last
+    last = last.rsplit(".", 1)[0] if re.search(r"\.(csv|jsonl?|parquet|txt|tsv|ya?ml)$", last,
+                                               re.I) else last
     return re.sub(r"[^A-Za-z0-9._-]+|-{2,}|\.{2,}", "-", last).strip("-._")[:60] or "flow"
 
 # %% ../nbs/11_flow.ipynb #4447e403
@@ -292,11 +316,14 @@ def load(
     hints = typing.get_type_hints(FlowConfig)
     for key in given:
         if key not in hints:
-            home = next((s for s, cls in _SECTIONS.items() if key in typing.get_type_hints(cls)), None)
+            home = next((s for s, cls in _SECTIONS.items() if key in typing.get_type_hints(cls)),
+                        None)
             if not home: raise _unknown(key, list(hints), where)
-            raise UserError(f"unknown key {_shown(key)} in {where}: it belongs in the section '{home}'")
+            raise UserError(f"unknown key {_shown(key)} in {where}: it belongs in the section "
+                            f"'{home}'")
     preset = given.get("preset", "auto")
-    preset = _check("preset", "auto" if preset is None else preset, Literal[("auto", *PRESETS)], "auto", "")
+    preset = _check("preset", "auto" if preset is None else preset, Literal[("auto", *PRESETS)],
+                    "auto", "")
     if preset == "auto": preset = auto_preset(_is_embedded() if embedded is None else embedded)
     values = dict(PRESETS[preset])
     sections = {name: dict(values.pop(name, {})) for name in _SECTIONS}
@@ -304,25 +331,31 @@ def load(
         inner = given.get(section)
         if isinstance(inner, dict) and field in inner:
             if key in given and given[key] != inner[field]:
-                raise UserError(f"{key} is {_shown(given[key])} at the top of {where} and {_shown(inner[field])} "
+                raise UserError(f"{key} is {_shown(given[key])} at the top of {where} and "
+                                f"{_shown(inner[field])} "
                                 f"in the section '{section}': keep one of them")
             given.setdefault(key, inner[field])
-    if "epochs" in given: sections["train"].pop("max_steps", None)     # the user's epochs, not the preset's steps
+    # the user's epochs, not the preset's steps
+    if "epochs" in given: sections["train"].pop("max_steps", None)
     plain = FlowConfig()
     for key in ("base", "data", "rank", "epochs", "bits"):
         if given.get(key) is None: given[key] = values[key]
         values[key] = _check(key, given[key], hints[key], values[key], "")
     for key, (section, field) in _TWINS.items(): sections[section][field] = values[key]
-    built = {s: _section(cls, {k: v for k, v in (given.get(s) or {}).items() if (s, k) not in _TWINS.values()}
-                         if isinstance(given.get(s), dict) else given.get(s), sections[s], f"{s}.") for s,
+    built = {s: _section(cls,
+        {k: v for k, v in (given.get(s) or {}).items() if (s, k) not in _TWINS.values()}
+                         if isinstance(given.get(s), dict) else given.get(s), sections[s], f"{s}.")
+                         for s,
                          cls in _SECTIONS.items()}
     name = _check("name", given.get("name") or _slug(values["data"]), str, plain.name, "")
     if name != _slug(name):
-        raise UserError(f"name is {_shown(name)}, but may hold only letters, digits, '-', '_' and '.': for "
+        raise UserError(f"name is {_shown(name)}, but may hold only letters, digits, '-', '_' and "
+                        "'.': for "
                         f"example name: {_slug(name)}")
     namespace = _check("namespace", given.get("namespace"), hints["namespace"], None, "")
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?(@[\w./-]+)?", values["base"]):
-        raise UserError(f"base is {_shown(values['base'])}, but must be a model on the Hub: for example base: "
+        raise UserError(f"base is {_shown(values['base'])}, but must be a model on the Hub: for "
+                        "example base: "
                         f"{PRESETS[preset]['base']}")
     return FlowConfig(preset=preset, name=name, namespace=namespace, **values, **built)
 
@@ -331,7 +364,8 @@ def digest(
     **parts                                 # JSON values
 ) -> str:                                   # 16 hex digits
     "Hash what determines a stage's result; the same parts in any order give the same digest."
-    text = json.dumps({"hfflow": hfflow.__version__, **parts}, sort_keys=True, default=str, ensure_ascii=False)
+    text = json.dumps({"hfflow": hfflow.__version__, **parts}, sort_keys=True, default=str,
+                      ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../nbs/11_flow.ipynb #911b66c0
@@ -394,8 +428,10 @@ def explain(
         if isinstance(e, ValidationError): return _sentence(e)
     for e in chain:
         if sentence := _disk(e, where, later) or _remote(e, at, later): return sentence
-        if "OutOfMemoryError" in _names(e) or isinstance(e, MemoryError) or "DefaultCPUAllocator" in str(e):
-            return ("out of memory: lower train.batch (and raise train.accumulation) or train.max_len, or take a "
+        if "OutOfMemoryError" in _names(e) or isinstance(e,
+            MemoryError) or "DefaultCPUAllocator" in str(e):
+            return ("out of memory: lower train.batch (and raise train.accumulation) or "
+                    "train.max_len, or take a "
                     "smaller base; `hfflow plan` predicts what fits.")
     return None
 
@@ -416,8 +452,10 @@ def _disk(e, where, later):
         return f"may not write {name or where}: choose a folder that belongs to you (--workdir DIR)."
 
 # %% ../nbs/11_flow.ipynb #6eb82df6
-_UNREACHED = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError", "NewConnectionError", "ReadError",
-              "RemoteProtocolError", "LocalEntryNotFoundError", "OfflineModeIsEnabled", "CloseError"}
+_UNREACHED = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError",
+              "NewConnectionError", "ReadError",
+              "RemoteProtocolError", "LocalEntryNotFoundError", "OfflineModeIsEnabled",
+              "CloseError"}
 
 
 def _remote(e, at, later):
@@ -429,12 +467,15 @@ def _remote(e, at, later):
         last = (str(e).strip().splitlines() or [type(e).__name__])[-1]
         return f"{at} has no such repo or revision, or this token may not see it: {last}"
     if code in (401, 403):
-        return (f"{at} refused the token ({code}): set HF_TOKEN to one that may write to the namespace, or leave --hub "
+        return (f"{at} refused the token ({code}): set HF_TOKEN to one that may write to the "
+                "namespace, or leave --hub "
                 "out for the embedded Hub.")
     if code == 429: return f"{at} asks to slow down (429): wait a minute and {later}"
-    if code >= 500: return f"{at} answered with an error of its own ({code}): wait a minute and {later}"
+    if code >= 500:
+        return f"{at} answered with an error of its own ({code}): wait a minute and {later}"
     if names & _UNREACHED:
-        return (f"{at} does not answer: check the address and the network, or leave --hub out for the embedded Hub; "
+        return (f"{at} does not answer: check the address and the network, or leave --hub out for "
+                "the embedded Hub; "
                 "finished stages are kept.")
 
 # %% ../nbs/11_flow.ipynb #c4405bd8
@@ -444,15 +485,18 @@ class Work:
         self.cfg, self.hub, self.folder, self.progress = cfg, hub, Path(folder), progress
         self.done: "dict[str, dict]" = {}                  # stage -> its result
         self.loaded = None                                 # (model, tokenizer) once trained or read
-        self.bars = progress and ("ipykernel" in sys.modules or sys.stderr.isatty())   # none in a log file
+        # none in a log file
+        self.bars = progress and ("ipykernel" in sys.modules or sys.stderr.isatty())
         owner = cfg.namespace or hub.user
         if not owner:
-            raise UserError(f"nobody is signed in at {hub.endpoint}: set HF_TOKEN to a token that may write "
+            raise UserError(f"nobody is signed in at {hub.endpoint}: set HF_TOKEN to a token that "
+                            "may write "
                             f"there, or leave --hub out for the embedded Hub.")
         self.dataset_id = f"{owner}/{cfg.name}"
         self.model_id = f"{owner}/{cfg.name}-{_slug(cfg.base)}"
         self.space_id = f"{owner}/{cfg.name}-space"
-        self.place = "embedded" if hub.embedded else hub.endpoint     # an embedded Hub's port changes, the Hub does not
+        # an embedded Hub's port changes, the Hub does not
+        self.place = "embedded" if hub.embedded else hub.endpoint
 
     def say(self, text=""):
         "Print a line, where somebody watches."
@@ -576,18 +620,21 @@ def run(
     last = _last(stages)
     if not isinstance(cfg, FlowConfig): cfg = load(cfg, embedded=_is_embedded(hub))
     if report is not None and Path(report).is_dir():
-        raise UserError(f"the report cannot be written to {report}, which is a folder: name a file, such as "
+        raise UserError(f"the report cannot be written to {report}, which is a folder: name a "
+                        "file, such as "
                         f"{Path(report) / 'report.json'}")
     try:
         if not isinstance(hub, hubs.Hub): hub = hubs.connect(hub)
     except UserError: raise
     except Exception as e:
-        raise UserError(explain(e, str(hub or "")) or f"cannot connect: {type(e).__name__}: {e}") from e
+        raise UserError(explain(e, str(hub or ""))
+                        or f"cannot connect: {type(e).__name__}: {e}") from e
     folder = Path(workdir) / "runs" / cfg.name
     w = Work(cfg, hub, folder, progress)
     store, results, name = Store(folder), [], "prepare"
     made = lambda: FlowReport(cfg.name, hub.endpoint, cfg.as_dict(),
-                              [*results, *(StageResult(s, "skipped") for s in list(STAGES)[len(results):])],
+                              [*results, *(StageResult(s, "skipped")
+                                           for s in list(STAGES)[len(results):])],
                               round(time.perf_counter() - start, 1))
     w.say(f"Hub       {hub.endpoint} ({'embedded; ' if hub.embedded else ''}you are '{hub.user}')")
     try:
@@ -605,7 +652,8 @@ def run(
         w.say(_stopped(results, name))
         raise
     except Exception as e:
-        if any(isinstance(x, KeyboardInterrupt) for x in _chain(e)):   # a library took Ctrl-C for a failed import
+        # a library took Ctrl-C for a failed import
+        if any(isinstance(x, KeyboardInterrupt) for x in _chain(e)):
             raise Interrupted(_stopped(results, name)) from None
         taken = f"another run is working in {folder}: wait for it, or give this one another name."
         text = taken if type(e).__name__ == "Timeout" else explain(e, hub.endpoint, folder)
@@ -628,13 +676,15 @@ def _last(stages) -> int:
 
 def _unknown_stage(s, names):
     near = _nearest(str(s), names)
-    return UserError(f"there is no stage '{s}': " + (f"did you mean '{near}'?" if near else "they are " + ", ".join(names)))
+    return UserError(f"there is no stage '{s}': " + (f"did you mean '{near}'?" if near
+        else "they are " + ", ".join(names)))
 
 
 def _save_report(report, path):
     try: write_atomic(Path(path), json.dumps(report.as_dict(), indent=1, default=str) + "\n")
-    except OSError as e: raise UserError(f"the report cannot be written to {path} ({e.strerror}): name another "
-                                         f"file.") from e
+    except OSError as e:
+        raise UserError(f"the report cannot be written to {path} ({e.strerror}): name another "
+                        f"file.") from e
 
 # %% ../nbs/11_flow.ipynb #9b3ea5c9
 @plain_dataclass(frozen=True)
@@ -653,7 +703,8 @@ class FlowReport:
     @property
     def artifacts(self) -> list:
         "The artifacts that were made: Dataset, Model and Space repo."
-        return [Artifact.from_dict(self._today(r["artifact"])) for s in ("register", "publish", "space")
+        return [Artifact.from_dict(self._today(r["artifact"]))
+                for s in ("register", "publish", "space")
                 if "artifact" in (r := self.result(s))]
 
     def _today(self, a):
@@ -679,10 +730,14 @@ class FlowReport:
     def as_dict(self) -> dict:
         "Return the report as JSON values."
         s = self.result("space")
-        return {"hfflow": hfflow.__version__, "name": self.name, "hub": self.hub, "seconds": self.seconds,
-                "artifacts": [a.as_dict() for a in self.artifacts], "metrics": self.metrics, **self.predicted,
-                "space": {k: s.get(k) for k in ("question", "answer", "valid", "seconds_to_answer")},
-                "stages": [{"stage": x.stage, "status": x.status, "seconds": x.seconds, "digest": x.digest,
+        return {"hfflow": hfflow.__version__, "name": self.name, "hub": self.hub,
+                "seconds": self.seconds,
+                "artifacts": [a.as_dict() for a in self.artifacts], "metrics": self.metrics,
+                **self.predicted,
+                "space": {k: s.get(k) for k in ("question", "answer", "valid",
+                                                "seconds_to_answer")},
+                "stages": [{"stage": x.stage, "status": x.status, "seconds": x.seconds,
+                            "digest": x.digest,
                             "error": x.error} for x in self.stages],
                 "config": self.config}
 
@@ -708,7 +763,8 @@ def _figures(report) -> list:
         b = before.get(r["split"])
         rows.append([r["split"], r["n"], f"{b['exact']:.1%}" if b else "", f"{r['exact']:.1%}",
                      f"{r['lo']:.1%} to {r['hi']:.1%}",
-                     *(f"{control[n, r['split']]['exact']:.1%}" if (n, r["split"]) in control else ""
+                     *(f"{control[n, r['split']]['exact']:.1%}" if (n, r["split"]) in control
+                       else ""
                        for n in names)])
     if loss := m["held_out_loss"]:
         rows.append(["held-out loss", loss["n"], f"{loss['before']:.3f}",
@@ -721,7 +777,8 @@ def _predictions(report) -> list:
     mib = lambda x: "" if x is None else f"{x / 2**20:,.0f} MiB"
     sec = lambda x: "" if x is None else f"{x:,.0f} s"
     if p["training_seconds"]["measured"] is None: return []
-    return [["training", "predicted", "measured"], ["memory", *map(mib, p["memory_bytes"].values())],
+    return [["training", "predicted", "measured"],
+            ["memory", *map(mib, p["memory_bytes"].values())],
             ["time", *map(sec, p["training_seconds"].values())]]
 
 
@@ -732,7 +789,8 @@ def _text(self) -> str:
     if s.get("answer"):
         check = {True: "a flow.yaml that hfflow can plan and run",
                  False: "not a flow.yaml that hfflow accepts"}.get(s.get("valid"))
-        blocks.append([f"asked     {s['question']}", *("          " + x for x in s["answer"].splitlines()),
+        blocks.append([f"asked     {s['question']}",
+                       *("          " + x for x in s["answer"].splitlines()),
                        *([f"          ({check})"] if check else [])])
     blocks.append(_next(self))
     return "\n\n".join("\n".join(b) for b in blocks if b)
@@ -774,16 +832,19 @@ def fingerprint(
         from hfflow.flowwriter import RAW as path
     else: path = Path(source).expanduser()
     path = Path(path)
-    if path.is_dir(): found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+    if path.is_dir():
+        found = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
     elif path.is_file(): found = [path]
     elif re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", source) and not path.suffix:
         repo_id, _, revision = source.partition("@")
         return {repo_id: Artifact.at("dataset", repo_id, revision or "main").revision}
     else:
-        raise UserError(f"data is {_shown(source)}, but there is no such file or folder here, and a data set on "
+        raise UserError(f"data is {_shown(source)}, but there is no such file or folder here, and "
+                        "a data set on "
                         f"the Hub is written namespace/name: for example data: flow-writer")
     if not found:
-        raise UserError(f"data is '{source}', but that folder holds no file: put CSV, JSON-lines, JSON or Parquet "
+        raise UserError(f"data is '{source}', but that folder holds no file: put CSV, JSON-lines, "
+                        "JSON or Parquet "
                         f"files into it.")
     return {p.relative_to(path).as_posix() if p != path else p.name: _sha256(p) for p in found}
 
@@ -798,10 +859,12 @@ def _sha256(path) -> str:
 @stage("prepare",
        inputs=lambda w: {"raw": fingerprint(w.cfg.data), "config": asdict(w.cfg.prepare)},
        line=lambda w, r: f"{sum(r['splits'].values()):,} rows ("
-                         + ", ".join(f"{k} {n:,}" for k, n in r["splits"].items()) + f"), {r['dropped']:,} dropped")
+                         + ", ".join(f"{k} {n:,}" for k,
+                                     n in r["splits"].items()) + f"), {r['dropped']:,} dropped")
 def _prepare(w):
     report = w.prepared.report
-    return {"splits": {name: len(rows) for name, rows in w.prepared.splits.items()}, "digest": report.digest,
+    return {"splits": {name: len(rows) for name, rows in w.prepared.splits.items()},
+            "digest": report.digest,
             "dropped": sum(report.dropped.values()), "report": _plain(report)}
 
 
@@ -820,7 +883,8 @@ def _at(result): return f"{result['artifact']['repo_id']} @ {result['artifact'][
        line=lambda w, r: _at(r), there=lambda w, r: w.exists("register", r))
 def _register(w):
     from hfflow import data
-    return {"artifact": data.register(w.prepared, w.dataset_id, private=w.cfg.publish.private).as_dict()}
+    return {"artifact": data.register(w.prepared, w.dataset_id,
+                                      private=w.cfg.publish.private).as_dict()}
 
 # %% ../nbs/11_flow.ipynb #725ebf1d
 def _training(w) -> dict:
@@ -845,7 +909,8 @@ def _plan(w):
     p = plan.plan(w.base, w.artifact("register"), w.cfg.lora, w.cfg.train)
     if p.fits is False:
         raise UserError(f"{w.cfg.base} with batch {w.cfg.train.batch} and {w.cfg.bits} bit needs about "
-                        f"{p.peak_bytes / 2**30:.1f} GiB, more than this machine has: lower train.batch or "
+                        f"{p.peak_bytes / 2**30:.1f} GiB, more than this machine has: lower "
+                        "train.batch or "
                         f"train.max_len, or take a smaller preset.")
     return _plain(p)
 
@@ -860,7 +925,8 @@ def _load_for_training(w):
 
 
 @stage("train", inputs=lambda w: {**_training(w), "gpu": gpu_gib() > 0},
-       line=lambda w, r: f"{r['run']['steps']:,} steps on {r['device']}, loss {r['first_loss']:.3f} -> "
+       line=lambda w, r: f"{r['run']['steps']:,} steps on {r['device']}, loss "
+                         f"{r['first_loss']:.3f} -> "
                          f"{r['last_loss']:.3f}, {r['run']['peak_bytes'] / 2**20:,.0f} MiB, "
                          f"{r['run']['seconds']:,.0f} s",
        there=lambda w, r: _adapter(w, r).is_file() and _sha256(_adapter(w, r)) == r["sha256"])
@@ -874,10 +940,12 @@ def _train(w):
     rows, stats = tokens.encode_dataset(w.splits["train"], tok, w.cfg.train.max_len)
     held = _validation(w, tok)
     model = qlora.add_lora(model, w.cfg.lora, seed=w.cfg.train.seed)
-    run = train.fit(model, tok, rows, w.cfg.train, folder, eval_data=held or None, digest=w.key, progress=w.bars)
+    run = train.fit(model, tok, rows, w.cfg.train, folder, eval_data=held or None, digest=w.key,
+                    progress=w.bars)
     w.loaded = model, tok
     losses = [float(x) for x in run.losses]
-    result = {"folder": folder.name, "run": dict(_plain(run), folder=folder.name), "device": _device(),
+    result = {"folder": folder.name, "run": dict(_plain(run), folder=folder.name),
+              "device": _device(),
               "tokens": _plain(stats),
               "first_loss": losses[0], "last_loss": sum(losses[-10:]) / len(losses[-10:])}
     return {**result, "sha256": _sha256(_adapter(w, result))}
@@ -896,9 +964,11 @@ def _model(w):
     if w.loaded is None:
         import warnings
         from hfflow import qlora, tokens
-        with warnings.catch_warnings():    # of two libraries to each other, about a name that will change
+        # of two libraries to each other, about a name that will change
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            model, tok = qlora.load_model(w.folder / w.done["train"]["folder"] / "adapter", bits=w.cfg.bits)
+            model, tok = qlora.load_model(w.folder / w.done["train"]["folder"] / "adapter",
+                                          bits=w.cfg.bits)
         w.loaded = model, tokens.prepare_tokenizer(tok)
     return w.loaded
 
@@ -914,7 +984,8 @@ def _controls(w) -> dict:
 
 
 @stage("evaluate",
-       inputs=lambda w: {"adapter": w.done["train"]["sha256"], "data": w.artifact("register").revision,
+       inputs=lambda w: {"adapter": w.done["train"]["sha256"],
+                         "data": w.artifact("register").revision,
                          "config": asdict(w.cfg.evaluate)},
        line=lambda w, r: ", ".join(f"{x['split']} {x['right']} of {x['n']} right" for x in r["rows"]
                                    if x["system"] == "fine-tuned") or "no test split")
@@ -923,15 +994,19 @@ def _evaluate(w):
     w.threads()
     e, (model, tok) = w.cfg.evaluate, _model(w)
     held = _validation(w, tok)
-    def answer(prompts): return evaluate.generate(model, tok, prompts, max_new_tokens=e.max_new_tokens,
-                                                  batch=e.batch, progress=w.bars)
+    def answer(prompts):
+        return evaluate.generate(model, tok, prompts, max_new_tokens=e.max_new_tokens,
+                                 batch=e.batch, progress=w.bars)
     def untuned(prompts):
         with model.disable_adapter(): return answer(prompts)
-    loss = {"after": float(evaluate.held_out_loss(model, tok, held)), "n": len(held)} if held else None
+    loss = {"after": float(evaluate.held_out_loss(model, tok, held)),
+            "n": len(held)} if held else None
     if held:
-        with model.disable_adapter(): loss["before"] = float(evaluate.held_out_loss(model, tok, held))
+        with model.disable_adapter():
+            loss["before"] = float(evaluate.held_out_loss(model, tok, held))
     if not w.tests: return {"rows": [], "held_out_loss": loss}
-    report = evaluate.evaluate({"base": untuned, "fine-tuned": answer, **_controls(w)}, w.tests, limit=e.limit)
+    report = evaluate.evaluate({"base": untuned, "fine-tuned": answer, **_controls(w)}, w.tests,
+                               limit=e.limit)
     return {**_plain(report), "held_out_loss": loss}
 
 # %% ../nbs/11_flow.ipynb #0dadf163
@@ -946,7 +1021,8 @@ def _publish(w):
     report = evaluate.Report.from_dict(figures) if figures.get("rows") else None
     settings = {k: v for k, v in w.cfg.as_dict().items()
                 if k in ("preset", "base", "data", "prepare", "lora", "train", "evaluate")}
-    made = publish.push(w.folder / trained["folder"], w.model_id, w.base, w.artifact("register"), report=report,
+    made = publish.push(w.folder / trained["folder"], w.model_id, w.base, w.artifact("register"),
+                        report=report,
                         plan=w.done["plan"],
                         run=dict(trained["run"], device=trained["device"]), config=settings,
                         merged=w.cfg.publish.merged, private=w.cfg.publish.private)
@@ -964,14 +1040,17 @@ def _valid(answer: str) -> bool:
 
 @stage("space",
        inputs=lambda w: {"model": w.artifact("publish").revision, "repo": w.space_id,
-                         "config": asdict(w.cfg.space), "private": w.cfg.publish.private, "hub": w.place},
-       line=lambda w, r: _at(r) + (f", answered after {r['seconds_to_answer']:.0f} s" if r.get("answer") else ""),
+                         "config": asdict(w.cfg.space), "private": w.cfg.publish.private,
+                         "hub": w.place},
+       line=lambda w, r: _at(r) + (f", answered after {r['seconds_to_answer']:.0f} s"
+                                   if r.get("answer") else ""),
        there=lambda w, r: w.exists("space", r))
 def _space(w):
     from hfflow import spaces
     c = w.cfg.space
     question = c.question or (_QUESTION if w.cfg.data == "flow-writer"
-                              else next((p for rows in w.tests.values() for p in rows["prompt"][:1]), "Hello"))
+                              else next((p for rows in w.tests.values()
+                                         for p in rows["prompt"][:1]), "Hello"))
     with tempfile.TemporaryDirectory() as d:
         built = spaces.build(w.artifact("publish"), d, sdk=c.sdk, title=c.title,
                              max_new_tokens=w.cfg.evaluate.max_new_tokens)
@@ -980,7 +1059,8 @@ def _space(w):
     if not (c.try_it and c.sdk == "gradio"): return result
     w.say("      pushed; starting it here, which takes some seconds ...")
     start = time.perf_counter()
-    with spaces.start(made, port=c.port, timeout=c.timeout) as app: answer = app.ask(question).strip()
+    with spaces.start(made, port=c.port, timeout=c.timeout) as app:
+        answer = app.ask(question).strip()
     return {**result, "question": question, "answer": answer,
             "seconds_to_answer": round(time.perf_counter() - start, 1),
             "valid": _valid(answer) if w.cfg.data == "flow-writer" else None}

@@ -19,8 +19,10 @@ import hfflow
 
 # %% ../nbs/02a_flowwriter.ipynb #026b5ab2
 FIELDS = ('base', 'data', 'preset', 'rank', 'epochs', 'bits')
-DEFAULTS = dict(base='Qwen/Qwen3-0.6B', data='flow-writer', preset='auto', rank=16, epochs=3, bits=4)
-RAW = Path(hfflow.__file__).parent/'assets'/'flow-writer'   # the raw files and the grammar, as shipped
+DEFAULTS = dict(base='Qwen/Qwen3-0.6B', data='flow-writer', preset='auto', rank=16, epochs=3,
+                bits=4)
+# the raw files and the grammar, as shipped
+RAW = Path(hfflow.__file__).parent/'assets'/'flow-writer'
 
 # %% ../nbs/02a_flowwriter.ipynb #27788ee8
 def config_text(cfg: dict) -> str:  # six lines, no newline at the end
@@ -34,7 +36,8 @@ def grammar() -> dict:
     return yaml.safe_load((RAW/'grammar.yaml').read_text(encoding='utf-8'))
 
 # %% ../nbs/02a_flowwriter.ipynb #ee42616b
-def pick(rng: random.Random, phrases: 'dict | list', kept: bool = False) -> str:  # `kept`: from the part that training never sees
+def pick(rng: random.Random, phrases: 'dict | list',
+         kept: bool = False) -> str:  # `kept`: from the part that training never sees
     "One phrase of a list, or of the part of it that is asked for."
     if isinstance(phrases, list): return rng.choice(phrases)
     return rng.choice(phrases.get('kept', phrases['seen']) if kept else phrases['seen'])
@@ -47,7 +50,8 @@ def _cased(name, rng):
 def _word(rng, words, new, share):
     "A word of a list or, for `share` of the calls, one made of syllables."
     if rng.random() >= share: return pick(rng, words, new)
-    return ''.join(rng.choice(grammar()['names']['syllable']) for _ in range(rng.randint(2, 3))) + rng.choice('nrsltxk' if new else ['', 'n', 'r', 's'])
+    return ''.join(rng.choice(grammar()['names']['syllable'])
+        for _ in range(rng.randint(2, 3))) + rng.choice('nrsltxk' if new else ['', 'n', 'r', 's'])
 
 def owner(rng: random.Random, new: bool = False) -> str:
     "An invented user or organisation."
@@ -81,7 +85,8 @@ def _quoted(name, rng):
     r = rng.random()
     return f'`{name}`' if r < .04 else f'"{name}"' if r < .08 else f"'{name}'" if r < .1 else name
 
-def value(field: str, rng: random.Random, new: bool = False) -> tuple:  # (what it means, how it is said)
+def value(field: str, rng: random.Random,
+          new: bool = False) -> tuple:  # (what it means, how it is said)
     "Draw a value for a field."
     v = grammar()['values'].get(field)
     if field == 'data' or field == 'base' and rng.random() < (.5 if new else .36):
@@ -93,11 +98,13 @@ def value(field: str, rng: random.Random, new: bool = False) -> tuple:  # (what 
         return means, rng.choice(v[means])
     means = int(pick(rng, v, new and rng.random() < .5))
     words = grammar()['number_words']
-    said = words[means] if means in words and rng.random() < (.15 if field == 'rank' else .4) else str(means)
+    said = words[means] if means in words and rng.random() < (.15 if field == 'rank'
+        else .4) else str(means)
     return means, said
 
 # %% ../nbs/02a_flowwriter.ipynb #abe14218
-_WHOLE = re.compile(r"(in|with|at|using|do|don't|keep|load|not|without|no|zero|you) ")    # already a phrase of its own
+# already a phrase of its own
+_WHOLE = re.compile(r"(in|with|at|using|do|don't|keep|load|not|without|no|zero|you) ")
 
 def phrase(field: str, means, said: str, rng: random.Random, kept: bool = False) -> str:
     "Say a value in a few words."
@@ -107,38 +114,46 @@ def phrase(field: str, means, said: str, rng: random.Random, kept: bool = False)
         if means in g['once'] and rng.random() < .7: p = pick(rng, g['once'][means], kept)
         if means == 1: p = re.sub(r'(epoch|round|time)s|(pass)es', lambda m: m[1] or m[2], p)
     if field in ('bits', 'preset') and _WHOLE.match(said + ' '): p = '{v}'
-    elif field == 'preset' and re.match('what|which|any|auto', said): p = rng.choice(['{v}', 'on {v}', 'hardware: {v}'])
+    elif field == 'preset' and re.match('what|which|any|auto', said):
+        p = rng.choice(['{v}', 'on {v}', 'hardware: {v}'])
     return p.replace('{v}', said)
 
 # %% ../nbs/02a_flowwriter.ipynb #5d4c6684
 def _asides(rng, say):
-    n = dict(k=[120, 300, 900, 1200, 2000, 4000, 5000, '10k', '50k', 20000], l=[256, 512, 1024, 2048, 4096], b=[1, 2, 4, 8, 16, 32], h=[2, 3, 5, 'two', 'six', 12])
-    return [say('aside').format(**{k: rng.choice(v) for k, v in n.items()}) for _ in range(rng.choice([0, 0, 0, 1, 1, 2]))]
+    n = dict(k=[120, 300, 900, 1200, 2000, 4000, 5000, '10k', '50k', 20000],
+             l=[256, 512, 1024, 2048, 4096], b=[1, 2, 4, 8, 16, 32], h=[2, 3, 5, 'two', 'six', 12])
+    return [say('aside').format(**{k: rng.choice(v) for k, v in n.items()})
+            for _ in range(rng.choice([0, 0, 0, 1, 1, 2]))]
 
 def _joined(parts, rng, sep=None):
     "Phrases in a row, with commas, spaces or `and` between them."
-    if len(parts) > 1 and rng.random() < .25: parts = [*parts[:-2], parts[-2] + rng.choice([' and ', ', and ', ', then ']) + parts[-1]]
+    if len(parts) > 1 and rng.random() < .25:
+        parts = [*parts[:-2], parts[-2] + rng.choice([' and ', ', and ', ', then ']) + parts[-1]]
     return (sep or rng.choice([', ', ', ', ', ', ' ', ' ', ' and ', ', '])).join(parts)
 
 def _capital(text, said):
     "A capital first letter, but never on a name, which has to stay as it is."
-    return text if any(text.startswith(said[f]) for f in ('base', 'data') if f in said) else text[0].upper() + text[1:]
+    return text if any(text.startswith(said[f]) for f in ('base', 'data')
+                       if f in said) else text[0].upper() + text[1:]
 
 def _lead(fields, said, part, thing, rng, say):
     "`fine-tune THING on DATA`, and the fields that it has not said."
     rest, words = list(fields), [say('lead'), thing]
     if 'data' in rest and rng.random() < .6:
         rest.remove('data')
-        words += [rng.choice(['on', 'on', 'on', 'with', 'using', 'on the data in', 'with the data of', 'on my', 'for', 'over']), said['data']]
+        words += [rng.choice(['on', 'on', 'on', 'with', 'using', 'on the data in',
+                              'with the data of', 'on my', 'for', 'over']), said['data']]
     return ' '.join(words), rest
 
 # %% ../nbs/02a_flowwriter.ipynb #d76ddfc6
 def _keys(fields, said, rng):
     other = dict(base='model', preset='gpu', bits='precision', data='dataset')
-    line = lambda f: rng.choice([f, f, other.get(f, f)]) + rng.choice([': ', '=', ' = ', ': ']) + said[f]
+    line = lambda f: rng.choice([f, f, other.get(f, f)]) + rng.choice([': ', '=', ' = ',
+        ': ']) + said[f]
     return rng.choice(['\n', ', ', '\n', '; ', ' | ']).join(line(f) for f in fields)
 
-def compose(frame: str, said: dict, part: dict, rng: random.Random, say) -> str:  # `said`: field -> value as said; `part`: field -> phrase
+def compose(frame: str, said: dict, part: dict, rng: random.Random,
+            say) -> str:  # `said`: field -> value as said; `part`: field -> phrase
     "Put the phrases into a frame; `say(name)` draws from the grammar's `sentence` lists."
     fields, thing, asides = list(part), say('thing'), _asides(rng, say)
     rng.shuffle(fields)
@@ -150,19 +165,25 @@ def compose(frame: str, said: dict, part: dict, rng: random.Random, say) -> str:
     if frame == 'list': return row(fields)
     if frame == 'reverse': return row(fields) + '. ' + say('lead') + ' ' + thing
     if frame == 'thing': head, rest = _lead(fields, said, part, thing, rng, say)
-    else: head, rest = _lead([f for f in fields if f != 'base'], said, part, said.get('base', thing), rng, say)
-    if frame == 'sentences': return '. '.join(_capital(s, said) if rng.random() < .8 else s for s in [head, *(part[f] for f in rest), *asides])
+    else:
+        head, rest = _lead([f for f in fields if f != 'base'], said, part, said.get('base', thing),
+                           rng, say)
+    if frame == 'sentences':
+        return '. '.join(_capital(s, said) if rng.random() < .8 else s
+                         for s in [head, *(part[f] for f in rest), *asides])
     if not rest and not asides: return head
     if frame == 'lead2': return row(rest) + rng.choice([', ', ': ', ' - ', '; ', ', ']) + head
     if frame == 'mixed':
         k = rng.randint(0, len(rest))
-        return ', '.join([*(part[f] for f in rest[:k]), head, *(part[f] for f in rest[k:]), *asides])
+        return ', '.join([*(part[f] for f in rest[:k]), head, *(part[f] for f in rest[k:]),
+                          *asides])
     return head + rng.choice([' ', ', ', ', ', ': ', '; ', ' - ', '. ']) + row(rest)
 
 # %% ../nbs/02a_flowwriter.ipynb #a3c3ffd6
 def _typo(word, rng):
     i, r = rng.randrange(1, len(word) - 1), rng.random()
-    return word[:i] + (word[i+1] + word[i] + word[i+2:] if r < .4 else word[i+1:] if r < .75 else word[i] + word[i:])
+    return word[:i] + (word[i+1] + word[i] + word[i+2:] if r < .4 else word[i+1:] if r < .75
+                       else word[i] + word[i:])
 
 def _typed(text, said, names, rng, say):
     "The same text as somebody typed it."
@@ -172,7 +193,8 @@ def _typed(text, said, names, rng, say):
     if rng.random() < .3 and text[-1].isalnum(): text += rng.choice('..?!')
     if rng.random() < .12:
         words = text.split(' ')
-        plain = [i for i, w in enumerate(words) if w.isalpha() and len(w) > 4 and not any(w in n for n in names)]
+        plain = [i for i, w in enumerate(words) if w.isalpha() and len(w) > 4
+                 and not any(w in n for n in names)]
         if plain: i = rng.choice(plain); words[i] = _typo(words[i], rng); text = ' '.join(words)
     return text
 
@@ -221,39 +243,55 @@ def write_raw(
     "Write the raw files of flow-writer, planted dirt included."
     folder, rng, taken = Path(folder), random.Random(seed), set()
     folder.mkdir(parents=True, exist_ok=True)
-    values, phrasings = _unique(tests, rng, taken, new_values=True), _unique(tests, rng, taken, new_phrases=True)
+    values, phrasings = _unique(tests, rng, taken, new_values=True), _unique(tests, rng, taken,
+        new_phrases=True)
     train = _unique(rows, rng, taken)
     third = len(train) // 3
     parts = [train[:third], train[third:2*third], train[2*third:]]
-    for p in parts: p += rng.sample(p, third // 50)                                      # duplicates, to the letter
-    parts[0] += [dict(r, request='  ' + r['request'].upper() + ' ') for r in rng.sample(parts[0], third // 100)]  # and nearly so
-    parts[1] += [dict(request='', config=train[0]['config']), dict(request=train[1]['request'] + '?', config='')] * 4
-    parts[2] += rng.sample(values, 8) + rng.sample(phrasings, 8)                         # test rows in a training file
+    # duplicates, to the letter
+    for p in parts: p += rng.sample(p, third // 50)
+    parts[0] += [dict(r, request='  ' + r['request'].upper() + ' ')
+                 for r in rng.sample(parts[0], third // 100)]  # and nearly so
+    parts[1] += [dict(request='', config=train[0]['config']),
+                 dict(request=train[1]['request'] + '?', config='')] * 4
+    # test rows in a training file
+    parts[2] += rng.sample(values, 8) + rng.sample(phrasings, 8)
     for p in parts: rng.shuffle(p)
-    parts[0] = [{'Request': r['request'], 'Config ': r['config']} for r in parts[0]]     # other column names
-    parts[2] = [dict(r, annotator=rng.choice(['ann', 'bo', 'cy'])) for r in parts[2]]    # a column nobody asked for
-    files = {'train-1.csv': parts[0], 'train-2.jsonl': parts[1], 'train-3.csv': parts[2], 'test_values.jsonl': values, 'test_phrasings.csv': phrasings}
+    # other column names
+    parts[0] = [{'Request': r['request'], 'Config ': r['config']} for r in parts[0]]
+    # a column nobody asked for
+    parts[2] = [dict(r, annotator=rng.choice(['ann', 'bo', 'cy'])) for r in parts[2]]
+    files = {'train-1.csv': parts[0], 'train-2.jsonl': parts[1], 'train-3.csv': parts[2],
+             'test_values.jsonl': values, 'test_phrasings.csv': phrasings}
     for name, content in files.items(): _write(folder/name, content)
     return [folder/name for name in files]
 
 # %% ../nbs/02a_flowwriter.ipynb #c34ad7f9
 _NAME = re.compile(r'[\w.-]+/[\w.-]*\w|[\w-]+\.(?:csv|jsonl|json|parquet|txt)\b')
-_FAMILY = {'tiny': 'hfflow/tiny-llama', 'qwen': 'Qwen/Qwen3-0.6B', 'llama': 'meta-llama/Llama-3.2-1B', 'gemma': 'google/gemma-3-1b-pt', 'smol': 'HuggingFaceTB/SmolLM2-135M',
+_FAMILY = {'tiny': 'hfflow/tiny-llama', 'qwen': 'Qwen/Qwen3-0.6B',
+    'llama': 'meta-llama/Llama-3.2-1B', 'gemma': 'google/gemma-3-1b-pt',
+    'smol': 'HuggingFaceTB/SmolLM2-135M',
            'mistral': 'mistralai/Mistral-7B-v0.3', 'phi': 'microsoft/Phi-4-mini-instruct'}
-_LARGER = [('qwen', '1.7', 'Qwen/Qwen3-1.7B'), ('qwen', '4b', 'Qwen/Qwen3-4B'), ('qwen', '8b', 'Qwen/Qwen3-8B'), ('llama', '3b', 'meta-llama/Llama-3.2-3B'), ('llama', '8b', 'meta-llama/Llama-3.1-8B'),
-           ('gemma', '4b', 'google/gemma-3-4b-pt'), ('smol', '360', 'HuggingFaceTB/SmolLM2-360M'), ('smol', '1.7', 'HuggingFaceTB/SmolLM2-1.7B')]
-_MACHINE = [('cpu', r'cpu|laptop|no gpu|without a|processor'), ('t4', r't4|colab'), ('l4', r'\bl4'), ('a100', 'a100|ampere'), ('h200', 'h200|hopper')]
+_LARGER = [('qwen', '1.7', 'Qwen/Qwen3-1.7B'), ('qwen', '4b', 'Qwen/Qwen3-4B'),
+    ('qwen', '8b', 'Qwen/Qwen3-8B'), ('llama', '3b', 'meta-llama/Llama-3.2-3B'),
+    ('llama', '8b', 'meta-llama/Llama-3.1-8B'),
+           ('gemma', '4b', 'google/gemma-3-4b-pt'), ('smol', '360', 'HuggingFaceTB/SmolLM2-360M'),
+           ('smol', '1.7', 'HuggingFaceTB/SmolLM2-1.7B')]
+_MACHINE = [('cpu', r'cpu|laptop|no gpu|without a|processor'), ('t4', r't4|colab'), ('l4', r'\bl4'),
+            ('a100', 'a100|ampere'), ('h200', 'h200|hopper')]
 
 def _number(pattern, text, default):
     words = {w: n for n, w in grammar()['number_words'].items()}
-    m = re.search(pattern.replace('N', r'(\d+|' + '|'.join(sorted(words, key=len, reverse=True)) + ')'), text)
+    m = re.search(pattern.replace('N',
+        r'(\d+|' + '|'.join(sorted(words, key=len, reverse=True)) + ')'), text)
     return default if not m else int(words.get(m[1], m[1]))
 
 # %% ../nbs/02a_flowwriter.ipynb #7bc61ee6
 def regex_control(text: str) -> str:  # the six lines
     "Answer a request with regular expressions: the control that every model has to beat."
     cfg, low, names = dict(DEFAULTS), text.lower(), _NAME.findall(text)
-    models = [n for n in names if re.search(r'-\d+(\.\d+)?[bm]\b|-(base|small|large|mini)\b', n.lower()) and '/' in n]
+    models = [n for n in names
+        if re.search(r'-\d+(\.\d+)?[bm]\b|-(base|small|large|mini)\b', n.lower()) and '/' in n]
     datas = [n for n in names if n not in models]
     rest = low
     for n in names: rest = rest.replace(n.lower(), ' ')
@@ -266,7 +304,8 @@ def regex_control(text: str) -> str:  # the six lines
     for preset, pattern in _MACHINE:
         if re.search(pattern, rest): cfg['preset'] = preset; break
     cfg['rank'] = _number(r'\b(?:rank|r)\b\W*(?:of|is|to|be)?\W*N\b', rest, DEFAULTS['rank'])
-    cfg['epochs'] = _number(r'\bN (?:full )?(?:epoch|pass|round|time)', rest, 1 if re.search('once|single epoch', rest) else 2 if 'twice' in rest else DEFAULTS['epochs'])
+    cfg['epochs'] = _number(r'\bN (?:full )?(?:epoch|pass|round|time)', rest,
+        1 if re.search('once|single epoch', rest) else 2 if 'twice' in rest else DEFAULTS['epochs'])
     if re.search(r'8.?bit|int8|eight bit', rest): cfg['bits'] = 8
     if re.search(r'16.?bit|bf16|fp16|half|unquant|no quant|without quant', rest): cfg['bits'] = 16
     return config_text(cfg)

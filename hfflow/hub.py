@@ -37,7 +37,7 @@ def _ask(url, token=None, timeout=10):
     request = Request(url, headers={'Authorization': f'Bearer {token}'} if token else {})
     try:
         with opener.open(request, timeout=timeout) as r: return r.status, json.load(r), None
-    except HTTPError as e: 
+    except HTTPError as e:
         with e: return e.code, None, e.headers.get('Location')
     except HTTPException as e: raise OSError(f'it does not speak HTTP: {e}') from None
     except json.JSONDecodeError: return 200, None, None
@@ -70,7 +70,9 @@ def _write(path, text, mode=0o600):
     "Write a file at once: whoever reads it sees the old or the new text, never half of it."
     part = path.with_name(f'{path.name}.{os.getpid()}.part')
     try:
-        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), 'w', encoding='utf-8') as f: f.write(text)
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), 'w',
+                       encoding='utf-8') as f:
+            f.write(text)
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
@@ -78,7 +80,8 @@ def _token(data):
     "The token of `you` on this embedded Hub: 32 random bytes, made once, readable by the owner alone."
     import secrets
     path = data/'token'
-    if not (path.exists() and path.read_text().strip()): _write(path, f'{_MARK}{secrets.token_hex(32)}\n')
+    if not (path.exists() and path.read_text().strip()):
+        _write(path, f'{_MARK}{secrets.token_hex(32)}\n')
     return path.read_text().strip()
 
 _MARK = 'hfflow_'   # tells the embedded Hub's tokens from real ones, which must not be mixed up
@@ -107,10 +110,13 @@ def _spawn(data, port=0):
     if log.exists(): log.replace(data/'hub.log.1')
     env = {k: v for k, v in os.environ.items() if k not in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN')}
     with open(log, 'ab') as out:
-        p = subprocess.Popen([sys.executable, '-c', _LAUNCH, str(_package().parent), str(data), str(port)], cwd=data,
-                             stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+        p = subprocess.Popen([sys.executable, '-c', _LAUNCH, str(_package().parent), str(data),
+                              str(port)], cwd=data,
+                             stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                             start_new_session=True,
                              env=env | {'PYTHONUNBUFFERED': '1', 'PYTHONIOENCODING': 'utf-8'})
-    _write(data/'hub.json', json.dumps({'pid': p.pid, 'birth': _birth(p.pid), 'port': port, 'url': None}))
+    _write(data/'hub.json', json.dumps({'pid': p.pid, 'birth': _birth(p.pid), 'port': port,
+                                        'url': None}))
     p.returncode = 0  # it is meant to outlive us: no warning when this object goes
     return p.pid
 
@@ -135,12 +141,14 @@ def _wait(data, pid, limit=30):
     while time.monotonic() < end:
         if url := re.search(r'^Hub at (http://\S+)', _log(data), re.M):
             try:
-                if _answers(data, url[1]): 
-                    _write(data/'hub.json', json.dumps(_state(data) | {'url': url[1], 'port': urlsplit(url[1]).port}))
+                if _answers(data, url[1]):
+                    _write(data/'hub.json', json.dumps(_state(data) | {'url': url[1],
+                        'port': urlsplit(url[1]).port}))
                     return url[1]
             except OSError: pass
         if _birth(pid) is None:
-            raise UserError(f'The embedded Hub ended while starting: "{_last(data)}"; its whole log is {data/"hub.log"}.')
+            raise UserError(f'The embedded Hub ended while starting: "{_last(data)}"; its whole '
+                            f'log is {data/"hub.log"}.')
         time.sleep(0.05)
     raise UserError(f'The embedded Hub did not answer within {limit} seconds: "{_last(data)}"; '
                     'stop it with `hfflow hub stop` and try again.')
@@ -153,7 +161,8 @@ def _lock(path, limit=90):
 def _found(data):
     "The address of the running server of `data`, or None."
     state = _running(data)
-    try: return state['url'] if state and state.get('url') and _answers(data, state['url']) else None
+    try:
+        return state['url'] if state and state.get('url') and _answers(data, state['url']) else None
     except OSError: return None
 
 def _end(pid, limit=10):
@@ -189,18 +198,22 @@ def _ensure(data):
         with _lock(data/'hub.lock'):
             if url := _found(data): return url                        # another process was faster
             if state := _running(data):
-                if not state.get('url'): return _wait(data, state['pid'])   # whoever started it died meanwhile
-                try: 
+                # whoever started it died meanwhile
+                if not state.get('url'): return _wait(data, state['pid'])
+                try:
                     if _answers(data, state['url']): return state['url']
                 except OSError: pass
-                _end(state['pid'])                                    # hangs, or knows another token
+                # hangs, or knows another token
+                _end(state['pid'])
             port = _state(data).get('port') or 0
             return _wait(data, _spawn(data, port if port and _free(port) else 0))
     except Timeout:
-        raise UserError(f'Another process has been starting the embedded Hub for 90 seconds: end it, then try again '
+        raise UserError('Another process has been starting the embedded Hub for 90 seconds: end '
+                        'it, then try again '
                         f'(its lock is {data/"hub.lock"}).') from None
     except OSError as e:
-        raise UserError(f'The embedded Hub cannot use {data} ({e.strerror or e}): free some space there or set '
+        raise UserError(f'The embedded Hub cannot use {data} ({e.strerror or e}): free some space '
+                        'there or set '
                         'HFFLOW_HOME to a folder you can write.') from None
 
 # %% ../nbs/01_hub.ipynb #50ef5d15
@@ -227,20 +240,25 @@ def stop(data=None,   # folder of the embedded Hub; default: the one below `home
 # %% ../nbs/01_hub.ipynb #c9f99f99
 def _settings(endpoint, token, cache=None, embedded=False):
     "The environment of a client that talks to `endpoint`; None means unset."
-    env = {'HF_ENDPOINT': endpoint, 'HF_HUB_DISABLE_TELEMETRY': '1', 'HF_HUB_DISABLE_UPDATE_CHECK': '1',
-           'DISABLE_SAFETENSORS_CONVERSION': '1', 'HF_UPDATE_DOWNLOAD_COUNTS': '0', 'HUGGINGFACE_CO_STAGING': None}
+    env = {'HF_ENDPOINT': endpoint, 'HF_HUB_DISABLE_TELEMETRY': '1',
+           'HF_HUB_DISABLE_UPDATE_CHECK': '1',
+           'DISABLE_SAFETENSORS_CONVERSION': '1', 'HF_UPDATE_DOWNLOAD_COUNTS': '0',
+           'HUGGINGFACE_CO_STAGING': None}
     if token: env['HF_TOKEN'] = token
     if not (sys.stderr and sys.stderr.isatty()):
         env |= {'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_DATASETS_DISABLE_PROGRESS_BARS': '1'}
-    if cache:  # not huggingface.co: caches of its own, and never the login that was saved for the real one
+    # not huggingface.co: caches of its own, and never the login that was saved for the real one
+    if cache:
         env |= {'HF_HUB_CACHE': str(cache/'hub'), 'HF_DATASETS_CACHE': str(cache/'datasets'),
                 'HF_ASSETS_CACHE': str(cache/'assets'), 'HF_XET_CACHE': str(cache/'xet'),
                 'HF_MODULES_CACHE': str(cache/'modules'), 'HF_TOKEN_PATH': str(cache/'token')}
     if embedded:
-        hosts = [h for h in os.environ.get('NO_PROXY', os.environ.get('no_proxy', '')).split(',') if h]
+        hosts = [h for h in os.environ.get('NO_PROXY', os.environ.get('no_proxy', '')).split(',')
+                 if h]
         hosts = ','.join(dict.fromkeys(hosts + ['127.0.0.1', 'localhost']))
         env |= {'HF_HUB_DISABLE_XET': '1', 'NO_PROXY': hosts, 'no_proxy': hosts}
-        env |= dict.fromkeys(('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_OIDC_RESOURCE',
+        env |= dict.fromkeys(('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'TRANSFORMERS_OFFLINE',
+                              'HF_OIDC_RESOURCE',
                               'HF_HUB_DISABLE_IMPLICIT_TOKEN'))
     return env
 
@@ -257,19 +275,23 @@ def _apply(env):
 # %% ../nbs/01_hub.ipynb #1a133de2
 def _not_too_late(endpoint, embedded):
     "UserError if a client library was imported with other settings: it reads them only once."
-    loaded = {m: getattr(sys.modules.get(m), a, None) for m, a in 
+    loaded = {m: getattr(sys.modules.get(m), a, None) for m, a in
               (('huggingface_hub.constants', 'ENDPOINT'), ('datasets.config', 'HF_ENDPOINT'))}
-    xet = embedded and getattr(sys.modules.get('huggingface_hub.constants'), 'HF_HUB_DISABLE_XET', True) is False
+    xet = embedded and getattr(sys.modules.get('huggingface_hub.constants'), 'HF_HUB_DISABLE_XET',
+                               True) is False
     for module, there in loaded.items():
         if there and (there.rstrip('/') != endpoint or xet):
-            raise UserError(f'{module.split(".")[0]} was imported before hub.connect() and is set up for {there}, not for '
-                            f'{endpoint}: restart the kernel (or the process) and call hub.connect() first.')
+            raise UserError(f'{module.split(".")[0]} was imported before hub.connect() and is set '
+                            f'up for {there}, not for '
+                            f'{endpoint}: restart the kernel (or the process) and call '
+                            'hub.connect() first.')
 
 # %% ../nbs/01_hub.ipynb #883a8177
 _PREFIX = {'model': '', 'dataset': 'datasets/', 'space': 'spaces/'}
 
 def _check_kind(kind):
-    if kind not in _PREFIX: raise UserError(f"'{kind}' is not a kind of repo: use model, dataset or space.")
+    if kind not in _PREFIX:
+        raise UserError(f"'{kind}' is not a kind of repo: use model, dataset or space.")
     return kind
 
 # %% ../nbs/01_hub.ipynb #da97d9e8
@@ -279,7 +301,8 @@ class Hub:
     endpoint: str                                   # its address, without a slash at the end
     user: 'str|None'                                # who you are there; None: not signed in, public reading only
     embedded: bool                                  # whether it is the one on this machine
-    data: 'Path|None' = field(default=None, repr=False)  # the folder where an embedded one keeps everything
+    data: 'Path|None' = field(default=None,
+                              repr=False)  # the folder where an embedded one keeps everything
 
     @property
     def api(self) -> 'HfApi':
@@ -287,7 +310,7 @@ class Hub:
         from huggingface_hub import HfApi
         return HfApi(endpoint=self.endpoint, library_name='hfflow')
 
-    def repo_url(self, 
+    def repo_url(self,
                  kind:str,            # model, dataset or space
                  repo_id:str,         # `owner/name`
                  revision:str=None,   # branch, tag or commit; None: the repo's front page
@@ -306,29 +329,34 @@ def _remote(endpoint, token=None):
     endpoint = endpoint.rstrip('/')
     host = urlsplit(endpoint).hostname
     if not re.match(r'https?://[^/\s]+', endpoint):
-        raise UserError(f"'{endpoint}' is not the address of a Hub: write it with https://, such as https://huggingface.co.")
+        raise UserError(f"'{endpoint}' is not the address of a Hub: write it with https://, such "
+                        "as https://huggingface.co.")
     _not_too_late(endpoint, False)
     real = host == 'huggingface.co'
     cache = None if real else home()/'cache'/re.sub(r'\W+', '-', urlsplit(endpoint).netloc)
     env, old = _settings(endpoint, None, cache), dict(os.environ)
     had = _before.get('HF_TOKEN', old.get('HF_TOKEN')) or ''      # before any connect
     if old.get('HF_ENDPOINT', '').rstrip('/') == endpoint: had = old.get('HF_TOKEN', had)
-    elif had.startswith(_MARK): had = ''                          # an embedded Hub's: no business of this one
+    # an embedded Hub's: no business of this one
+    elif had.startswith(_MARK): had = ''
     token = token or had
     _apply(env | {'HF_TOKEN': token or None})
     try:
         user = _whoami(endpoint, token)
-        if real and not token and (token := _login()): user = _whoami(endpoint, token)   # imports the client, so: last
+        # imports the client, so: last
+        if real and not token and (token := _login()): user = _whoami(endpoint, token)
         return Hub(endpoint, user, False)
     except BaseException:
-        for key in _before: os.environ.update({key: old[key]}) if key in old else os.environ.pop(key, None)
+        for key in _before:
+            os.environ.update({key: old[key]}) if key in old else os.environ.pop(key, None)
         raise
 
 def _login():
     "The token that the official client finds for huggingface.co: saved login, trusted publisher or Colab secret."
     from huggingface_hub import get_token
     token = get_token()
-    if token and 'google.colab' in sys.modules: os.environ['HF_TOKEN'] = token   # processes we start cannot ask Colab
+    # processes we start cannot ask Colab
+    if token and 'google.colab' in sys.modules: os.environ['HF_TOKEN'] = token
     return token
 
 def _whoami(endpoint, token=None):
@@ -336,23 +364,30 @@ def _whoami(endpoint, token=None):
     page = 'whoami-v2' if token else 'models?limit=1'
     try: code, who, where = _ask(f'{endpoint}/api/{page}', token, timeout=30)
     except OSError as e:
-        raise UserError(f'{endpoint} does not answer ({getattr(e, "reason", None) or e}): check the address and your '
+        raise UserError(f'{endpoint} does not answer ({getattr(e, "reason", None) or e}): check '
+                        'the address and your '
                         'network, or leave the address out to use the embedded Hub.') from None
-    oidc = os.environ.get('HF_OIDC_RESOURCE')   # a trusted publisher's token may write one repo, and is nobody
+    # a trusted publisher's token may write one repo, and is nobody
+    oidc = os.environ.get('HF_OIDC_RESOURCE')
     if oidc and code in (401, 403): return re.sub('^(datasets|spaces)/', '', oidc).split('/')[0]
     if code in (401, 403):
-        raise UserError(f'{endpoint} refuses the token ({code}): make one that may write at {endpoint}/settings/tokens, '
+        raise UserError(f'{endpoint} refuses the token ({code}): make one that may write at '
+                        f'{endpoint}/settings/tokens, '
                         'and set HF_TOKEN to it or run `hf auth login`.')
-    if where: raise UserError(f'{endpoint} redirects to {where.split("/api/")[0]}: connect to that address instead.')
+    if where:
+        raise UserError(f'{endpoint} redirects to {where.split("/api/")[0]}: connect to that '
+                        'address instead.')
     if code != 200 or not isinstance(who, (dict, list)):
-        raise UserError(f'{endpoint} answers, but not as a Hub does (status {code}): check the address.')
+        raise UserError(f'{endpoint} answers, but not as a Hub does (status {code}): check the '
+                        'address.')
     return who.get('name') if isinstance(who, dict) else None
 
 # %% ../nbs/01_hub.ipynb #17d6516a
 def _seed(hub, folder, repo_id):
     "Put the files of `folder` into the model repo `repo_id`, unless they are there; one commit at most."
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob('*')) if p.is_file()}
-    key = hashlib.sha256(repr([(n, p.stat().st_size, p.stat().st_mtime_ns) for n, p in files.items()]).encode()).hexdigest()
+    key = hashlib.sha256(repr([(n, p.stat().st_size, p.stat().st_mtime_ns) for n,
+                               p in files.items()]).encode()).hexdigest()
     note = hub.data/f'seed-{repo_id.replace("/", "-")}.json'
     def done():
         _, info, _ = _ask(f'{hub.endpoint}/api/models/{repo_id}', _token(hub.data))
@@ -365,12 +400,15 @@ def _seed(hub, folder, repo_id):
         api = hub.api
         api.create_repo(repo_id, exist_ok=True)
         head = api.model_info(repo_id).sha
-        there = {f.path: f.lfs.sha256 if f.lfs else f.blob_id 
-                 for f in api.list_repo_tree(repo_id, recursive=True, revision=head) if hasattr(f, 'blob_id')}
+        there = {f.path: f.lfs.sha256 if f.lfs else f.blob_id
+                 for f in api.list_repo_tree(repo_id, recursive=True, revision=head)
+                 if hasattr(f, 'blob_id')}
         ops = [CommitOperationAdd(n, p) for n, p in files.items() if there.get(n) not in _hashes(p)]
         ops += [CommitOperationDelete(n) for n in there if n not in files and n != '.gitattributes']
-        if ops: head = api.create_commit(repo_id, ops, commit_message='Add the model shipped with hfflow', 
-                                         parent_commit=head).oid
+        if ops:
+            head = api.create_commit(repo_id, ops,
+                                     commit_message='Add the model shipped with hfflow',
+                                     parent_commit=head).oid
         _write(note, json.dumps([key, head]))
 
 def _hashes(path):
@@ -386,20 +424,23 @@ def connect(endpoint:str=None,  # address of a Hub; default: `$HFFLOW_HUB`, else
     "Connect the client libraries of this process to a Hub; call it before they are imported, as often as you like."
     explicit = endpoint or data
     endpoint = endpoint or (None if data else os.environ.get('HFFLOW_HUB')) or None
-    if endpoint and '://' not in str(endpoint) and (str(endpoint)[0] in '/~.' or Path(endpoint).is_dir()):
+    if endpoint and '://' not in str(endpoint) and (str(endpoint)[0] in '/~.'
+        or Path(endpoint).is_dir()):
         endpoint, data = None, endpoint                        # a folder: its embedded Hub
     if endpoint:
         here = status(data) if _loopback(str(endpoint)) else None
         if not here or here['url'] != str(endpoint).rstrip('/'):
             hub = _remote(str(endpoint), token)
-            if explicit: os.environ['HFFLOW_HUB'] = hub.endpoint   # for the processes that this one starts
+            # for the processes that this one starts
+            if explicit: os.environ['HFFLOW_HUB'] = hub.endpoint
             return hub
     data = _folder(data)
     url = _ensure(data)
     _not_too_late(url, True)
     _apply(_settings(url, _token(data), data/'cache', embedded=True))
     if explicit: os.environ['HFFLOW_HUB'] = str(data)
-    if 'google.colab' in sys.modules:  # some clients ask for the Colab secret first: not for this Hub
+    # some clients ask for the Colab secret first: not for this Hub
+    if 'google.colab' in sys.modules:
         from huggingface_hub.utils import _auth
         _auth._IS_GOOGLE_COLAB_CHECKED = True
     hub = Hub(url, 'you', True, data)
@@ -419,10 +460,11 @@ class Artifact:
     def __post_init__(self):
         _check_kind(self.kind)
         if not re.fullmatch('[0-9a-f]{40}', str(self.revision)):
-            raise UserError(f"'{self.revision}' is not a commit (40 hex digits): use Artifact.at, which asks the Hub for it.")
+            raise UserError(f"'{self.revision}' is not a commit (40 hex digits): use Artifact.at, "
+                            "which asks the Hub for it.")
 
     @classmethod
-    def at(cls, 
+    def at(cls,
            kind:str,               # model, dataset or space
            repo_id:str,            # `owner/name`
            revision:str='main',    # branch, tag or commit
@@ -433,10 +475,12 @@ class Artifact:
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
         try: sha = hub.api.repo_info(repo_id, repo_type=kind, revision=revision).sha
         except RevisionNotFoundError:
-            raise UserError(f"The {kind} {repo_id} has no revision '{revision}': look at its branches and tags on "
+            raise UserError(f"The {kind} {repo_id} has no revision '{revision}': look at its "
+                            "branches and tags on "
                             f"{hub.repo_url(kind, repo_id)}.") from None
         except (RepositoryNotFoundError, HFValidationError):
-            raise UserError(f"The {kind} '{repo_id}' is not on {hub.endpoint}, or private and not yours: check its name "
+            raise UserError(f"The {kind} '{repo_id}' is not on {hub.endpoint}, or private and not "
+                            "yours: check its name "
                             "(owner/name) and that you are connected to the right Hub.") from None
         except HfHubHTTPError as e:
             raise UserError(f"{hub.endpoint} does not say what the {kind} {repo_id} holds "
@@ -458,7 +502,8 @@ class Artifact:
         return cls(*(d[k] for k in ('kind', 'repo_id', 'revision', 'url')))
 
     def __str__(self): return f'{self.kind} {self.repo_id}@{self.short}'
-    def _repr_markdown_(self): return f'{self.kind} [{self.repo_id}]({self.url}) at commit `{self.short}`'
+    def _repr_markdown_(self):
+        return f'{self.kind} [{self.repo_id}]({self.url}) at commit `{self.short}`'
 
 # %% ../nbs/01_hub.ipynb #6c7e12f0
 def _code():
@@ -466,20 +511,29 @@ def _code():
     import subprocess
     from importlib import metadata
     import hfflow
-    code = {'package': 'hfflow', 'version': hfflow.__version__, 'repo': 'https://github.com/hfflow/hfflow', 
+    code = {'package': 'hfflow', 'version': hfflow.__version__,
+            'repo': 'https://github.com/hfflow/hfflow',
             'commit': None, 'dirty': None}
     root = _package().parent
     def git(*args):
-        try: r = subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True, timeout=10)
+        try:
+            r = subprocess.run(['git', '-C', str(root), *args], capture_output=True, text=True,
+                               timeout=10)
         except (OSError, subprocess.TimeoutExpired): return None
         return r.stdout.strip() if r.returncode == 0 else None
     top = git('rev-parse', '--show-toplevel')
     if top and Path(top).resolve() == root.resolve():
-        code |= {'commit': git('rev-parse', 'HEAD'), 'dirty': bool(git('status', '--porcelain', '--', 'hfflow'))}
-        remote = re.match(r'(https?://)(?:[^/@]*@)?([^\s?#]+)|git@([^:\s]+):(\S+)', git('remote', 'get-url', 'origin') or '')
-        if remote: code['repo'] = (remote[1] + remote[2] if remote[1] else f'https://{remote[3]}/{remote[4]}').removesuffix('.git')
+        code |= {'commit': git('rev-parse', 'HEAD'),
+                 'dirty': bool(git('status', '--porcelain', '--', 'hfflow'))}
+        remote = re.match(r'(https?://)(?:[^/@]*@)?([^\s?#]+)|git@([^:\s]+):(\S+)',
+                          git('remote', 'get-url', 'origin') or '')
+        if remote:
+            code['repo'] = (remote[1] + remote[2] if remote[1]
+                            else f'https://{remote[3]}/{remote[4]}').removesuffix('.git')
         return code
-    try: vcs = json.loads(metadata.distribution('hfflow').read_text('direct_url.json') or '{}').get('vcs_info', {})
+    try:
+        vcs = json.loads(metadata.distribution('hfflow').read_text('direct_url.json')
+                         or '{}').get('vcs_info', {})
     except (metadata.PackageNotFoundError, ValueError): vcs = {}
     return code | {'commit': vcs.get('commit_id'), 'dirty': False if vcs else None}
 

@@ -29,28 +29,41 @@ def _config_of(base):
     from transformers import AutoConfig, PretrainedConfig
     if isinstance(base, PretrainedConfig): return base.name_or_path or base.model_type, base
     if isinstance(base, Artifact):
-        if base.kind != 'model': raise UserError(f'{base.repo_id} is a {base.kind}, but a plan is made for a model: give a model repo')
+        if base.kind != 'model':
+            raise UserError(f'{base.repo_id} is a {base.kind}, but a plan is made for a model: '
+                            'give a model repo')
         name, revision = base.repo_id, base.revision
     else: name, revision = str(base), None
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if not (folder / 'config.json').exists(): raise UserError(f'{name} has no config.json, so it is no model: give a folder written by save_pretrained, or a repo id')
+        if not (folder / 'config.json').exists():
+            raise UserError(f'{name} has no config.json, so it is no model: give a folder written '
+                            'by save_pretrained, or a repo id')
         name = str(folder)
-    elif isinstance(base, Path) or name.startswith(('.', '/', '~')): raise UserError(f'The folder {name} does not exist: check its path, or give a repo id such as Qwen/Qwen3-0.6B')
+    elif isinstance(base, Path) or name.startswith(('.', '/', '~')):
+        raise UserError(f'The folder {name} does not exist: check its path, or give a repo id such '
+                        'as Qwen/Qwen3-0.6B')
     try: config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
-    except Exception as e:       # OSError, ValueError, JSON and HTTP errors of several libraries: the user needs one sentence
+    # OSError, ValueError, JSON and HTTP errors of several libraries: the user needs one sentence
+    except Exception as e:
         from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
         text, chain = str(e), []
         cause = e
-        while cause is not None and len(chain) < 8: chain.append(cause); cause = cause.__cause__ or cause.__context__
+        while cause is not None and len(chain) < 8:
+            chain.append(cause); cause = cause.__cause__ or cause.__context__
         is_a = lambda *kinds: any(isinstance(c, kinds) for c in chain)
-        if is_a(GatedRepoError): why = 'is gated: accept its terms on its page while logged in, then try again'
+        if is_a(GatedRepoError):
+            why = 'is gated: accept its terms on its page while logged in, then try again'
         elif is_a(LocalEntryNotFoundError, OfflineModeIsEnabled) and not folder.is_dir():
             why = 'cannot be asked for, since the Hub does not answer: check the connection, or give a folder'
-        elif 'trust_remote_code' in text: why = 'brings code of its own, which is never run here: choose one that transformers knows'
-        elif 'model_type' in text or 'model type' in text: why = 'is of an architecture that this version of transformers does not know: upgrade transformers, or choose another model'
-        elif folder.is_dir(): why = 'has a config.json that cannot be read: write it anew with save_pretrained'
-        else: why = 'was not found on the connected Hub, or it is private and not yours: check its name (owner/name), or give a folder'
+        elif 'trust_remote_code' in text:
+            why = 'brings code of its own, which is never run here: choose one that transformers knows'
+        elif 'model_type' in text or 'model type' in text:
+            why = 'is of an architecture that this version of transformers does not know: upgrade transformers, or choose another model'
+        elif folder.is_dir():
+            why = 'has a config.json that cannot be read: write it anew with save_pretrained'
+        else:
+            why = 'was not found on the connected Hub, or it is private and not yours: check its name (owner/name), or give a folder'
         raise UserError(f"The model '{name}' {why}") from e
     return name, config
 
@@ -70,11 +83,16 @@ def meta_model(
         config.num_hidden_layers = layers
         if getattr(config, 'layer_types', None): config.layer_types = config.layer_types[:layers]
     try:
-        with torch.device('meta'): return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32, trust_remote_code=False)
+        with torch.device('meta'):
+            return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32,
+                                                    trust_remote_code=False)
     except Exception as e:
         kind = getattr(config, 'model_type', type(config).__name__)
-        if 'Unrecognized configuration class' in str(e): raise UserError(f"A model of type '{kind}' is no causal language model, which this flow fine-tunes: choose one such as Qwen, Llama, Gemma or GPT-2") from e
-        raise UserError(f"A model of type '{kind}' cannot be built from this configuration ({str(e).splitlines()[0][:120]}): check its config.json") from e
+        if 'Unrecognized configuration class' in str(e):
+            raise UserError(f"A model of type '{kind}' is no causal language model, which this "
+                            "flow fine-tunes: choose one such as Qwen, Llama, Gemma or GPT-2") from e
+        raise UserError(f"A model of type '{kind}' cannot be built from this configuration "
+                        f"({str(e).splitlines()[0][:120]}): check its config.json") from e
 
 # %% ../nbs/06_plan.ipynb #fe33e3cd
 def nf4_bytes(
@@ -83,8 +101,10 @@ def nf4_bytes(
 ) -> int:
     "Memory of one NF4 matrix, to the byte: codes, scales, tables."
     blocks = math.ceil(n / 64)
-    scales = blocks + 4 * math.ceil(blocks / 256) + 4 + 1024 if double else 4 * blocks    # 8-bit codes, fp32 scales, offset, table of 256
-    return math.ceil(n / 2) + scales + 16 * 4                                             # and the 16 values of NF4
+    # 8-bit codes, fp32 scales, offset, table of 256
+    scales = blocks + 4 * math.ceil(blocks / 256) + 4 + 1024 if double else 4 * blocks
+    # and the 16 values of NF4
+    return math.ceil(n / 2) + scales + 16 * 4
 
 # %% ../nbs/06_plan.ipynb #e0bf45c2
 def _alive_class():
@@ -97,7 +117,8 @@ def _alive_class():
         def __init__(self, own):
             super().__init__()
             self.now = self.peak = 0
-            self.known = {t.untyped_storage()._cdata for t in own}       # parameters are not counted: views of them come by
+            # parameters are not counted: views of them come by
+            self.known = {t.untyped_storage()._cdata for t in own}
         def gone(self, key, n):
             self.known.discard(key)
             self.now -= n
@@ -124,7 +145,8 @@ def _fake(model):
                 if t is None: continue
                 if id(t) not in made:
                     new = torch.empty(t.shape, dtype=t.dtype)
-                    made[id(t)] = torch.nn.Parameter(new, requires_grad=t.requires_grad) if d is m._parameters else new, t
+                    made[id(t)] = torch.nn.Parameter(new,
+                        requires_grad=t.requires_grad) if d is m._parameters else new, t
                 d[name] = made[id(t)][0]
     return model
 
@@ -133,7 +155,8 @@ def _no_packing():
     "Let transformers build the masks of ordinary batches: with fake positions it cannot see that they are, and would keep a mask and copies of the keys."
     from transformers import masking_utils
     name = 'find_packed_sequence_indices'
-    plain = getattr(masking_utils, name, None)       # where a later version has no such function, the count is a little too high
+    # where a later version has no such function, the count is a little too high
+    plain = getattr(masking_utils, name, None)
     try:
         if plain: setattr(masking_utils, name, lambda *args, **kwargs: None)
         yield
@@ -145,8 +168,10 @@ def _cpu_attention():
     import torch
     from torch.utils.flop_counter import sdpa_backward_flop_count, sdpa_flop_count
     ops = torch.ops.aten
-    return {ops._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, out_shape=None, **kw: sdpa_flop_count(q, k, v),
-            ops._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, out_shape=None, **kw: sdpa_backward_flop_count(g, q, k, v)}
+    return {ops._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, out_shape=None,
+            **kw: sdpa_flop_count(q, k, v),
+            ops._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a,
+            out_shape=None, **kw: sdpa_backward_flop_count(g, q, k, v)}
 
 # %% ../nbs/06_plan.ipynb #89ba3cc0
 def fake_step(
@@ -172,24 +197,32 @@ def fake_step(
         model = _fake(model).train()
         if checkpointing:
             with warnings.catch_warnings():
-                warnings.simplefilter('ignore', FutureWarning)      # another name from transformers 6 on
-                model.gradient_checkpointing_enable({'use_reentrant': False, 'preserve_rng_state': False})
+                # another name from transformers 6 on
+                warnings.simplefilter('ignore', FutureWarning)
+                model.gradient_checkpointing_enable({'use_reentrant': False,
+                                                     'preserve_rng_state': False})
         inner = model.get_base_model()
         body, head = getattr(inner, inner.base_model_prefix, None), inner.get_output_embeddings()
-        ids, y, at = torch.zeros(batch, length, dtype=torch.long), torch.zeros(labels, dtype=torch.long), torch.arange(labels)
+        ids, y, at = torch.zeros(batch, length, dtype=torch.long), torch.zeros(labels,
+            dtype=torch.long), torch.arange(labels)
         own = [*model.parameters(), *model.buffers(), ids, y, at]
-        with FlopCounterMode(display=False, custom_mapping=_cpu_attention()) as flops, fast_lora(model, cache=False), _no_packing(), _alive_class()(own) as alive:
+        with FlopCounterMode(display=False,
+            custom_mapping=_cpu_attention()) as flops, fast_lora(model,
+                cache=False), _no_packing(), _alive_class()(own) as alive:
             h = body(input_ids=ids, use_cache=False).last_hidden_state
             activations = alive.now
             h = h.flatten(0, 1)[at]
             if type(head) is torch.nn.Linear and head.bias is None:
-                loss = _loss_function().apply(h, head.weight, y, max(1, CHUNK // (4 * head.weight.shape[0])))
+                loss = _loss_function().apply(h, head.weight, y,
+                                              max(1, CHUNK // (4 * head.weight.shape[0])))
             else: loss = F.cross_entropy(head(h).float(), y, reduction='sum')
             del h
             logits = max(alive.peak, alive.now) - activations
             loss.backward()
-            gradients = sum(p.grad.untyped_storage().nbytes() for p in model.parameters() if p.grad is not None)
-        return dict(activations=activations, logits=logits, peak=alive.peak, gradients=gradients, flops=flops.get_total_flops())
+            gradients = sum(p.grad.untyped_storage().nbytes() for p in model.parameters()
+                            if p.grad is not None)
+        return dict(activations=activations, logits=logits, peak=alive.peak, gradients=gradients,
+                    flops=flops.get_total_flops())
 
 # %% ../nbs/06_plan.ipynb #f2fd81d5
 def probe(
@@ -205,7 +238,8 @@ def probe(
     before = torch.get_num_threads()
     torch.set_num_threads(threads or threads_for(TrainConfig()))
     try:
-        x, w = (torch.randn(n, width, dtype=compute_dtype(dev), device=dev) for n in (tokens, 3 * width))
+        x, w = (torch.randn(n, width, dtype=compute_dtype(dev), device=dev)
+                for n in (tokens, 3 * width))
         for _ in range(2): x @ w.T
         sync()
         best, start = math.inf, time.perf_counter()
@@ -231,9 +265,12 @@ class Gpu:
 
 #: Memory: driver (nvidia-smi). Rates: NVIDIA's data sheets, without sparsity. Prices: HF Jobs. None of it was measured here.
 GPUS = {g.name.lower(): g for g in (
-    Gpu('T4', 15.0, 65, 0.40, 't4-small', bf16=False), Gpu('L4', 22.5, 121, 0.80, 'l4x1'), Gpu('A10G', 22.5, 70, 1.00, 'a10g-small'),
-    Gpu('L40S', 45.0, 362, 1.80, 'l40sx1'), Gpu('A100', 80.0, 312, 2.50, 'a100-large'), Gpu('H200', 140.4, 989, 5.00, 'h200'),
-    Gpu('A100-40', 40.0, 312), Gpu('H100', 79.6, 989), Gpu('RTX3090', 24.0, 71), Gpu('RTX4090', 24.0, 165), Gpu('RTX5090', 31.8, 209))}
+    Gpu('T4', 15.0, 65, 0.40, 't4-small', bf16=False), Gpu('L4', 22.5, 121, 0.80, 'l4x1'),
+    Gpu('A10G', 22.5, 70, 1.00, 'a10g-small'),
+    Gpu('L40S', 45.0, 362, 1.80, 'l40sx1'), Gpu('A100', 80.0, 312, 2.50, 'a100-large'),
+    Gpu('H200', 140.4, 989, 5.00, 'h200'),
+    Gpu('A100-40', 40.0, 312), Gpu('H100', 79.6, 989), Gpu('RTX3090', 24.0, 71),
+    Gpu('RTX4090', 24.0, 165), Gpu('RTX5090', 31.8, 209))}
 
 #: Share of the probed or published rate that a whole training step reaches, and where it is from.
 EFFICIENCY = {'cpu': (0.5, 'measured: 0.38 to 0.78'), 'gpu': (0.25, 'an assumption: not measured')}
@@ -248,22 +285,29 @@ SLACK_CPU = (20 * 2**20, 0.15)
 def _gpu(name):
     "A GPU by its name, however it is spelled."
     plain = lambda s: ''.join(c for c in s.lower() if c.isalnum())
-    names = {plain(a): g for g in GPUS.values() for a in (g.name, g.flavor or g.name, f'nvidia {g.name}', f'{g.name} 80gb' if g.gib > 79 else g.name)}
+    names = {plain(a): g for g in GPUS.values()
+        for a in (g.name, g.flavor or g.name, f'nvidia {g.name}',
+                  f'{g.name} 80gb' if g.gib > 79 else g.name)}
     if plain(name) in names: return names[plain(name)]
     near = difflib.get_close_matches(plain(name), names, 3, 0.4)
     near = list(dict.fromkeys(names[n].name for n in near)) or [g.name for g in GPUS.values()]
-    raise UserError(f"No GPU '{name}' is in the table: take {', '.join(near[:-1]) + ' or ' + near[-1] if len(near) > 1 else near[0]}, or leave gpu out for this machine")
+    raise UserError(f"No GPU '{name}' is in the table: take "
+                    f"{', '.join(near[:-1]) + ' or ' + near[-1] if len(near) > 1 else near[0]}, or "
+                    "leave gpu out for this machine")
 
 def _here():
     "Memory that a run on this machine can have, in bytes, and what it is."
     import torch
-    if device() == 'cuda': return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
+    if device() == 'cuda':
+        return torch.cuda.get_device_properties(0).total_memory, torch.cuda.get_device_name(0)
     import psutil
     free = psutil.virtual_memory().available + psutil.Process().memory_info().rss
-    for path, used in (('memory.max', 'memory.current'), ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')):
+    for path, used in (('memory.max', 'memory.current'),
+                       ('memory/memory.limit_in_bytes', 'memory/memory.usage_in_bytes')):
         try: limit, now = (Path('/sys/fs/cgroup', f).read_text().strip() for f in (path, used))
         except OSError: continue
-        if limit.isdigit() and int(limit) < 2**60: free = min(free, int(limit) - int(now) + psutil.Process().memory_info().rss)
+        if limit.isdigit() and int(limit) < 2**60:
+            free = min(free, int(limit) - int(now) + psutil.Process().memory_info().rss)
     return free, 'this machine (CPU)'
 
 def _sizes(config, qlora, dtype):
@@ -280,9 +324,11 @@ def _sizes(config, qlora, dtype):
     rest = [t for t in model.parameters() if id(t) not in code]
     total = sum(t.numel() for t in model.parameters())
     other = sum(t.numel() * t.element_size() for t in [*rest, *model.buffers()])
-    with torch.device('meta'): lora = [p for p in add_lora(model, qlora).parameters() if p.requires_grad]
+    with torch.device('meta'):
+        lora = [p for p in add_lora(model, qlora).parameters() if p.requires_grad]
     return dict(total=total, n_linear=n_linear, largest=largest, linear=linear, other=other,
-                lora=sum(p.numel() * p.element_size() for p in lora), n_lora=sum(p.numel() for p in lora))
+                lora=sum(p.numel() * p.element_size() for p in lora),
+                n_lora=sum(p.numel() for p in lora))
 
 def _step(config, batch, length, labels, qlora, dtype, checkpointing=False):
     "`fake_step` for the whole model; a deep one is run with two and three layers, since each further layer adds the same."
@@ -300,7 +346,8 @@ def _step(config, batch, length, labels, qlora, dtype, checkpointing=False):
 
 # %% ../nbs/06_plan.ipynb #91fc5cf1
 def _size(n): return f'{n / 2**30:.2f} GiB' if n >= 2**30 else f'{n / 2**20:,.0f} MiB'
-def _time(s): return f'{s:.0f} s' if s < 120 else f'{s / 60:.0f} min' if s < 7200 else f'{s / 3600:.1f} h'
+def _time(s):
+    return f'{s:.0f} s' if s < 120 else f'{s / 60:.0f} min' if s < 7200 else f'{s / 3600:.1f} h'
 
 # %% ../nbs/06_plan.ipynb #44b4814e
 @dataclass(frozen=True)
@@ -342,9 +389,12 @@ class Plan:
         yield 'peak of a step', _size(self.peak_bytes)
         yield 'libraries, context', _size(self.process_bytes)
         yield 'fits', f"{'yes' if self.fits else 'NO'}: {_size(self.total_bytes)} of {_size(self.capacity_bytes)}"
-        if self.seconds is None: yield 'time', f"{self.step_seconds:.2g} s per step ({s['tokens_per_step'] / self.step_seconds:,.0f} tokens/s); give data or rows for the whole"
-        else: yield 'time', f'{_time(self.seconds)} for {self.steps:,} steps, {self.tokens:,} tokens'
-        if self.cost is not None: yield 'cost', f'${self.cost:.2f}' if self.cost else 'nothing, on your own machine'
+        if self.seconds is None:
+            yield 'time', f"{self.step_seconds:.2g} s per step ({s['tokens_per_step'] / self.step_seconds:,.0f} tokens/s); give data or rows for the whole"
+        else:
+            yield 'time', f'{_time(self.seconds)} for {self.steps:,} steps, {self.tokens:,} tokens'
+        if self.cost is not None:
+            yield 'cost', f'${self.cost:.2f}' if self.cost else 'nothing, on your own machine'
 
     def _after(self): return [self.advice, *self.notes]
 
@@ -357,7 +407,8 @@ class Plan:
         "The same for a terminal."
         rows = list(self._lines())
         width = max(len(k) for k, _ in rows)
-        return '\n'.join([f'{k.ljust(width)}  {v}' for k, v in rows] + [''] + [f'{n}.' for n in self._after()])
+        return '\n'.join([f'{k.ljust(width)}  {v}' for k,
+                          v in rows] + [''] + [f'{n}.' for n in self._after()])
 
 # %% ../nbs/06_plan.ipynb #69b60ac2
 def _lengths(data, base, max_len):
@@ -368,13 +419,16 @@ def _lengths(data, base, max_len):
         data = load(data)
     if hasattr(data, 'keys') and 'train' in data: data = data['train']
     n = len(data)
-    if n == 0: raise UserError('The data set has no rows to train on: give one with a train split that is not empty')
+    if n == 0:
+        raise UserError('The data set has no rows to train on: give one with a train split that is '
+                        'not empty')
     rows = [data[i] for i in range(0, n, max(1, n // 2000))]
     if 'input_ids' in rows[0]: enc = rows
     else: enc, _ = encode_dataset(rows, load_tokenizer(base), max_len)
     lens = [len(r['input_ids']) for r in enc]
     labels = sum(l != -100 for r in enc for l in r['labels'])
-    return dict(rows=round(n * len(enc) / len(rows)), longest=max(lens), mean=sum(lens) / len(lens), share=labels / sum(lens))
+    return dict(rows=round(n * len(enc) / len(rows)), longest=max(lens), mean=sum(lens) / len(lens),
+                share=labels / sum(lens))
 
 # %% ../nbs/06_plan.ipynb #fcd9b24b
 def plan(
@@ -395,28 +449,39 @@ def plan(
     if Path(name).is_dir(): name = Path(name).name
     dtype = torch.float32 if qlora.bits == 32 else compute_dtype() if card is None else torch.bfloat16 if card.bf16 else torch.float16
     most = getattr(config, 'max_position_embeddings', None) or math.inf
-    if rows is not None and rows < 1: raise UserError(f'rows is {rows}, but at least 1 is needed to train')
+    if rows is not None and rows < 1:
+        raise UserError(f'rows is {rows}, but at least 1 is needed to train')
     known = _lengths(data, base, train.max_len)
     longest = known['longest'] if known else train.max_len
-    if longest > most: raise UserError(f'max_len is {train.max_len}, but {name} reads {most:,} tokens at most: lower max_len')
+    if longest > most:
+        raise UserError(f'max_len is {train.max_len}, but {name} reads {most:,} tokens at most: '
+                        'lower max_len')
     mean = mean_len or (known['mean'] if known else longest / 2)
     share, rows = known['share'] if known else 0.5, rows or (known['rows'] if known else None)
-    if train.batch * longest > 2**24: raise UserError(f'A batch of {train.batch} rows of {longest} tokens is more than any device holds: lower batch or max_len')
+    if train.batch * longest > 2**24:
+        raise UserError(f'A batch of {train.batch} rows of {longest} tokens is more than any '
+                        'device holds: lower batch or max_len')
     on_cpu = card is None and not local_gpu
     size = _sizes(config, qlora, dtype)
 
-    cached = on_cpu and qlora.bits == 4 and (train.cache_weights or train.cache_weights is None and size['n_linear'] * dtype.itemsize <= CACHE_LIMIT)
-    dense = (size['n_linear'] if cached else size['largest'] if qlora.bits < 16 else 0) * dtype.itemsize
+    cached = on_cpu and qlora.bits == 4 and (train.cache_weights or train.cache_weights is None
+                                             and size['n_linear'] * dtype.itemsize <= CACHE_LIMIT)
+    dense = (size['n_linear'] if cached else size['largest'] if qlora.bits < 16
+             else 0) * dtype.itemsize
     runs = {}
     def memory(batch, length, checkpointing):
         "Bytes by category. A step is run once; what it keeps grows with its tokens."
         if checkpointing not in runs:
-            runs[checkpointing] = _step(config, train.batch, longest, max(1, round(train.batch * longest * share)), qlora, dtype, checkpointing)
+            runs[checkpointing] = _step(config, train.batch, longest,
+                max(1, round(train.batch * longest * share)), qlora, dtype, checkpointing)
         step, part = runs[checkpointing], batch * length / (train.batch * longest)
         moving = part * max(step['peak'], step['activations'] + step['logits'])
-        out = {f'{qlora.bits}-bit weights': size['linear'], 'other weights': size['other'], 'de-quantised weights': dense, 'LoRA': size['lora'],
-               'gradients': step['gradients'], 'optimizer': 2 * size['lora'], 'activations': part * step['activations'],
-               'logits and loss': part * step['logits'], 'backward': part * max(0, step['peak'] - step['activations'] - step['logits']),
+        out = {f'{qlora.bits}-bit weights': size['linear'], 'other weights': size['other'],
+               'de-quantised weights': dense, 'LoRA': size['lora'],
+               'gradients': step['gradients'], 'optimizer': 2 * size['lora'],
+               'activations': part * step['activations'],
+               'logits and loss': part * step['logits'],
+               'backward': part * max(0, step['peak'] - step['activations'] - step['logits']),
                'allocator': SLACK_CPU[0] + SLACK_CPU[1] * moving if on_cpu else 0}
         return {k: int(v) for k, v in out.items() if v >= 1}, step
 
@@ -432,30 +497,44 @@ def plan(
     per_step = train.batch * train.accumulation * mean
     flops = step['flops'] / (train.batch * longest) * per_step
     share_of, origin = EFFICIENCY['cpu' if on_cpu else 'gpu']
-    if card: rate, source = card.tflops * 1e12 * share_of, f'{share_of:.0%} of {card.tflops} TFLOP/s ({origin})'
+    if card:
+        rate, source = card.tflops * 1e12 * share_of, f'{share_of:.0%} of {card.tflops} TFLOP/s ({origin})'
     else:
-        measured = probe(int(train.batch * mean), getattr(config, 'hidden_size', 1024), threads=train.threads or threads_for(train))
+        measured = probe(int(train.batch * mean), getattr(config, 'hidden_size', 1024),
+                         threads=train.threads or threads_for(train))
         rate, source = measured * share_of, f'{share_of:.0%} ({origin}) of {measured / 1e9:,.0f} GFLOP/s, probed just now'
-    steps = train.max_steps or (train.epochs * math.ceil(rows / (train.batch * train.accumulation)) if rows else None)
+    steps = train.max_steps or (train.epochs * math.ceil(rows / (train.batch * train.accumulation))
+                                if rows else None)
     step_seconds = flops / rate
     seconds = steps * step_seconds if steps else None
     cost = None if seconds is None or card and card.price is None else seconds / 3600 * card.price if card else 0.0
     notes = [f'Time: {source}']
-    if not known: notes.append(f'Lengths are not known: rows of {longest} tokens for memory, {mean:.0f} on average for time, {share:.0%} of them labels')
+    if not known:
+        notes.append(f'Lengths are not known: rows of {longest} tokens for memory, {mean:.0f} on '
+                     f'average for time, {share:.0%} of them labels')
     if card and card.price is not None:
         hours = max(1, math.ceil((seconds or 0) * 2 / 3600))
-        notes.append(f"Price: HF Jobs {card.flavor}, ${card.price:.2f} per hour ({card.date}), start-up not counted. A job stops after 30 minutes by default and "
+        notes.append(f"Price: HF Jobs {card.flavor}, ${card.price:.2f} per hour ({card.date}), "
+                     "start-up not counted. A job stops after 30 minutes by default and "
                      f"loses what is not saved: ask for timeout='{hours}h'")
-    setting = dict(batch=train.batch, accumulation=train.accumulation, max_len=train.max_len, longest=longest, mean_len=round(mean, 1), rank=qlora.rank,
-                   bits=qlora.bits, checkpointing=train.checkpointing, tokens_per_step=round(per_step))
+    setting = dict(batch=train.batch, accumulation=train.accumulation, max_len=train.max_len,
+                   longest=longest, mean_len=round(mean, 1), rank=qlora.rank,
+                   bits=qlora.bits, checkpointing=train.checkpointing,
+                   tokens_per_step=round(per_step))
     if fits: advice = f'{_size(capacity - peak - process(peak))} are left'
-    else: advice = _advice(lambda *a: (p := sum(memory(*a)[0].values())) + process(p) <= capacity, train, longest, sum(v for k, v in parts.items() if 'weights' in k), capacity, name)
-    return Plan(name, where, parts, peak, process(peak), capacity, fits, advice, dict(total=size['total'], quantised=size['n_linear'] if qlora.bits < 16 else 0, trainable=size['n_lora']),
-                setting, flops, rate, source, step_seconds, steps, round(steps * per_step) if steps else None, seconds, cost, tuple(notes))
+    else:
+        advice = _advice(lambda *a: (p := sum(memory(*a)[0].values())) + process(p) <= capacity,
+            train, longest, sum(v for k, v in parts.items() if 'weights' in k), capacity, name)
+    return Plan(name, where, parts, peak, process(peak), capacity, fits, advice,
+        dict(total=size['total'], quantised=size['n_linear'] if qlora.bits < 16 else 0,
+             trainable=size['n_lora']),
+                setting, flops, rate, source, step_seconds, steps,
+                round(steps * per_step) if steps else None, seconds, cost, tuple(notes))
 
 def _advice(ok, train, longest, weights, capacity, name):
     "The nearest setting that fits, as a sentence."
-    say = lambda b, a, n, c: f'This fits: batch={b} with accumulation={a}' + (', checkpointing=true' if c and not train.checkpointing else '') + (f', max_len={n}' if n < longest else '')
+    say = lambda b, a, n, c: f'This fits: batch={b} with accumulation={a}' + (', checkpointing=true'
+        if c and not train.checkpointing else '') + (f', max_len={n}' if n < longest else '')
     checkpointing = [train.checkpointing] if train.checkpointing else [False, True]
     for length in (longest, longest // 2, longest // 4):
         if length < 16: break
@@ -464,7 +543,8 @@ def _advice(ok, train, longest, weights, capacity, name):
             b = train.batch if length < longest or ck != train.checkpointing else train.batch // 2
             while b > 1 and not ok(b, length, ck): b //= 2
             return say(max(1, b), max(1, train.batch * train.accumulation // max(1, b)), length, ck)
-    more = [g.name for g in sorted(GPUS.values(), key=lambda g: g.gib) if g.gib * 2**30 > max(1.3 * weights, 1.5 * capacity)]
+    more = [g.name for g in sorted(GPUS.values(), key=lambda g: g.gib)
+            if g.gib * 2**30 > max(1.3 * weights, 1.5 * capacity)]
     return f'No smaller batch or length makes {name} fit: take a smaller base' + (f', or a larger GPU such as {more[0]}' if more else '')
 
 # %% ../nbs/06_plan.ipynb #cab29c39
@@ -474,17 +554,26 @@ def plot_memory(
 ) -> "'Figure'":
     "Draw where the memory of each plan goes, beside what the device has."
     from matplotlib.figure import Figure
-    if ax is None: ax = Figure(figsize=(6.8, 1.2 + 0.45 * len(plans)), layout='constrained').add_subplot()
-    groups = {'weights': ('4-bit weights', '8-bit weights', '16-bit weights', '32-bit weights', 'other weights', 'de-quantised weights'),
-              'LoRA, gradients, optimizer': ('LoRA', 'gradients', 'optimizer'), 'activations': ('activations', 'backward'),
+    if ax is None:
+        ax = Figure(figsize=(6.8, 1.2 + 0.45 * len(plans)), layout='constrained').add_subplot()
+    groups = {'weights': ('4-bit weights', '8-bit weights', '16-bit weights', '32-bit weights',
+                          'other weights', 'de-quantised weights'),
+              'LoRA, gradients, optimizer': ('LoRA', 'gradients', 'optimizer'),
+              'activations': ('activations', 'backward'),
               'logits': ('logits and loss',), 'process': ('allocator',)}
     left = [0.0] * len(plans)
-    for (label, names), color in zip(groups.items(), ('#3b6ea8', '#4c956c', '#d98c21', '#b23a48', '#6c757d')):
-        size = [(sum(p.memory.get(n, 0) for n in names) + (p.process_bytes if label == 'process' else 0)) / 2**30 for p in plans]
+    for (label, names), color in zip(groups.items(),
+                                     ('#3b6ea8', '#4c956c', '#d98c21', '#b23a48', '#6c757d')):
+        size = [(sum(p.memory.get(n, 0) for n in names) + (p.process_bytes if label == 'process'
+            else 0)) / 2**30 for p in plans]
         ax.barh(range(len(plans)), size, left=left, color=color, label=label, height=.6)
         left = [a + b for a, b in zip(left, size)]
-    for i, p in enumerate(plans): ax.plot([p.capacity_bytes / 2**30] * 2, [i - .4, i + .4], color='black', lw=2, label='the device has' if i == 0 else None)
-    ax.set_yticks(range(len(plans)), [f"{p.gpu}, batch {p.setting['batch']}" + (', checkp.' if p.setting['checkpointing'] else '') for p in plans])
+    for i, p in enumerate(plans):
+        ax.plot([p.capacity_bytes / 2**30] * 2, [i - .4, i + .4], color='black', lw=2,
+                label='the device has' if i == 0 else None)
+    ax.set_yticks(range(len(plans)),
+        [f"{p.gpu}, batch {p.setting['batch']}" + (', checkp.' if p.setting['checkpointing']
+                                                   else '') for p in plans])
     ax.set(xlabel='memory at the peak of a step (GiB)', ylim=(len(plans) - .5, -.5))
     ax.spines[['top', 'right']].set_visible(False)
     ax.figure.legend(loc='outside upper center', ncols=3, frameon=False)

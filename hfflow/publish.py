@@ -17,7 +17,8 @@ from .hub import Artifact, UserError, connect, provenance
 
 # %% ../nbs/08_publish.ipynb #ebf2a16d
 PICKLED = {'.bin', '.ckpt', '.dill', '.joblib', '.npy', '.npz', '.pickle', '.pkl', '.pt', '.pth'}
-_PUBLISHED = {'.safetensors', '.json', '.jinja', '.txt', '.model', '.png'}  # what an adapter folder may give to a repo
+# what an adapter folder may give to a repo
+_PUBLISHED = {'.safetensors', '.json', '.jinja', '.txt', '.model', '.png'}
 
 # %% ../nbs/08_publish.ipynb #d213917e
 def pickled(path: 'str|Path',  # one file
@@ -26,10 +27,13 @@ def pickled(path: 'str|Path',  # one file
     path = Path(path)
     if path.suffix.lower() in PICKLED: return f'{path.suffix} files are pickles'
     with path.open('rb') as f: head = f.read(10)
-    if head[:1] == b'\x80' and head[1:2] in (b'\x02', b'\x03', b'\x04', b'\x05'): return 'it begins as a pickle does'
+    if head[:1] == b'\x80' and head[1:2] in (b'\x02', b'\x03', b'\x04', b'\x05'):
+        return 'it begins as a pickle does'
     if head[:4] == b'PK\x03\x04' and zipfile.is_zipfile(path):
-        if any(n.endswith('.pkl') for n in zipfile.ZipFile(path).namelist()): return 'it is a zip with a pickle in it'
-    if path.suffix == '.safetensors' and not _has_header(path, head): return 'it has no safetensors header'
+        if any(n.endswith('.pkl') for n in zipfile.ZipFile(path).namelist()):
+            return 'it is a zip with a pickle in it'
+    if path.suffix == '.safetensors' and not _has_header(path, head):
+        return 'it has no safetensors header'
     return ''
 
 # %% ../nbs/08_publish.ipynb #aef26c23
@@ -51,8 +55,12 @@ def read_note(kind: str,  # model, dataset or space
     connect()
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
-    try: note = json.loads(Path(hf_hub_download(repo_id, name, repo_type=kind, revision=revision)).read_text(encoding='utf-8'))
-    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError, ValueError): return None
+    try:
+        note = json.loads(Path(hf_hub_download(repo_id, name, repo_type=kind,
+                                               revision=revision)).read_text(encoding='utf-8'))
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError, HFValidationError,
+            ValueError):
+        return None
     return note if isinstance(note, dict) else None
 
 # %% ../nbs/08_publish.ipynb #990dcd26
@@ -63,15 +71,21 @@ def stage(run_folder: 'str|Path',  # the run, with `adapter/` in it, or the adap
     run_folder = Path(run_folder)
     adapter = run_folder/'adapter' if (run_folder/'adapter').is_dir() else run_folder
     if not (adapter/'adapter_config.json').is_file():
-        raise UserError(f'{run_folder.name or run_folder} holds no adapter (no adapter_config.json): train first, with train.fit or `hfflow train`.')
-    files = {p.relative_to(adapter).as_posix(): p for p in sorted(adapter.rglob('*')) if p.is_file()}
+        raise UserError(f'{run_folder.name or run_folder} holds no adapter (no '
+                        'adapter_config.json): train first, with train.fit or `hfflow train`.')
+    files = {p.relative_to(adapter).as_posix(): p for p in sorted(adapter.rglob('*'))
+             if p.is_file()}
     for name, path in files.items():
         if why := pickled(path):
-            raise UserError(f'{name} is not published because {why}: save it as safetensors and delete {name}.')
+            raise UserError(f'{name} is not published because {why}: save it as safetensors and '
+                            f'delete {name}.')
     files = {n: p for n, p in files.items() if p.suffix in _PUBLISHED}
     if not any(n.endswith('.safetensors') for n in files):
-        raise UserError(f'{adapter.name} holds no .safetensors weights: save the adapter with safe_serialization=True.')
-    if 'tokenizer_config.json' not in files: raise UserError(f'{adapter.name} holds no tokenizer: save it beside the adapter, with qlora.save_adapter or tok.save_pretrained.')
+        raise UserError(f'{adapter.name} holds no .safetensors weights: save the adapter with '
+                        'safe_serialization=True.')
+    if 'tokenizer_config.json' not in files:
+        raise UserError(f'{adapter.name} holds no tokenizer: save it beside the adapter, with '
+                        'qlora.save_adapter or tok.save_pretrained.')
     files |= {n: change(files[n], base) for n, change in _CHANGED.items() if n in files}
     files['generation_config.json'] = _generation(adapter, base)
     if (run_folder/'loss.png').is_file(): files['loss.png'] = run_folder/'loss.png'
@@ -82,7 +96,8 @@ def _read(path): return json.loads(path.read_text(encoding='utf-8'))
 
 def _adapter_config(path, base):
     "Return adapter_config.json with the base's repo id and commit in it."
-    return _json(_read(path) | dict(base_model_name_or_path=base.repo_id, revision=base.revision, inference_mode=True))
+    return _json(_read(path) | dict(base_model_name_or_path=base.repo_id, revision=base.revision,
+                                    inference_mode=True))
 
 def _qlora(path, base):
     "Return qlora.json, which says in how many bits the base stood, with the base's repo id and commit."
@@ -90,13 +105,16 @@ def _qlora(path, base):
 
 def _tokenizer_config(path, base):
     "Return tokenizer_config.json without the local folder it may have been loaded from."
-    return _json({k: v for k, v in _read(path).items() if k != 'name_or_path' or not os.path.isabs(str(v))})
+    return _json({k: v for k,
+                  v in _read(path).items() if k != 'name_or_path' or not os.path.isabs(str(v))})
 
-_CHANGED = {'adapter_config.json': _adapter_config, 'qlora.json': _qlora, 'tokenizer_config.json': _tokenizer_config}
+_CHANGED = {'adapter_config.json': _adapter_config, 'qlora.json': _qlora,
+            'tokenizer_config.json': _tokenizer_config}
 
 def _json(d):
     "Return `d` as indented JSON bytes with sorted keys, so that equal content is equal bytes."
-    return (json.dumps(d, indent=2, sort_keys=True, ensure_ascii=False, default=str) + '\n').encode()
+    return (json.dumps(d, indent=2, sort_keys=True, ensure_ascii=False,
+                       default=str) + '\n').encode()
 
 # %% ../nbs/08_publish.ipynb #516afe51
 def _generation(adapter, base):
@@ -108,7 +126,8 @@ def _generation(adapter, base):
     for name in ('config.json', 'generation_config.json'):
         ids = (read_note('model', base.repo_id, base.revision, name) or {}).get('eos_token_id')
         stops |= set(ids if isinstance(ids, list) else [ids]) - {None}
-    return _json(GenerationConfig(eos_token_id=sorted(stops), pad_token_id=tok.pad_token_id, do_sample=False, max_new_tokens=96).to_diff_dict())
+    return _json(GenerationConfig(eos_token_id=sorted(stops), pad_token_id=tok.pad_token_id,
+                                  do_sample=False, max_new_tokens=96).to_diff_dict())
 
 # %% ../nbs/08_publish.ipynb #f25bbde6
 def card_data(repo_id: str,  # the Model repo
@@ -122,13 +141,19 @@ def card_data(repo_id: str,  # the Model repo
     "Make the card's metadata: what the Hub reads to list, link and score the model."
     from huggingface_hub import EvalResult, ModelCardData
     _, tuned = systems_of(report, system)
-    results = [EvalResult(task_type='text-generation', task_name='Text generation', dataset_type=data.repo_id,
-                          dataset_name=data.repo_id.split('/')[-1], dataset_split=r['split'], dataset_revision=data.revision,
-                          metric_type='exact_match', metric_name='Exact match', metric_value=round(r['exact'], 4),
-                          metric_args=dict(n=r['n'], right=r['right'], low=round(r['lo'], 4), high=round(r['hi'], 4)))
+    results = [EvalResult(task_type='text-generation', task_name='Text generation',
+                          dataset_type=data.repo_id,
+                          dataset_name=data.repo_id.split('/')[-1], dataset_split=r['split'],
+                          dataset_revision=data.revision,
+                          metric_type='exact_match', metric_name='Exact match',
+                          metric_value=round(r['exact'], 4),
+                          metric_args=dict(n=r['n'], right=r['right'], low=round(r['lo'], 4),
+                                           high=round(r['hi'], 4)))
                for r in rows_of(report) if r['system'] == tuned]
-    return ModelCardData(base_model=base.repo_id, base_model_relation='finetune' if merged else 'adapter', datasets=[data.repo_id],
-                         library_name='transformers' if merged else 'peft', pipeline_tag='text-generation', license=license,
+    return ModelCardData(base_model=base.repo_id,
+        base_model_relation='finetune' if merged else 'adapter', datasets=[data.repo_id],
+                         library_name='transformers' if merged else 'peft',
+                         pipeline_tag='text-generation', license=license,
                          tags=['lora', 'qlora', 'hfflow', 'safetensors'],
                          model_name=repo_id.split('/')[-1], eval_results=results or None)
 
@@ -143,9 +168,11 @@ def _plain(x):
 
 def rows_of(report):
     "Return the report's rows: system, split, n, right, exact (0 to 1), lo, hi, fields."
-    return [dict(r, right=r.get('right', round(r['exact'] * r['n']))) for r in _plain(report).get('rows', [])]
+    return [dict(r, right=r.get('right', round(r['exact'] * r['n'])))
+            for r in _plain(report).get('rows', [])]
 
-_TUNED, _BASE = ('tuned', 'fine-tuned', 'finetuned', 'after', 'adapter', 'ours'), ('base', 'before', 'base model')
+_TUNED, _BASE = ('tuned', 'fine-tuned', 'finetuned', 'after', 'adapter', 'ours'), ('base', 'before',
+    'base model')
 
 def systems_of(report, system=None):
     "Return the names of the base and of the tuned system in a report; None where there is none."
@@ -172,7 +199,8 @@ def model_card(repo_id: str,  # the Model repo
                system: str = None,  # the tuned system's name in the report
                ) -> str:  # the whole README.md
     "Write the card: metadata for the Hub, and for people what it does, how to use it, how well, and what it cannot do."
-    parts = [f'# {repo_id.split("/")[-1]}', about or _about(base, data, merged), _sample(report, system),
+    parts = [f'# {repo_id.split("/")[-1]}', about or _about(base, data, merged),
+             _sample(report, system),
              '## Use it', usage(repo_id, tag, merged),
              '## Before and after', _results(report, system),
              '## How it was trained', _hyper(config), _curve(curve),
@@ -192,7 +220,8 @@ def page(url): return re.sub(r'^http://(127\.0\.0\.1|localhost)(:\d+)?(?=/)', ''
 
 def _about(base, data, merged=False):
     "Say what the model is when nobody wrote it."
-    if merged: return f'{_link(base)}, tuned to answer as the rows of {_link(data)} do: full 16-bit weights, LoRA merged in.'
+    if merged:
+        return f'{_link(base)}, tuned to answer as the rows of {_link(data)} do: full 16-bit weights, LoRA merged in.'
     return (f'A LoRA adapter for {_link(base)}, trained to answer as the rows of {_link(data)} do. '
             'It is the difference between that base and the tuned model, and needs the base to run.')
 
@@ -230,7 +259,8 @@ _LOAD_MERGED = 'model = AutoModelForCausalLM.from_pretrained(repo, revision=revi
 
 def usage(repo_id, tag, merged=False):
     "Return code that loads the model at a fixed revision, and its base with it, and asks it something."
-    return _fence(('' if merged else 'from peft import PeftConfig, PeftModel\n') + f'''from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    return _fence(('' if merged else 'from peft import PeftConfig, PeftModel\n')
+        + f'''from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 repo, revision = "{repo_id}", "{tag}"
 {_LOAD_MERGED if merged else _LOAD_ADAPTER}
@@ -255,9 +285,12 @@ def _results(report, system=None):
     rows = rows_of(report)
     if not rows: return 'Nothing was evaluated when this was published.'
     bold = lambda r, x: f'**{x}**' if r['system'] == systems_of(report, system)[1] else x
-    body = [[r['split'], bold(r, r['system']), bold(r, f'{r["right"]} of {r["n"]}'), bold(r, percent(r['exact'])),
-             f'{percent(r["lo"])} to {percent(r["hi"])}'] for r in sorted(rows, key=lambda r: _order(rows, r))]
-    return ('Requests whose whole answer is exactly the expected one, with 95 % Wilson intervals.\n\n'
+    body = [[r['split'], bold(r, r['system']), bold(r, f'{r["right"]} of {r["n"]}'),
+             bold(r, percent(r['exact'])),
+             f'{percent(r["lo"])} to {percent(r["hi"])}']
+             for r in sorted(rows, key=lambda r: _order(rows, r))]
+    return ('Requests whose whole answer is exactly the expected one, with 95 % Wilson '
+            'intervals.\n\n'
             + _table(['test set', 'system', 'right', 'share', '95 % interval'], body))
 
 def _order(rows, r):
@@ -296,43 +329,57 @@ def _measured(plan, run):
     "Return the table of what was predicted before training beside what was measured."
     plan, run = _plain(plan), _plain(run)
     rows = []
-    for key, name in (('peak_bytes', 'peak memory'), ('seconds', 'training time'), ('steps', 'steps'), ('tokens', 'tokens')):
+    for key, name in (('peak_bytes', 'peak memory'), ('seconds', 'training time'),
+                      ('steps', 'steps'), ('tokens', 'tokens')):
         p, m = plan.get(key), run.get(key)
         if p is None and m is None: continue
         ratio = f'{m / p:.2f}' if p and m else ''
-        rows.append([name, 'not predicted' if p is None else _quantity(key, p), _quantity(key, m), ratio])
+        rows.append([name, 'not predicted' if p is None else _quantity(key, p), _quantity(key, m),
+                     ratio])
     if not rows: return 'Nothing was predicted or measured when this was published.'
     where = f' It ran on {run["device"]}.' if run.get('device') else ''
-    return _table(['', 'predicted', 'measured', 'measured / predicted'], rows) + (f'\n\n{where.strip()}' if where else '')
+    return _table(['', 'predicted', 'measured', 'measured / predicted'],
+                  rows) + (f'\n\n{where.strip()}' if where else '')
 
 def _code_link(code):
     "Return the code that made this as a link at its commit; say so where no commit is known."
     code = code or {}
     name = f'{code.get("package", "unknown")} {code.get("version", "")}'.strip()
-    if not code.get('commit'): return f'{name}, commit not known (installed as a package)' if code else 'not recorded'
+    if not code.get('commit'):
+        return f'{name}, commit not known (installed as a package)' if code else 'not recorded'
     dirty = ', with changes that are not committed' if code.get('dirty') else ''
     return f'[`{name}@{code["commit"][:8]}`]({code["repo"]}/tree/{code["commit"]}){dirty}'
 
 def _origin(base, data, code):
     "Return base, data and code, each by its commit."
     rows = [['base model', _link(base)], ['data set', _link(data)], ['code', _code_link(code)]]
-    return _table(['part', 'at its commit'], rows) + '\n\nThe same in `lineage.json`, with the sha256 of every file.'
+    return _table(['part', 'at its commit'],
+                  rows) + '\n\nThe same in `lineage.json`, with the sha256 of every file.'
 
 # %% ../nbs/08_publish.ipynb #8441568a
 def _limits(report, system=None):
     "Return what the figures show the model cannot do, and what was never measured."
     _, tuned = systems_of(report, system)
     rows = [r for r in rows_of(report) if r['system'] == tuned]
-    items = [f'On **{r["split"]}** {r["n"] - r["right"]} of {r["n"]} answers are wrong.' for r in rows if r['right'] < r['n']]
-    items += [f'Only {r["n"]} requests stand behind {r["split"]}: the true share may be as low as {percent(r["lo"])}.' for r in rows if r['n'] < 100]
+    items = [f'On **{r["split"]}** {r["n"] - r["right"]} of {r["n"]} answers are wrong.'
+             for r in rows if r['right'] < r['n']]
+    items += [f'Only {r["n"]} requests stand behind {r["split"]}: the true share may be as low as '
+              f'{percent(r["lo"])}.' for r in rows if r['n'] < 100]
     for r in rows:
-        name, worst = min((r.get('fields') or {}).items(), key=lambda f: f[1]['exact'], default=('', {'exact': 1}))
-        if worst['exact'] < 1: items.append(f'Its weakest field on {r["split"]} is `{name}`: {worst["right"]} of {worst["n"]} right.')
+        name, worst = min((r.get('fields') or {}).items(), key=lambda f: f[1]['exact'],
+                          default=('', {'exact': 1}))
+        if worst['exact'] < 1:
+            items.append(f'Its weakest field on {r["split"]} is `{name}`: {worst["right"]} of '
+                         f'{worst["n"]} right.')
     wrong = next((s for s in samples_of(report, system) if s['right'] is False), None)
-    if wrong: items.append('One that it gets wrong: asked\n\n' + _indent(_fence(wrong['prompt']) + '\n\nit answers\n\n' + 
-                           _fence(wrong['answer'], language(wrong['answer']))))
-    items += ['It was trained for one kind of request. To any other it gives an answer that looks right and is not.',
-              'It saw single requests, not conversations, and answers greedily; nothing else was measured, neither safety nor bias.']
+    if wrong:
+        items.append('One that it gets wrong: asked\n\n'
+                     + _indent(_fence(wrong['prompt']) + '\n\nit answers\n\n' +
+                     _fence(wrong['answer'], language(wrong['answer']))))
+    items += ['It was trained for one kind of request. To any other it gives an answer that looks '
+              'right and is not.',
+              'It saw single requests, not conversations, and answers greedily; nothing else was '
+              'measured, neither safety nor bias.']
     return '\n'.join(f'- {i}' for i in items)
 
 def _indent(text): return '\n'.join('  ' + line if line else '' for line in text.splitlines())
@@ -340,7 +387,8 @@ def _indent(text): return '\n'.join('  ' + line if line else '' for line in text
 def _versions():
     "Return the versions of the libraries that made this."
     from importlib import metadata
-    names = ('hfflow', 'torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'tokenizers', 'datasets', 'huggingface_hub')
+    names = ('hfflow', 'torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'tokenizers',
+             'datasets', 'huggingface_hub')
     found = []
     for n in names:
         try: found.append(f'{n} {metadata.version(n)}')
@@ -361,10 +409,14 @@ def commit(kind: str,  # model, dataset or space
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError
     head, there = _head(hub, kind, repo_id, private, sdk)
-    adds = [CommitOperationAdd(n, str(f) if isinstance(f, Path) else f) for n, f in files.items() if there.get(n) != _oid(f, there.get(n))]
+    adds = [CommitOperationAdd(n, str(f) if isinstance(f, Path) else f) for n,
+            f in files.items() if there.get(n) != _oid(f, there.get(n))]
     gone = [CommitOperationDelete(n) for n in remove if n in there and n not in files]
-    if not adds and not gone: return Artifact(kind, repo_id, head, hub.repo_url(kind, repo_id, head))
-    try: info = hub.api.create_commit(repo_id, adds + gone, commit_message=message, repo_type=kind, parent_commit=head)
+    if not adds and not gone:
+        return Artifact(kind, repo_id, head, hub.repo_url(kind, repo_id, head))
+    try:
+        info = hub.api.create_commit(repo_id, adds + gone, commit_message=message, repo_type=kind,
+                                     parent_commit=head)
     except HfHubHTTPError as e: raise _refused(e, kind, repo_id, head) from None
     return Artifact(kind, repo_id, info.oid, hub.repo_url(kind, repo_id, info.oid))
 
@@ -373,13 +425,19 @@ def _head(hub, kind, repo_id, private, sdk):
     "Make the repo if need be; return its newest commit and what each path holds (sha256 for LFS, else git's sha1)."
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     try:
-        hub.api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True, space_sdk=sdk)
+        hub.api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True,
+                            space_sdk=sdk)
         info = hub.api.repo_info(repo_id, repo_type=kind)
-        tree = list(hub.api.list_repo_tree(repo_id, recursive=True, repo_type=kind, revision=info.sha))
-    except HFValidationError: raise UserError(f"'{repo_id}' is not a repo id: write it as owner/name, with letters, digits, - _ and . only.") from None
+        tree = list(hub.api.list_repo_tree(repo_id, recursive=True, repo_type=kind,
+                                           revision=info.sha))
+    except HFValidationError:
+        raise UserError(f"'{repo_id}' is not a repo id: write it as owner/name, with letters, "
+                        "digits, - _ and . only.") from None
     except HfHubHTTPError as e: raise _refused(e, kind, repo_id) from None
-    if private and not info.private: hub.api.update_repo_settings(repo_id, repo_type=kind, private=True)
-    return info.sha, {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in tree if hasattr(f, 'blob_id')}
+    if private and not info.private:
+        hub.api.update_repo_settings(repo_id, repo_type=kind, private=True)
+    return info.sha, {f.path: f.lfs.sha256 if f.lfs else f.blob_id for f in tree
+                      if hasattr(f, 'blob_id')}
 
 def _bytes(f): return f.read_bytes() if isinstance(f, Path) else f
 
@@ -387,7 +445,7 @@ def sha256(f: 'Path|bytes',  # a file, read in pieces, or its content
            ) -> str:  # 64 hex digits
     "Return the sha256 of a file."
     if not isinstance(f, Path): return hashlib.sha256(f).hexdigest()
-    with f.open('rb') as file: 
+    with f.open('rb') as file:
         digest = hashlib.sha256()
         while piece := file.read(1 << 20): digest.update(piece)
     return digest.hexdigest()
@@ -404,10 +462,16 @@ def _refused(e, kind, repo_id, head=None):
     "Return the UserError for an answer of the Hub that is not yes."
     status = getattr(e.response, 'status_code', None)
     if status == 412:
-        return UserError(f'{repo_id} moved on while we were publishing (its newest commit is no longer {head[:8]}): look at what changed, then publish again.')
-    if status == 401: return UserError(f'The Hub does not know your token, so nothing was written to {repo_id}: sign in again, or give hub.connect a token that may write.')
-    if status in (403, 404): return UserError(f'You may not write to the {kind} {repo_id} (HTTP {status}): use a namespace of yours, or a token with write access.')
-    return UserError(f'The Hub refused to write {repo_id} (HTTP {status}): {str(e).splitlines()[-1]}')
+        return UserError(f'{repo_id} moved on while we were publishing (its newest commit is no '
+                         f'longer {head[:8]}): look at what changed, then publish again.')
+    if status == 401:
+        return UserError(f'The Hub does not know your token, so nothing was written to {repo_id}: '
+                         'sign in again, or give hub.connect a token that may write.')
+    if status in (403, 404):
+        return UserError(f'You may not write to the {kind} {repo_id} (HTTP {status}): use a '
+                         'namespace of yours, or a token with write access.')
+    return UserError(f'The Hub refused to write {repo_id} (HTTP {status}): '
+                     f'{str(e).splitlines()[-1]}')
 
 # %% ../nbs/08_publish.ipynb #2c43d376
 def push(run_folder: 'str|Path',  # the run: `adapter/`, loss.png
@@ -430,9 +494,12 @@ def push(run_folder: 'str|Path',  # the run: `adapter/`, loss.png
     if rows_of(report): files['evaluation.json'] = _json(_plain(report))
     note, before = trace('model', repo_id, files, [base, data], config)
     tag = 'run-' + sha256(_json(note['files']))[:8]
-    files['README.md'] = model_card(repo_id, base, data, report, plan, run, config, note['code'], tag, about,
-                                    license or _license(base), merged, 'loss.png' in files, system).encode()
-    made = commit('model', repo_id, sealed(files, note), 'Publish the model', private, remove=before)
+    files['README.md'] = model_card(repo_id, base, data, report, plan, run, config, note['code'],
+                                    tag, about,
+                                    license or _license(base), merged, 'loss.png' in files,
+                                    system).encode()
+    made = commit('model', repo_id, sealed(files, note), 'Publish the model', private,
+                  remove=before)
     connect().api.create_tag(repo_id, tag=tag, revision=made.revision, exist_ok=True)
     return made
 
@@ -444,11 +511,14 @@ def trace(kind: str,  # model, dataset or space
           config=None,  # the settings
           ) -> tuple:  # (the content of lineage.json, the paths that an earlier push wrote)
     "Describe where a repo's files come from, with the sha256 of each."
-    note = provenance(kind, inputs, _deep(config)) | {'files': {n: sha256(f) for n, f in sorted(files.items())}}
+    note = provenance(kind, inputs,
+                      _deep(config)) | {'files': {n: sha256(f) for n, f in sorted(files.items())}}
     old = read_note(kind, repo_id) or {}
-    same = lambda d: (d.get('kind'), d.get('config'), {n: s for n, s in d.get('files', {}).items() if n != 'README.md'},
+    same = lambda d: (d.get('kind'), d.get('config'),
+                      {n: s for n, s in d.get('files', {}).items() if n != 'README.md'},
                       [(a['kind'], a['repo_id'], a['revision']) for a in d.get('inputs', [])])
-    if old and same(old) == same(note): note |= {k: old[k] for k in ('code', 'created', 'inputs') if k in old}
+    if old and same(old) == same(note):
+        note |= {k: old[k] for k in ('code', 'created', 'inputs') if k in old}
     return note, set(old.get('files', {}))
 
 def sealed(files: dict,  # path -> Path or bytes, card included
@@ -461,7 +531,9 @@ def sealed(files: dict,  # path -> Path or bytes, card included
 # %% ../nbs/08_publish.ipynb #0f972a8c
 def _license(a):
     "Return the license that a repo's card states, or None."
-    try: return getattr(connect().api.model_info(a.repo_id, revision=a.revision).card_data, 'license', None)
+    try:
+        return getattr(connect().api.model_info(a.repo_id, revision=a.revision).card_data,
+                       'license', None)
     except Exception: return None  # a card is never worth failing for
 
 def _merged(files, run_folder, base):
@@ -469,13 +541,15 @@ def _merged(files, run_folder, base):
     from hfflow.qlora import load_model, merge
     folder = Path(run_folder)/'merged'
     adapter = Path(run_folder)/'adapter' if (Path(run_folder)/'adapter').is_dir() else Path(run_folder)
-    with tempfile.TemporaryDirectory() as tmp:  # the pinned adapter, so that its base comes from the Hub at its commit
+    # the pinned adapter, so that its base comes from the Hub at its commit
+    with tempfile.TemporaryDirectory() as tmp:
         for n, f in files.items():
             if '/' not in n: (Path(tmp)/n).write_bytes(_bytes(f))
         model, tok = load_model(tmp)
     merge(model).save_pretrained(folder)
     top = {p.name: p for p in sorted(folder.iterdir()) if p.suffix in _PUBLISHED}
-    rest = {(f'adapter/{n}' if n.startswith('adapter_') or n == 'qlora.json' else n): f for n, f in files.items()}
+    rest = {(f'adapter/{n}' if n.startswith('adapter_') or n == 'qlora.json' else n): f for n,
+            f in files.items()}
     return top | rest
 
 # %% ../nbs/08_publish.ipynb #f94e30ac
@@ -490,21 +564,29 @@ class Checks(list):
     "A list of `Check`; shows itself as a table."
     @property
     def ok(self): return all(c.ok for c in self)
-    def _repr_markdown_(self): return _table(['check', '', 'found'], [[c.name, 'ok' if c.ok else '**not ok**', c.detail] for c in self])
-    def __str__(self): return '\n'.join(f'{"ok" if c.ok else "NOT OK":7}{c.name:10}{c.detail}' for c in self)
+    def _repr_markdown_(self):
+        return _table(['check', '', 'found'],
+                      [[c.name, 'ok' if c.ok else '**not ok**', c.detail] for c in self])
+    def __str__(self):
+        return '\n'.join(f'{"ok" if c.ok else "NOT OK":7}{c.name:10}{c.detail}' for c in self)
 
 # %% ../nbs/08_publish.ipynb #2b53f1a6
 def _check_files(root, note):
     "Compare each downloaded file with the sha256 that lineage.json recorded, and look for pickles."
-    there = {p.relative_to(root).as_posix(): p for p in root.rglob('*') if p.is_file() and p.name not in ('.gitattributes', 'lineage.json')}
+    there = {p.relative_to(root).as_posix(): p for p in root.rglob('*') if p.is_file()
+             and p.name not in ('.gitattributes', 'lineage.json')}
     there = {n: p for n, p in there.items() if not n.startswith('.cache/')}
     want = note.get('files')
-    if not want: yield Check('files', False, 'lineage.json lists no files, so their bytes cannot be compared')
+    if not want:
+        yield Check('files', False,
+                    'lineage.json lists no files, so their bytes cannot be compared')
     else:
         bad = [f'{n} changed' for n in want if n in there and sha256(there[n]) != want[n]]
-        bad += [f'{n} missing' for n in want if n not in there] + [f'{n} added' for n in there if n not in want]
+        bad += [f'{n} missing' for n in want if n not in there] + [f'{n} added' for n in there
+            if n not in want]
         size = sum(p.stat().st_size for p in there.values())
-        yield Check('files', not bad, '; '.join(bad) or f'{len(want)} files, {size / 1e6:.2f} MB, each with the recorded sha256')
+        yield Check('files', not bad, '; '.join(bad) or f'{len(want)} files, {size / 1e6:.2f} MB, '
+            'each with the recorded sha256')
     found = [f'{n} ({why})' for n, p in there.items() if (why := pickled(p))]
     yield Check('pickles', not found, ', '.join(found) or 'none')
 
@@ -513,19 +595,24 @@ def _check_card(root, note):
     "The card's metadata parses, and names the same base and data as lineage.json."
     from huggingface_hub import ModelCard
     try: meta = ModelCard.load(root/'README.md', ignore_metadata_errors=False).data
-    except Exception as e: return Check('card', False, f'its metadata does not parse: {str(e).splitlines()[0]}')
+    except Exception as e:
+        return Check('card', False, f'its metadata does not parse: {str(e).splitlines()[0]}')
     inputs = {(a['kind'], a['repo_id']) for a in note.get('inputs', [])}
     claims = {('model', meta.base_model)} | {('dataset', d) for d in meta.datasets or []}
-    if odd := [i for k, i in sorted(claims - inputs, key=str)]: return Check('card', False, f'it names {odd[0]}, which lineage.json does not')
+    if odd := [i for k, i in sorted(claims - inputs, key=str)]:
+        return Check('card', False, f'it names {odd[0]}, which lineage.json does not')
     return Check('card', True, f'metadata parses; {len(meta.eval_results or [])} results')
 
 def _check_base(root):
     "The adapter names its base by repo id and commit, and that commit is there."
-    if not (root/'adapter_config.json').exists(): return Check('base', (root/'config.json').exists(), 'full weights, no base needed')
+    if not (root/'adapter_config.json').exists():
+        return Check('base', (root/'config.json').exists(), 'full weights, no base needed')
     cfg = json.loads((root/'adapter_config.json').read_text(encoding='utf-8'))
     name, revision = cfg.get('base_model_name_or_path'), str(cfg.get('revision'))
-    if not re.fullmatch('[0-9a-f]{40}', revision): return Check('base', False, f'{name} is not pinned to a commit')
-    try: return Check('base', True, f'{Artifact.at("model", name, revision).repo_id}@{revision[:8]}')
+    if not re.fullmatch('[0-9a-f]{40}', revision):
+        return Check('base', False, f'{name} is not pinned to a commit')
+    try:
+        return Check('base', True, f'{Artifact.at("model", name, revision).repo_id}@{revision[:8]}')
     except UserError as e: return Check('base', False, str(e))
 
 # %% ../nbs/08_publish.ipynb #a43ad53b
@@ -544,7 +631,8 @@ def _check_answers(root, prompts, bits, max_new_tokens):
     try: model, tok = load_model(root, bits=bits)
     except Exception as e:
         yield Check('loads', False, str(e).splitlines()[0]); return
-    count = sum(p.numel() * (2 if str(p.dtype) == 'torch.uint8' else 1) for p in model.parameters())  # two 4-bit weights to a byte
+    # two 4-bit weights to a byte
+    count = sum(p.numel() * (2 if str(p.dtype) == 'torch.uint8' else 1) for p in model.parameters())
     yield Check('loads', True, f'{count:,} parameters')
     prompts, want = _expected(root, prompts)
     if not prompts: return
@@ -552,9 +640,12 @@ def _check_answers(root, prompts, bits, max_new_tokens):
     except UserError as e:
         yield Check('answers', False, str(e)); return
     known = [(p, w, g) for p, w, g in zip(prompts, want, got) if w is not None]
-    if not known: yield Check('answers', all(got), f'{sum(map(bool, got))} of {len(got)} prompts answered; nothing was recorded to compare with'); return
+    if not known:
+        yield Check('answers', all(got), f'{sum(map(bool, got))} of {len(got)} prompts answered; '
+                                         'nothing was recorded to compare with'); return
     odd = [f'{p!r} gave {g!r}, not {w!r}' for p, w, g in known if w.strip() != g.strip()]
-    yield Check('answers', not odd, f'{len(known) - len(odd)} of {len(known)} as recorded' + (f'; {odd[0]}' if odd else ''))
+    yield Check('answers', not odd,
+        f'{len(known) - len(odd)} of {len(known)} as recorded' + (f'; {odd[0]}' if odd else ''))
 
 # %% ../nbs/08_publish.ipynb #c1aeb228
 def verify(artifact: Artifact,  # what was published
@@ -566,21 +657,26 @@ def verify(artifact: Artifact,  # what was published
     from huggingface_hub import snapshot_download
     with tempfile.TemporaryDirectory() as tmp:
         root = Path(tmp)/'repo'
-        snapshot_download(artifact.repo_id, repo_type=artifact.kind, revision=artifact.revision, local_dir=root, cache_dir=Path(tmp)/'cache')
-        checks = Checks([Check('commit', True, f'{artifact.kind} {artifact.repo_id}@{artifact.short}')])
+        snapshot_download(artifact.repo_id, repo_type=artifact.kind, revision=artifact.revision,
+                          local_dir=root, cache_dir=Path(tmp)/'cache')
+        checks = Checks([Check('commit', True,
+                               f'{artifact.kind} {artifact.repo_id}@{artifact.short}')])
         note = json.loads((root/'lineage.json').read_text(encoding='utf-8')) if (root/'lineage.json').exists() else {}
         checks += _check_files(root, note)
         for a in note.get('inputs', []): checks.append(_check_input(a))
         if artifact.kind == 'model':
             checks += [_check_card(root, note), _check_base(root)]
-            if checks.ok: checks += _check_answers(root, prompts, bits or recorded(note, 'bits'), recorded(note, 'max_new_tokens') or 96)
+            if checks.ok:
+                checks += _check_answers(root, prompts, bits or recorded(note, 'bits'),
+                                         recorded(note, 'max_new_tokens') or 96)
     return checks
 
 def recorded(note: dict,  # a lineage.json
              key: str,  # the last part of a setting's name, such as bits
              ) -> 'int|None':  # None where it was not noted
     "Look a number up in the recorded settings."
-    return next((v for k, v in _flat(note.get('config')) if k.split('.')[-1] == key and isinstance(v, int)), None)
+    return next((v for k, v in _flat(note.get('config')) if k.split('.')[-1] == key
+                 and isinstance(v, int)), None)
 
 def _check_input(a):
     "An input that lineage.json names is on the Hub, at that commit."
@@ -644,23 +740,29 @@ def _declared(hub, kind, repo_id, revision):
     "Return the inputs that a card or an adapter's configuration names: (kind, repo_id, commit or None)."
     found = []
     if kind == 'model' and (cfg := read_note(kind, repo_id, revision, 'adapter_config.json')):
-        if '/' in str(cfg.get('base_model_name_or_path')): found.append(('model', cfg['base_model_name_or_path'], cfg.get('revision')))
+        if '/' in str(cfg.get('base_model_name_or_path')):
+            found.append(('model', cfg['base_model_name_or_path'], cfg.get('revision')))
     try: meta = hub.api.repo_info(repo_id, repo_type=kind, revision=revision).card_data
     except Exception: meta = None
     listed = lambda key: [v] if isinstance(v := getattr(meta, key, None) or [], str) else v
     named = {i for _, i, _ in found}
-    found += [('model', i, None) for i in listed('base_model' if kind == 'model' else 'models') if i not in named]
+    found += [('model', i, None) for i in listed('base_model' if kind == 'model' else 'models')
+              if i not in named]
     return found + [('dataset', i, None) for i in listed('datasets')]
 
-def _role(kind, parent): return {'dataset': 'data', 'model': 'base' if parent == 'model' else 'model'}.get(kind, kind)
+def _role(kind, parent):
+    return {'dataset': 'data', 'model': 'base' if parent == 'model' else 'model'}.get(kind, kind)
 
 def _code_node(code):
     "Return the step for the code that made a repo."
     code = code or {}
     if not code.get('package'): return Node('code', 'unknown', note='not recorded')
     name, sha = f'{code["package"]} {code.get("version", "")}'.strip(), code.get('commit')
-    if not sha: return Node('code', name, code.get('repo') or '', note='installed as a package: the version is known, the commit is not')
-    return Node('code', f'{name}@{sha[:8]}', f'{code["repo"]}/tree/{sha}', note='with changes that are not committed' if code.get('dirty') else '')
+    if not sha:
+        return Node('code', name, code.get('repo') or '', note='installed as a package: the '
+            'version is known, the commit is not')
+    return Node('code', f'{name}@{sha[:8]}', f'{code["repo"]}/tree/{sha}',
+                note='with changes that are not committed' if code.get('dirty') else '')
 
 # %% ../nbs/08_publish.ipynb #d5bb515f
 def _node(hub, kind, repo_id, revision, role, seen=()):
@@ -670,33 +772,39 @@ def _node(hub, kind, repo_id, revision, role, seen=()):
     except UserError:
         gone = 'this commit is not on the Hub (any more)' if full else 'not on this Hub, or private'
         return Node(role, f'{repo_id}@{revision[:8]}' if revision else repo_id, note=gone)
-    node = Node(role, f'{repo_id}@{a.short}', a.url, note='' if full else 'which commit was used is not recorded; this is the newest')
+    node = Node(role, f'{repo_id}@{a.short}', a.url,
+                note='' if full else 'which commit was used is not recorded; this is the newest')
     if a.revision in seen or len(seen) > 8: return node
-    deeper = lambda kind2, id2, rev2: _node(hub, kind2, id2, rev2, _role(kind2, kind), (*seen, a.revision))
+    deeper = lambda kind2, id2, rev2: _node(hub, kind2, id2, rev2, _role(kind2, kind),
+                                            (*seen, a.revision))
     if (note := read_note(kind, repo_id, a.revision)) is None:
         node.children = [deeper(*d) for d in _declared(hub, kind, repo_id, a.revision)]
         node.note = '; '.join(filter(None, [node.note, 'no lineage.json: made by other tools']))
         return node
     repos = [i for i in note.get('inputs', []) if i.get('repo_id')]
     node.children = [deeper(i['kind'], i['repo_id'], i['revision']) for i in repos]
-    node.children += [_raw(i) for i in note.get('inputs', []) if not i.get('repo_id')] + [_raw(r) for r in _raws(note)]
+    node.children += [_raw(i) for i in note.get('inputs', []) if not i.get('repo_id')] + [_raw(r)
+        for r in _raws(note)]
     node.children.append(_code_node(note.get('code')))
     return node
 
 # %% ../nbs/08_publish.ipynb #e7151035
 def _raws(note):
     "Return the raw files of a data set, as its lineage.json lists them: (name, split, rows)."
-    return [dict(name=f[0], rows=f[2]) if isinstance(f, (list, tuple)) else f for f in (note.get('report') or {}).get('files', [])]
+    return [dict(name=f[0], rows=f[2]) if isinstance(f, (list, tuple)) else f
+            for f in (note.get('report') or {}).get('files', [])]
 
 def _raw(d):
     "Return the step for a raw file."
     if isinstance(d, str): return Node('raw', d)
     rows, sha = d.get('rows'), d.get('sha256')
-    parts = [str(d.get('name') or 'rows from memory')] + ([] if rows is None else [f'{rows:,} rows'])
+    parts = [str(d.get('name') or 'rows from memory')] + ([] if rows is None
+        else [f'{rows:,} rows'])
     return Node('raw', ', '.join(parts + ([f'sha256 {sha[:8]}'] if sha else [])))
 
 # %% ../nbs/08_publish.ipynb #175eff95
-_KINDS = {'models': 'model', 'model': 'model', 'datasets': 'dataset', 'dataset': 'dataset', 'spaces': 'space', 'space': 'space'}
+_KINDS = {'models': 'model', 'model': 'model', 'datasets': 'dataset', 'dataset': 'dataset',
+          'spaces': 'space', 'space': 'space'}
 
 def _parse(name, endpoint=''):
     "Split 'datasets/you/x@rev', 'space:you/x' or a URL into (kind or None, repo_id, revision or None)."
@@ -712,11 +820,13 @@ def lineage(artifact: 'Artifact|str',  # an artifact, its page's URL, or 'owner/
             ) -> Lineage:  # the tree back to data and code
     "Walk from a repo back to the data and the code it comes from, by commit; name what is unknown or missing."
     hub = connect()
-    if isinstance(artifact, Artifact): kind, repo_id, revision = artifact.kind, artifact.repo_id, artifact.revision
+    if isinstance(artifact, Artifact):
+        kind, repo_id, revision = artifact.kind, artifact.repo_id, artifact.revision
     else: kind, repo_id, revision = _parse(str(artifact), hub.endpoint)
     for k in [kind] if kind else ['space', 'model', 'dataset']:
         try: a = Artifact.at(k, repo_id, revision or 'main')
         except UserError: continue
         return Lineage(_node(hub, k, repo_id, a.revision, k))
     what = kind or 'model, dataset or space'
-    raise UserError(f"No {what} '{repo_id}'{f' at {revision}' if revision else ''} on {hub.endpoint}: check the name, and that you are connected to the right Hub.")
+    raise UserError(f"No {what} '{repo_id}'{f' at {revision}' if revision else ''} on "
+                    f"{hub.endpoint}: check the name, and that you are connected to the right Hub.")

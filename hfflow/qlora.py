@@ -30,7 +30,8 @@ def _cpu_flags():
     "The instruction sets that the CPU says it has; empty where the system does not tell."
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: return set()
-    return set(next((l.split(':', 1)[1].split() for l in lines if l.startswith(('flags', 'Features'))), ()))
+    return set(next((l.split(':', 1)[1].split() for l in lines
+                     if l.startswith(('flags', 'Features'))), ()))
 
 # %% ../nbs/04_qlora.ipynb #5f130074
 def compute_dtype(device:str=None,   # default: `device()`
@@ -38,7 +39,8 @@ def compute_dtype(device:str=None,   # default: `device()`
     "Choose the number format of the arithmetic: bf16 where the hardware has it, fp16 on older GPUs, else fp32."
     import torch
     device = device or globals()['device']()
-    if device.startswith('cuda'): return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.startswith('cuda'):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.startswith('xpu'): return torch.bfloat16
     if device.startswith('mps'): return torch.float32
     return torch.bfloat16 if _cpu_flags() & {'avx512_bf16', 'amx_bf16'} else torch.float32
@@ -63,7 +65,8 @@ def _refusal(cls, error):
     if error['type'] == 'unexpected_keyword_argument':
         near = difflib.get_close_matches(name, list(cls.__dataclass_fields__), 1, 0.5)
         return (f"{cls.__name__} has no setting '{name}': " +
-                (f"the nearest is '{near[0]}'." if near else f"it has {', '.join(cls.__dataclass_fields__)}."))
+                (f"the nearest is '{near[0]}'." if near
+                 else f"it has {', '.join(cls.__dataclass_fields__)}."))
     return f"{name} is {error['input']!r}, which does not fit: {error['msg'][:1].lower()}{error['msg'][1:]}."
 
 # %% ../nbs/04_qlora.ipynb #a0f82bba
@@ -78,22 +81,32 @@ class QloraConfig:
     rslora: bool = False        # scale by alpha/sqrt(rank), for high ranks
 
     def __post_init__(self):
-        if self.bits not in (4, 8, 16, 32): raise UserError(f'bits is {self.bits}, but a base is loaded in 4, 8, 16 or 32 bits: choose one of these.')
-        if not 1 <= self.rank <= 4096: raise UserError(f'rank is {self.rank}, but an adapter needs a rank between 1 and 4096: 8 to 64 is usual.')
-        if not 0 <= self.dropout < 1: raise UserError(f'dropout is {self.dropout}, but it is a probability below 1: 0 to 0.1 is usual.')
+        if self.bits not in (4, 8, 16, 32):
+            raise UserError(f'bits is {self.bits}, but a base is loaded in 4, 8, 16 or 32 bits: '
+                            'choose one of these.')
+        if not 1 <= self.rank <= 4096:
+            raise UserError(f'rank is {self.rank}, but an adapter needs a rank between 1 and 4096: '
+                            '8 to 64 is usual.')
+        if not 0 <= self.dropout < 1:
+            raise UserError(f'dropout is {self.dropout}, but it is a probability below 1: 0 to 0.1 '
+                            'is usual.')
 
 # %% ../nbs/04_qlora.ipynb #7e729160
 def _where(base):
     "Name of a base as `from_pretrained` takes it, and its revision."
     if isinstance(base, Artifact):
-        if base.kind != 'model': raise UserError(f'{base} is a {base.kind}, but a base is a model: give a model repo.')
+        if base.kind != 'model':
+            raise UserError(f'{base} is a {base.kind}, but a base is a model: give a model repo.')
         return base.repo_id, base.revision
     path = Path(str(base)).expanduser()
     if path.is_dir():
-        if not any((path/f).exists() for f in ('config.json', 'adapter_config.json', 'tokenizer_config.json')):
-            raise UserError(f'{path} has no config.json, so it is no model: give a folder written by save_pretrained, or a repo id.')
+        if not any((path/f).exists()
+                   for f in ('config.json', 'adapter_config.json', 'tokenizer_config.json')):
+            raise UserError(f'{path} has no config.json, so it is no model: give a folder written '
+                            'by save_pretrained, or a repo id.')
         return str(path), None
-    if path.is_absolute() or str(base).startswith(('.', '~')): raise UserError(f'The folder {path} does not exist: check the path of the base.')
+    if path.is_absolute() or str(base).startswith(('.', '~')):
+        raise UserError(f'The folder {path} does not exist: check the path of the base.')
     return str(base), None
 
 # %% ../nbs/04_qlora.ipynb #e2772b26
@@ -106,11 +119,14 @@ def _found(name):
     except (OSError, ValueError) as e:
         cause, text = e.__cause__ or e, str(e)
         if isinstance(cause, GatedRepoError) or 'gated repo' in text:
-            raise UserError(f"The model '{name}' is gated: accept its terms on its page while logged in, then try again.") from e
+            raise UserError(f"The model '{name}' is gated: accept its terms on its page while "
+                            "logged in, then try again.") from e
         if 'trust_remote_code' in text or 'custom code' in text:
-            raise UserError(f"The model '{name}' brings code of its own, which is never run here: choose one that transformers knows.") from e
+            raise UserError(f"The model '{name}' brings code of its own, which is never run here: "
+                            "choose one that transformers knows.") from e
         if 'is not a valid model identifier' in text or 'not a local folder' in text or '404' in text or 'does not appear to have a file' in text:
-            raise UserError(f"The model '{name}' was not found on the connected Hub, or it is private and not yours: check its name (owner/name).") from e
+            raise UserError(f"The model '{name}' was not found on the connected Hub, or it is "
+                            "private and not yours: check its name (owner/name).") from e
         raise
 
 # %% ../nbs/04_qlora.ipynb #ac621a66
@@ -125,14 +141,20 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
     name, revision = _where(base)
     dtype = torch.float32 if bits == 32 else compute_dtype(device)
     quant = None
-    if bits == 4: quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
+    if bits == 4:
+        quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
+                                   bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
     elif bits == 8: quant = BitsAndBytesConfig(load_in_8bit=True)
-    elif bits not in (16, 32): raise UserError(f'bits is {bits}, but a base is loaded in 4, 8, 16 or 32 bits: choose one of these.')
+    elif bits not in (16, 32):
+        raise UserError(f'bits is {bits}, but a base is loaded in 4, 8, 16 or 32 bits: choose one '
+                        'of these.')
     with _found(name), _quiet():
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision, quantization_config=quant, dtype=dtype,
+        model = AutoModelForCausalLM.from_pretrained(name, revision=revision,
+            quantization_config=quant, dtype=dtype,
                                                      device_map={'': device}, trust_remote_code=False)
     for layer in model.modules():
-        if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False   # see "The repacking trap"
+        # see "The repacking trap"
+        if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
     model.hfflow_base = {'name': name, 'revision': revision, 'bits': bits}
     return model
 
@@ -153,7 +175,9 @@ def load_tokenizer(base:'Artifact|str|Path',   # model repo at a commit, repo id
     "Load a model's tokenizer and prepare it for fine-tuning."
     from transformers import AutoTokenizer
     name, revision = _where(base)
-    with _found(name): return prepare_tokenizer(AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=False))
+    with _found(name):
+        return prepare_tokenizer(AutoTokenizer.from_pretrained(name, revision=revision,
+            trust_remote_code=False))
 
 # %% ../nbs/04_qlora.ipynb #99b3a064
 def add_lora(model,                  # from `load_base`; changed in place
@@ -166,16 +190,19 @@ def add_lora(model,                  # from `load_base`; changed in place
     cfg = cfg or QloraConfig()
     origin = getattr(model, 'hfflow_base', {})
     targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
-    lora = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout, target_modules=targets,
+    lora = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
+                      target_modules=targets,
                       use_rslora=cfg.rslora, task_type='CAUSAL_LM', revision=origin.get('revision'))
     model.requires_grad_(False)
     with torch.random.fork_rng(), warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)        # peft asks transformers for a name that is about to change
+        # peft asks transformers for a name that is about to change
+        warnings.simplefilter('ignore', FutureWarning)
         torch.manual_seed(seed)
         try: peft = get_peft_model(model, lora)
         except ValueError as e:
             if 'arget modules' not in str(e): raise
-            raise UserError(f"No layer of the model is called {cfg.targets}: take 'all-linear', or names that appear in model.named_modules().") from e
+            raise UserError(f"No layer of the model is called {cfg.targets}: take 'all-linear', or "
+                            "names that appear in model.named_modules().") from e
     peft.hfflow_base = origin
     return peft
 
@@ -194,7 +221,8 @@ def _lora_function():
             rows = x.numel() // x.shape[-1]
             ctx.folded = x.dtype == torch.float32 and rows * (W.shape[0] + W.shape[1]) > W.numel()
             ctx.scale, ctx.weight, ctx.dtypes = scale, weight, (A.dtype, B.dtype)
-            if ctx.folded:                                     # one product instead of three passes over x
+            # one product instead of three passes over x
+            if ctx.folded:
                 W = torch.addmm(W, b, a, alpha=scale)
                 y, h = F.linear(x, W, bias), None
             else:
@@ -226,17 +254,21 @@ def _lora_function():
 def _plain_lora(layer):
     "Is this a LoRA layer that `fast_lora` can take over: one adapter, no dropout, no variant, a linear base?"
     from peft.tuners.lora import LoraLayer
-    if not isinstance(layer, LoraLayer) or type(layer).__name__ not in ('Linear', 'Linear4bit'): return False
+    if not isinstance(layer, LoraLayer) or type(layer).__name__ not in ('Linear', 'Linear4bit'):
+        return False
     inner, names = layer.get_base_layer(), list(layer.lora_A)
-    return (type(inner).__name__ in ('Linear', 'Linear4bit') and len(names) == 1 and names == list(layer.active_adapters)
-            and not layer.lora_variant and not layer.lora_bias[names[0]] and type(layer.lora_dropout[names[0]]).__name__ == 'Identity'
+    return (type(inner).__name__ in ('Linear', 'Linear4bit') and len(names) == 1
+            and names == list(layer.active_adapters)
+            and not layer.lora_variant and not layer.lora_bias[names[0]]
+            and type(layer.lora_dropout[names[0]]).__name__ == 'Identity'
             and not inner.weight.requires_grad)
 
 # %% ../nbs/04_qlora.ipynb #34ec5651
 def _kind(layer):
     "What a linear layer is made of: nf4, int8, full, or None for anything else."
     name = type(layer).__name__
-    if hasattr(layer, 'lora_A'): return None           # peft's wrappers have the same names as what they wrap
+    # peft's wrappers have the same names as what they wrap
+    if hasattr(layer, 'lora_A'): return None
     if name == 'Linear4bit': return 'nf4'
     if name == 'Linear8bitLt': return 'int8'
     return 'full' if name in ('Linear', 'NonDynamicallyQuantizableLinear', 'Conv1D') else None
@@ -263,7 +295,8 @@ CACHE_LIMIT = 512 * 2**20   # bytes of de-quantised weights that are kept on a C
 
 def dense_bytes(model) -> int:   # bytes
     "Memory that the 4-bit layers of `model` would take when de-quantised."
-    return sum(l.in_features * l.out_features * (l.compute_dtype or compute_dtype(l.weight.device.type)).itemsize
+    return sum(l.in_features * l.out_features * (l.compute_dtype
+        or compute_dtype(l.weight.device.type)).itemsize
                for l in model.modules() if _kind(l) == 'nf4')
 
 # %% ../nbs/04_qlora.ipynb #f59898ac
@@ -272,7 +305,8 @@ def fast_lora(model,              # from `add_lora`
               cache:bool=None,    # keep de-quantised weights; default: on a CPU, up to `CACHE_LIMIT`
              ):
     "While inside, compute LoRA layers by one fused function; the model and its adapter stay what peft made."
-    if cache is None: cache = next(model.parameters()).device.type == 'cpu' and dense_bytes(model) <= CACHE_LIMIT
+    if cache is None:
+        cache = next(model.parameters()).device.type == 'cpu' and dense_bytes(model) <= CACHE_LIMIT
     function, changed = _lora_function(), []
     try:
         for layer in model.modules():
@@ -296,7 +330,8 @@ def _fast_forward(layer, function, cache):
     import torch
     def forward(self, x, *args, **kwargs):
         if args or kwargs or self.disable_adapters or self.merged or torch.is_autocast_enabled(x.device.type) or (
-            inner.weight.is_floating_point() and x.dtype != inner.weight.dtype) : return slow(x, *args, **kwargs)
+            inner.weight.is_floating_point() and x.dtype != inner.weight.dtype) : return slow(x,
+                *args, **kwargs)
         return function.apply(x, A, B, scale, weight, bias, keep)
     return forward
 
@@ -309,7 +344,8 @@ def save_adapter(model,          # from `add_lora`
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder, save_embedding_layers=False)
-    (folder/'README.md').unlink(missing_ok=True)      # peft's empty card: publishing writes a real one
+    # peft's empty card: publishing writes a real one
+    (folder/'README.md').unlink(missing_ok=True)
     if tok is not None: tok.save_pretrained(folder)
     (folder/'qlora.json').write_text(json.dumps(getattr(model, 'hfflow_base', {}), indent=1) + '\n')
     return folder
@@ -323,7 +359,9 @@ def _file(where, filename):
     from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
     try: return Path(hf_hub_download(name, filename, revision=revision))
     except EntryNotFoundError: return None
-    except RepositoryNotFoundError as e: raise UserError(f"The model '{name}' was not found on the connected Hub, or it is private and not yours: check its name (owner/name).") from e
+    except RepositoryNotFoundError as e:
+        raise UserError(f"The model '{name}' was not found on the connected Hub, or it is private "
+                        "and not yours: check its name (owner/name).") from e
 
 # %% ../nbs/04_qlora.ipynb #d23b07dd
 def load_model(model:'Artifact|str|Path',   # an adapter or a full model: repo at a commit, repo id, or folder
@@ -339,7 +377,8 @@ def load_model(model:'Artifact|str|Path',   # an adapter or a full model: repo a
         config, kept = json.loads(config.read_text()), _file(where, 'qlora.json')
         bits = bits or (json.loads(kept.read_text()) if kept else {}).get('bits') or 16
         name, revision = config['base_model_name_or_path'], config.get('revision')
-        base = Artifact('model', name, revision, '') if revision and not Path(name).is_dir() else name
+        base = Artifact('model', name, revision,
+                        '') if revision and not Path(name).is_dir() else name
         net = load_base(base, bits, device)
         origin = net.hfflow_base
         net = PeftModel.from_pretrained(net, where[0], revision=where[1])
@@ -358,7 +397,9 @@ def merge(model,          # from `add_lora` or `load_model`; used up by the merg
     out = dtype or next(p.dtype for p in base.parameters() if p.dtype.is_floating_point)
     for name, layer in list(base.named_modules()):
         inner = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        if _kind(inner) is None or (inner is layer and _kind(inner) == 'full') or '.base_layer' in name: continue
+        if _kind(inner) is None or (inner is layer
+                                    and _kind(inner) == 'full') or '.base_layer' in name:
+            continue
         w, bias = dense_weight(inner).float(), getattr(inner, 'bias', None)
         if isinstance(layer, LoraLayer):
             for adapter in layer.active_adapters:
@@ -370,9 +411,11 @@ def merge(model,          # from `add_lora` or `load_model`; used up by the merg
             if bias is not None: new.bias = nn.Parameter(bias.data.to(out), requires_grad=False)
         parent, _, leaf = name.rpartition('.')
         setattr(base.get_submodule(parent), leaf, new)
-    for attr in ('hf_quantizer', 'is_quantized', 'is_loaded_in_4bit', 'is_loaded_in_8bit', 'quantization_method', 'peft_config', '_hf_peft_config_loaded'):
+    for attr in ('hf_quantizer', 'is_quantized', 'is_loaded_in_4bit', 'is_loaded_in_8bit',
+                 'quantization_method', 'peft_config', '_hf_peft_config_loaded'):
         if attr in vars(base): delattr(base, attr)
     if hasattr(base.config, 'quantization_config'): del base.config.quantization_config
     base.config.dtype = out
-    for p in base.parameters(): p.data = p.data.to(out)     # not the buffers: rotary frequencies stay fp32
+    # not the buffers: rotary frequencies stay fp32
+    for p in base.parameters(): p.data = p.data.to(out)
     return base.eval()

@@ -27,7 +27,8 @@ def _templates(sdk):
 def _bounds(*names):
     "Return the lower bounds that this package itself states for some libraries; they are stated once, in settings.ini."
     from importlib import metadata
-    stated = {re.split(r'[^\w.-]', r)[0].lower(): r.split(';')[0].strip() for r in metadata.requires('hfflow') or []}
+    stated = {re.split(r'[^\w.-]', r)[0].lower(): r.split(';')[0].strip()
+              for r in metadata.requires('hfflow') or []}
     return [stated.get(n, n) for n in names]
 
 # %% ../nbs/09_spaces.ipynb #bd44a43d
@@ -40,18 +41,24 @@ def build(model: Artifact,  # the published model, at the commit the Space will 
           max_new_tokens: int = 96,  # an answer is cut there
           ) -> Path:  # the folder: app, README.md, requirements.txt, lineage.json
     "Write a Space around a model: readable files that load it from its Model repo at that commit."
-    if sdk not in SDKS: raise UserError(f"'{sdk}' is not a kind of Space: use gradio, docker or static.")
-    if model.kind != 'model': raise UserError(f'A Space is built around a model, and {model.repo_id} is a {model.kind}.')
+    if sdk not in SDKS:
+        raise UserError(f"'{sdk}' is not a kind of Space: use gradio, docker or static.")
+    if model.kind != 'model':
+        raise UserError(f'A Space is built around a model, and {model.repo_id} is a {model.kind}.')
     facts = _facts(model, title, examples, about, max_new_tokens)
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
-    files = {p.name.removesuffix('.j2'): _fill(p, sdk, facts).encode() for p in sorted(_templates(sdk).glob('*.j2'))}
+    files = {p.name.removesuffix('.j2'): _fill(p, sdk, facts).encode()
+             for p in sorted(_templates(sdk).glob('*.j2'))}
     if sdk != 'static':
-        names = ('torch', 'transformers', 'peft', 'pyyaml') + (('streamlit',) if sdk == 'docker' else ())
+        names = ('torch', 'transformers', 'peft',
+                 'pyyaml') + (('streamlit',) if sdk == 'docker' else ())
         files['requirements.txt'] = ('\n'.join(_bounds(*names)) + '\n').encode()
     elif curve := _curve(facts): files['loss.png'] = curve.read_bytes()
-    config = dict(sdk=sdk, **{k: facts[k] for k in ('title', 'examples', 'about', 'max_new_tokens')})
+    config = dict(sdk=sdk, **{k: facts[k]
+                              for k in ('title', 'examples', 'about', 'max_new_tokens')})
     note = provenance('space', [model], config) | {'chain': facts['chain']}
-    files['lineage.json'] = (json.dumps(note, indent=2, ensure_ascii=False, sort_keys=True) + '\n').encode()
+    files['lineage.json'] = (json.dumps(note, indent=2, ensure_ascii=False,
+                                        sort_keys=True) + '\n').encode()
     for name, content in files.items(): (folder/name).write_bytes(content)
     return folder
 
@@ -62,17 +69,25 @@ def _facts(model, title, examples, about, max_new_tokens):
     report = read_note('model', model.repo_id, model.revision, 'evaluation.json') or {}
     adapter = read_note('model', model.repo_id, model.revision, 'adapter_config.json') is not None
     if not adapter and read_note('model', model.repo_id, model.revision, 'config.json') is None:
-        raise UserError(f'{model.repo_id}@{model.short} holds neither an adapter nor full weights: publish the model first.')
+        raise UserError(f'{model.repo_id}@{model.short} holds neither an adapter nor full weights: '
+                        'publish the model first.')
     samples = publish.samples_of(report)
-    examples = [str(e) for e in examples] or list(dict.fromkeys(s['prompt'] for s in samples if s['right']))[:3]
-    chain = {{'model': 'base', 'dataset': 'data'}[a['kind']]: a for a in note.get('inputs', []) if a.get('kind') in ('model', 'dataset')}
+    examples = [str(e) for e in examples] or list(dict.fromkeys(s['prompt'] for s in samples
+        if s['right']))[:3]
+    chain = {{'model': 'base', 'dataset': 'data'}[a['kind']]: a for a in note.get('inputs', [])
+             if a.get('kind') in ('model', 'dataset')}
     words = re.sub(r'[-_.]+', ' ', model.repo_id.split('/')[-1]).strip()
     about = ' '.join((about or _about(chain)).split())
-    return dict(model=model.repo_id, revision=model.revision, model_url=publish.page(f'{connect().endpoint}/{model.repo_id}'),
-                title=' '.join((title or words[:1].upper() + words[1:]).split()), about=about, examples=examples, adapter=adapter,
+    return dict(model=model.repo_id, revision=model.revision,
+                model_url=publish.page(f'{connect().endpoint}/{model.repo_id}'),
+                title=' '.join((title or words[:1].upper() + words[1:]).split()), about=about,
+                examples=examples, adapter=adapter,
                 placeholder=examples[0] if examples else 'Write a request',
-                language='yaml' if samples and all(publish.language(s['reference']) for s in samples) else None,
-                max_new_tokens=max_new_tokens, bits=publish.recorded(note, 'bits') or 'an unknown number of', report=report, samples=samples,
+                language='yaml' if samples
+                and all(publish.language(s['reference']) for s in samples) else None,
+                max_new_tokens=max_new_tokens,
+                bits=publish.recorded(note, 'bits') or 'an unknown number of', report=report,
+                samples=samples,
                 chain={**chain, 'code': _code(note.get('code') or {})})
 
 def _about(chain):
@@ -107,24 +122,35 @@ def _fill(path, sdk, facts):
     "Fill one template."
     import pprint
     from jinja2 import Environment, StrictUndefined
-    env = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    env = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
+                      undefined=StrictUndefined)
     env.filters |= dict(repr=repr, pretty=lambda x: pprint.pformat(x, width=100))
     more = dict(front_matter=_front_matter(sdk, facts), sdk_version=_gradio_version(),
                 first_example=facts['placeholder'], client_src='http://127.0.0.1:7860')
-    return env.from_string(path.read_text(encoding='utf-8')).render(**facts, **more, **_page_facts(facts))
+    return env.from_string(path.read_text(encoding='utf-8')).render(**facts, **more,
+        **_page_facts(facts))
 
 def _page_facts(facts):
     "Return what the static page shows: the table, some samples, code and the chain."
     _, tuned = publish.systems_of(facts['report'])
-    rows = [dict(split=r['split'], system=r['system'], right=r['right'], n=r['n'], tuned=r['system'] == tuned, percent=publish.percent(r['exact']),
-                 interval=f'{publish.percent(r["lo"])} to {publish.percent(r["hi"])}', width=round(100 * r['exact'], 1)) for r in publish.rows_of(facts['report'])]
+    rows = [dict(split=r['split'], system=r['system'], right=r['right'], n=r['n'],
+                 tuned=r['system'] == tuned, percent=publish.percent(r['exact']),
+                 interval=f'{publish.percent(r["lo"])} to {publish.percent(r["hi"])}',
+                 width=round(100 * r['exact'], 1)) for r in publish.rows_of(facts['report'])]
     right, wrong = ([s for s in facts['samples'] if s['right'] is x] for x in (True, False))
-    repos = [('model', dict(kind='model', repo_id=facts['model'], revision=facts['revision']))] + [(k, v) for k, v in facts['chain'].items() if k != 'code']
-    links = [dict(role=k, text=f'{a["repo_id"]}@{a["revision"][:8]}', url=connect().repo_url(a['kind'], a['repo_id'], a['revision'])) for k, a in repos]
+    repos = [('model', dict(kind='model', repo_id=facts['model'],
+        revision=facts['revision']))] + [(k, v) for k, v in facts['chain'].items() if k != 'code']
+    links = [dict(role=k, text=f'{a["repo_id"]}@{a["revision"][:8]}',
+                  url=connect().repo_url(a['kind'], a['repo_id'], a['revision'])) for k, a in repos]
     code = facts['chain']['code']
-    if code.get('package'): links.append(dict(role='code', text=f'{code["package"]} {code.get("version", "")}' + (f'@{code["commit"][:8]}' if code.get('commit') else ''), url=code.get('url') or code.get('repo') or ''))
-    usage = publish.usage(facts['model'], facts['revision'], not facts['adapter']).split('\n', 1)[1].rsplit('\n```', 1)[0]
-    return dict(rows=rows, shown=right[:2] + wrong[:1], links=links, usage=usage, curve=_curve(facts) is not None)
+    if code.get('package'):
+        links.append(dict(role='code',
+            text=f'{code["package"]} {code.get("version", "")}' + (f'@{code["commit"][:8]}'
+                if code.get('commit') else ''), url=code.get('url') or code.get('repo') or ''))
+    usage = publish.usage(facts['model'], facts['revision'], not facts['adapter']).split('\n',
+        1)[1].rsplit('\n```', 1)[0]
+    return dict(rows=rows, shown=right[:2] + wrong[:1], links=links, usage=usage,
+                curve=_curve(facts) is not None)
 
 def _curve(facts):
     "Return the loss curve of the model's repo as a file, or None."
@@ -146,7 +172,8 @@ os._exit(app.wait() & 255)"""
 
 def _spawn(command, cwd, env, log):
     "Start a command on a leash, in a process group of its own, writing to a log file."
-    return subprocess.Popen([sys.executable, '-I', '-S', '-c', _LEASH, *command], cwd=cwd, env=env, stdin=subprocess.PIPE,
+    return subprocess.Popen([sys.executable, '-I', '-S', '-c', _LEASH, *command], cwd=cwd, env=env,
+                            stdin=subprocess.PIPE,
                             stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
 
 def _end(process, folder=None):
@@ -169,46 +196,65 @@ def _free_port(port=0):
     with socket.socket() as s:
         s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind(('127.0.0.1', port))
-        except OSError: raise UserError(f'Port {port} is taken: stop what uses it, or give port=0 for a free one.') from None
+        except OSError:
+            raise UserError(f'Port {port} is taken: stop what uses it, or give port=0 for a free one.') from None
         return s.getsockname()[1]
 
 def _meta(folder):
     "Return the metadata of a Space's README.md."
     import yaml
     readme = folder/'README.md'
-    found = re.match(r'---\n(.*?)\n---', readme.read_text(encoding='utf-8'), re.S) if readme.exists() else None
+    found = re.match(r'---\n(.*?)\n---', readme.read_text(encoding='utf-8'),
+                     re.S) if readme.exists() else None
     meta = yaml.safe_load(found[1]) if found else {}
     if not isinstance(meta, dict) or meta.get('sdk') not in SDKS:
-        raise UserError(f'README.md names no sdk that can be run (it says {(meta or {}).get("sdk")!r}): write sdk: gradio, docker or static in its metadata.')
+        raise UserError('README.md names no sdk that can be run (it says '
+                        f'{(meta or {}).get("sdk")!r}): write sdk: gradio, docker or static in its '
+                        'metadata.')
     return meta
 
 # %% ../nbs/09_spaces.ipynb #dca8f319
 def _command(folder, port):
     "Return the command that starts a Space on a port of this machine."
     meta = _meta(folder)
-    if meta['sdk'] == 'static': return [sys.executable, '-m', 'http.server', str(port), '--bind', '127.0.0.1', '-d', str(folder)]
+    if meta['sdk'] == 'static':
+        return [sys.executable, '-m', 'http.server', str(port), '--bind', '127.0.0.1', '-d',
+                str(folder)]
     if meta['sdk'] == 'docker': return _docker_command(folder, port)
     app = folder/(meta.get('app_file') or 'app.py')
-    if not app.is_file(): raise UserError(f'The Space has no {app.name}, which its README.md names as app_file: add it, or name the right file.')
+    if not app.is_file():
+        raise UserError(f'The Space has no {app.name}, which its README.md names as app_file: add '
+                        'it, or name the right file.')
     return [sys.executable, str(app)]
 
 def _docker_command(folder, port):
     "Return the command that a Dockerfile declares, without Docker: Streamlit's, if it is installed."
     from importlib.util import find_spec
-    lines = [l[4:] for l in (folder/'Dockerfile').read_text(encoding='utf-8').splitlines() if l.startswith('CMD ')] if (folder/'Dockerfile').exists() else []
+    lines = [l[4:] for l in (folder/'Dockerfile').read_text(encoding='utf-8').splitlines()
+             if l.startswith('CMD ')] if (folder/'Dockerfile').exists() else []
     try: command = json.loads(lines[-1])
-    except (IndexError, ValueError): raise UserError('The Dockerfile has no command of the form CMD ["program", "argument"]: add one, or run it with docker.') from None
-    if command[0] != 'streamlit': raise UserError(f'This machine runs Docker Spaces without Docker only when they are Streamlit, and this one starts {command[0]!r}: run it with docker.')
-    if not find_spec('streamlit'): raise UserError('Streamlit is not installed, so this Docker Space cannot run here: pip install streamlit, or build its image with docker.')
+    except (IndexError, ValueError):
+        raise UserError('The Dockerfile has no command of the form CMD ["program", "argument"]: '
+                        'add one, or run it with docker.') from None
+    if command[0] != 'streamlit':
+        raise UserError('This machine runs Docker Spaces without Docker only when they are '
+                        f'Streamlit, and this one starts {command[0]!r}: run it with docker.')
+    if not find_spec('streamlit'):
+        raise UserError('Streamlit is not installed, so this Docker Space cannot run here: pip '
+                        'install streamlit, or build its image with docker.')
     rest = [a for a in command[1:] if not a.startswith(('--server.port', '--server.address'))]
-    return [sys.executable, '-m', 'streamlit', *rest, f'--server.port={port}', '--server.address=127.0.0.1']
+    return [sys.executable, '-m', 'streamlit', *rest, f'--server.port={port}',
+            '--server.address=127.0.0.1']
 
 # %% ../nbs/09_spaces.ipynb #36e5bdaa
 def _environment(hub, space, port, tmp):
     "Return the environment of the app: this Hub, a port, no telemetry, and the token only if the Space is ours."
-    env = {k: v for k, v in os.environ.items() if k not in ('SPACE_ID', 'PYTHONSTARTUP', 'MPLBACKEND')}
-    env |= dict(GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port), GRADIO_ANALYTICS_ENABLED='False', GRADIO_TEMP_DIR=str(tmp/'tmp'),
-                GRADIO_SHARE='False', HF_HUB_DISABLE_PROGRESS_BARS='1', PYTHONUNBUFFERED='1', PYTHONDONTWRITEBYTECODE='1', PYTHONUTF8='1')
+    env = {k: v for k, v in os.environ.items()
+           if k not in ('SPACE_ID', 'PYTHONSTARTUP', 'MPLBACKEND')}
+    env |= dict(GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port),
+                GRADIO_ANALYTICS_ENABLED='False', GRADIO_TEMP_DIR=str(tmp/'tmp'),
+                GRADIO_SHARE='False', HF_HUB_DISABLE_PROGRESS_BARS='1', PYTHONUNBUFFERED='1',
+                PYTHONDONTWRITEBYTECODE='1', PYTHONUTF8='1')
     ours = hub.embedded or space is None or space.repo_id.split('/')[0] == hub.user
     if not ours:
         env.pop('HF_TOKEN', None)
@@ -229,7 +275,8 @@ class App:
     def __enter__(self): return self
     def __exit__(self, *args): self.stop()
     def __repr__(self): return f'App({self.url}, {"running" if self.running else "stopped"})'
-    def _repr_markdown_(self): return f'Space ({self.sdk}) {"running at <" + self.url + ">" if self.running else "stopped"}'
+    def _repr_markdown_(self):
+        return f'Space ({self.sdk}) {"running at <" + self.url + ">" if self.running else "stopped"}'
 
     @property
     def running(self) -> bool: return self.process.poll() is None
@@ -238,7 +285,8 @@ class App:
         self._finalizer()
     def logs(self, last: int = None) -> str:  # the last lines, or all
         "Return what the app has printed."
-        lines = self.log.read_text(encoding='utf-8', errors='replace').splitlines() if self.log.exists() else []
+        lines = self.log.read_text(encoding='utf-8',
+                                   errors='replace').splitlines() if self.log.exists() else []
         return '\n'.join(lines[-last:] if last else lines)
 
 # %% ../nbs/09_spaces.ipynb #adc0f723
@@ -254,8 +302,13 @@ def _wait(app, timeout):
     "Wait until the app answers; UserError with its last words when it ends or takes too long."
     end = time.monotonic() + timeout
     while not _answers(app.url):
-        if not app.running: raise UserError(f'The Space ended before it answered (exit code {app.process.returncode}). Its last lines, from {app.log.name}:\n{app.logs(12)}')
-        if time.monotonic() > end: raise UserError(f'The Space did not answer within {timeout} s; give a longer timeout, or read its log. Its last lines, from {app.log.name}:\n{app.logs(12)}')
+        if not app.running:
+            raise UserError('The Space ended before it answered (exit code '
+                            f'{app.process.returncode}). Its last lines, from '
+                            f'{app.log.name}:\n{app.logs(12)}')
+        if time.monotonic() > end:
+            raise UserError(f'The Space did not answer within {timeout} s; give a longer timeout, '
+                            f'or read its log. Its last lines, from {app.log.name}:\n{app.logs(12)}')
         time.sleep(.2)
 
 # %% ../nbs/09_spaces.ipynb #59a7ce8b
@@ -274,7 +327,9 @@ def start(space: 'Artifact|str|Path',  # a Space at a commit, or a folder that `
     try:
         _fetch(space, folder/'app')
         port = _free_port(port)
-        with log.open('wb') as out: process = _spawn(_command(folder/'app', port), folder/'app', _environment(hub, artifact, port, folder), out)
+        with log.open('wb') as out:
+            process = _spawn(_command(folder/'app', port), folder/'app',
+                             _environment(hub, artifact, port, folder), out)
         app = App(f'http://127.0.0.1:{port}', _meta(folder/'app')['sdk'], log, process, folder)
         _wait(app, timeout)
         return app
@@ -287,9 +342,12 @@ def start(space: 'Artifact|str|Path',  # a Space at a commit, or a folder that `
 def _fetch(space, folder):
     "Put a Space's files into a folder: from the Hub at its commit, or from a folder here."
     if not isinstance(space, Artifact):
-        if not Path(space).is_dir(): raise UserError(f'{space} is not a folder: give one that spaces.build wrote, or a Space as an Artifact.')
+        if not Path(space).is_dir():
+            raise UserError(f'{space} is not a folder: give one that spaces.build wrote, or a '
+                            'Space as an Artifact.')
         shutil.copytree(space, folder); return
-    if space.kind != 'space': raise UserError(f'{space.repo_id} is a {space.kind}, which does not run: give a Space.')
+    if space.kind != 'space':
+        raise UserError(f'{space.repo_id} is a {space.kind}, which does not run: give a Space.')
     from huggingface_hub import snapshot_download
     snapshot_download(space.repo_id, repo_type='space', revision=space.revision, local_dir=folder)
 
@@ -298,12 +356,14 @@ def _ask(self: App,
          text: str,  # the request
          ) -> str:  # the answer
     "Ask a Gradio Space over HTTP, through its API named /ask."
-    if self.sdk != 'gradio': raise UserError(f'A {self.sdk} Space has no /ask: open {self.url} in a browser.')
+    if self.sdk != 'gradio':
+        raise UserError(f'A {self.sdk} Space has no /ask: open {self.url} in a browser.')
     if not self.running: raise UserError('This Space is not running any more: start it again.')
     from gradio_client import Client
     from gradio_client.exceptions import AppError
     if self._client is None:
-        self._client = Client(self.url, token=False, verbose=False, analytics_enabled=False, download_files=False)
+        self._client = Client(self.url, token=False, verbose=False, analytics_enabled=False,
+                              download_files=False)
     try: return self._client.predict(text, api_name='/ask')
     except AppError as e: raise UserError(f'The Space refused: {e}') from None
 App.ask = _ask
@@ -316,19 +376,24 @@ def push(folder: 'str|Path',  # what `build` wrote, with your changes
          ) -> Artifact:  # the Space at its new commit
     "Publish a Space folder in one commit; make none when nothing changed."
     folder = Path(folder)
-    if not folder.is_dir(): raise UserError(f'{folder} is not a folder: make one with spaces.build.')
+    if not folder.is_dir():
+        raise UserError(f'{folder} is not a folder: make one with spaces.build.')
     sdk = _meta(folder)['sdk']
     built = json.loads((folder/'lineage.json').read_text(encoding='utf-8')) if (folder/'lineage.json').exists() else {}
     for a in built.get('inputs', []):
         if (a['repo_id'], a['revision']) != (model.repo_id, model.revision):
-            raise UserError(f'The folder shows {a["repo_id"]}@{a["revision"][:8]}, not {model.repo_id}@{model.short}: build it again for that model.')
+            raise UserError(f'The folder shows {a["repo_id"]}@{a["revision"][:8]}, not '
+                            f'{model.repo_id}@{model.short}: build it again for that model.')
     files = {n: p for n, p in _files(folder) if n != 'lineage.json'}
-    note, before = trace('space', repo_id, {n: p for n, p in files.items() if n != 'README.md'}, [model], built.get('config'))
+    note, before = trace('space', repo_id, {n: p for n, p in files.items() if n != 'README.md'},
+                         [model], built.get('config'))
     if built.get('chain'): note['chain'] = built['chain']
-    return commit('space', repo_id, sealed(files, note), f'Show {model.repo_id}@{model.short}', private, sdk, remove=before)
+    return commit('space', repo_id, sealed(files, note), f'Show {model.repo_id}@{model.short}',
+                  private, sdk, remove=before)
 
 def _files(folder):
     "Yield (path, file) of what belongs to a Space: no hidden files, no caches."
     for p in sorted(folder.rglob('*')):
         parts = p.relative_to(folder).parts
-        if p.is_file() and not any(x.startswith('.') or x == '__pycache__' for x in parts): yield '/'.join(parts), p
+        if p.is_file() and not any(x.startswith('.') or x == '__pycache__' for x in parts):
+            yield '/'.join(parts), p

@@ -19,7 +19,8 @@ DEFAULT_TEMPLATE = (
     "{{ '### ' + m['role'].capitalize() + ':\n' + m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{{ '\n\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '### Assistant:\n' }}{% endif %}")
-_pads = ('<|pad|>', '<pad>', '[PAD]', '<|finetune_right_pad_id|>', '<|endoftext|>', '<|vision_pad|>', '<unk>')
+_pads = ('<|pad|>', '<pad>', '[PAD]', '<|finetune_right_pad_id|>', '<|endoftext|>',
+         '<|vision_pad|>', '<unk>')
 _ends = ('<|endoftext|>', '</s>', '<|im_end|>', '<|eot_id|>', '<|end_of_text|>', '<eos>', '[SEP]')
 
 # %% ../nbs/03_tokens.ipynb #146a0508
@@ -29,7 +30,8 @@ def prepare_tokenizer(tok,   # a tokenizer of transformers; changed in place and
     if tok.eos_token is None:
         end = next((t for t in _ends if t in tok.get_vocab()), None)
         if end is None:
-            raise UserError(f'The tokenizer {tok.name_or_path} has no end token, so a model trained with it would never stop: '
+            raise UserError(f'The tokenizer {tok.name_or_path} has no end token, so a model '
+                            'trained with it would never stop: '
                             "set one that its vocabulary has, as in tok.eos_token = '</s>'.")
         tok.eos_token = end
     if tok.pad_token is None:
@@ -47,9 +49,11 @@ def messages(row:dict,          # a row with `messages`, or `prompt` and `comple
         return [{'role': m['role'], 'content': m['content']} for m in row['messages']]
     if row.get('prompt') is not None and row.get('completion') is not None:
         system = [{'role': 'system', 'content': row['system']}] if row.get('system') else []
-        return system + [{'role': 'user', 'content': str(row['prompt'])}, {'role': 'assistant', 'content': str(row['completion'])}]
+        return system + [{'role': 'user', 'content': str(row['prompt'])},
+                         {'role': 'assistant', 'content': str(row['completion'])}]
     if row.get('text'): return [{'role': 'assistant', 'content': str(row['text'])}]
-    raise UserError(f"A row has the columns {', '.join(row) or 'none'}, but needs prompt and completion, or messages, or text: "
+    raise UserError(f"A row has the columns {', '.join(row) or 'none'}, but needs prompt and "
+                    "completion, or messages, or text: "
                     'rename them, or prepare the data with hfflow.data.prepare.')
 
 # %% ../nbs/03_tokens.ipynb #c9dcc48b
@@ -64,7 +68,8 @@ def prompt_text(prompt,      # a question, or messages that end with the user's
 def _turns(msgs, tok):
     "The text of a conversation, and for each answer the text before it and the text up to its end."
     def render(ms, **kw): return tok.apply_chat_template(ms, tokenize=False, **kw)
-    if len(msgs) == 1 and msgs[0]['role'] == 'assistant':          # a plain text, which no template surrounds
+    # a plain text, which no template surrounds
+    if len(msgs) == 1 and msgs[0]['role'] == 'assistant':
         bos = tok.bos_token or ''
         return bos + msgs[0]['content'], [(bos, bos + msgs[0]['content'])]
     full = render(msgs)
@@ -89,14 +94,16 @@ def _label(ids, before, upto, stops):
     for b, u in zip(before, upto):
         start, end = _common(ids, b), _common(ids, u)
         stop = next((j for j in range(end - 1, start - 1, -1) if ids[j] in stops), None)
-        if stop is not None: end = stop + 1           # whatever the template writes after the turn's end is not the answer
+        # whatever the template writes after the turn's end is not the answer
+        if stop is not None: end = stop + 1
         labels[start:end] = ids[start:end]
     return labels
 
 def _finish(ids, labels, tok, stops, max_len):
     last = max((i for i, l in enumerate(labels) if l != -100), default=None)
     if last is None: return None
-    ids, labels = ids[:last+1], labels[:last+1]       # nothing after the last answer can be learned from
+    # nothing after the last answer can be learned from
+    ids, labels = ids[:last+1], labels[:last+1]
     if ids[-1] not in stops: ids, labels = ids + [tok.eos_token_id], labels + [tok.eos_token_id]
     cut = max_len is not None and len(ids) > max_len
     if cut: ids, labels = ids[:max_len], labels[:max_len]
@@ -147,9 +154,12 @@ class _Shown:
             text = html.escape(text).replace('\n', '↵<br>').replace(' ', '&nbsp;')
             style = 'background:#4c956c;color:#fff' if learned else 'background:#6c757d22'
             return f'<span style="{style};border-radius:3px;padding:1px 2px;margin:1px;display:inline-block">{text}</span>'
-        return ('<div style="font-family:monospace;line-height:1.7">' + ''.join(span(*p) for p in self.parts) +
+        return ('<div style="font-family:monospace;line-height:1.7">' + ''.join(span(*p)
+            for p in self.parts) +
                 '<br><small>green: carries loss; grey: is only read</small></div>')
-    def __str__(self): return ''.join(f'\033[42;30m{t}\033[0m' if learned else f'\033[2m{t}\033[0m' for t, learned in self.parts)
+    def __str__(self):
+        return ''.join(f'\033[42;30m{t}\033[0m' if learned else f'\033[2m{t}\033[0m' for t,
+                       learned in self.parts)
     def __repr__(self): return ''.join(f'[{t}]' if learned else t for t, learned in self.parts)
 
 # %% ../nbs/03_tokens.ipynb #ecb8b7e3
@@ -158,7 +168,8 @@ def show(example:dict,   # an encoded row, or one that can be encoded
         ):
     "Display which tokens carry loss."
     if 'input_ids' not in example: example = encode(example, tok)
-    return _Shown([(tok.decode([i]), l != -100) for i, l in zip(example['input_ids'], example['labels'])])
+    return _Shown([(tok.decode([i]), l != -100) for i,
+                   l in zip(example['input_ids'], example['labels'])])
 
 # %% ../nbs/03_tokens.ipynb #e29c0fca
 @dataclass(frozen=True)
@@ -177,7 +188,8 @@ class TokenStats:
         return self.label_tokens / max(self.tokens, 1)
 
     def _repr_markdown_(self):
-        return (f'{self.rows:,} rows, {self.dropped:,} dropped, {self.cut:,} cut · {self.tokens:,} tokens, longest row {self.longest:,} · '
+        return (f'{self.rows:,} rows, {self.dropped:,} dropped, {self.cut:,} cut · {self.tokens:,} '
+                f'tokens, longest row {self.longest:,} · '
                 f'{self.label_tokens:,} of them ({self.share:.0%}) carry loss')
 
 # %% ../nbs/03_tokens.ipynb #c820c3bd
@@ -191,10 +203,12 @@ def encode_dataset(ds,                # rows: a Dataset, or a list of dicts
     kept = [r for r in out if r]
     cut = sum(r.pop('cut') for r in kept)
     stats = TokenStats(len(rows), len(rows) - len(kept), sum(len(r['input_ids']) for r in kept),
-                       sum(l != -100 for r in kept for l in r['labels']), max((len(r['input_ids']) for r in kept), default=0), cut)
+                       sum(l != -100 for r in kept for l in r['labels']),
+                       max((len(r['input_ids']) for r in kept), default=0), cut)
     if not kept:
         why = 'the data set is empty' if not rows else f'none has an answer within max_len={max_len} tokens' if max_len else 'none has an answer'
-        raise UserError(f'There is no token to learn from in {len(rows)} rows ({why}): give rows with a completion, or raise max_len.')
+        raise UserError(f'There is no token to learn from in {len(rows)} rows ({why}): give rows '
+                        'with a completion, or raise max_len.')
     return kept, stats
 
 # %% ../nbs/03_tokens.ipynb #443021bd
@@ -219,7 +233,8 @@ def length_batches(lengths:list[int],  # tokens of each row
     rng = random.Random(f'{seed} {epoch}')
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    pool = batch * 100                     # rows sorted together: enough to fill batches with like lengths, few enough to mix
+    # rows sorted together: enough to fill batches with like lengths, few enough to mix
+    pool = batch * 100
     out = []
     for i in range(0, len(order), pool):
         part = sorted(order[i:i+pool], key=lambda j: lengths[j])

@@ -29,7 +29,8 @@ def _loss_function():
         "The summed loss; the gradient of the hidden states is made on the way, so that only one chunk of logits ever exists."
         @staticmethod
         def forward(ctx, h, W, y, rows):
-            total, grad = h.new_zeros((), dtype=torch.float32), torch.empty_like(h, dtype=torch.float32 if h.dtype == torch.float16 else h.dtype)
+            total, grad = h.new_zeros((), dtype=torch.float32), torch.empty_like(h,
+                dtype=torch.float32 if h.dtype == torch.float16 else h.dtype)
             for i in range(0, len(y), rows):
                 t, z = y[i:i+rows, None], (h[i:i+rows] @ W.t()).float()
                 z = torch.log_softmax(z, -1)
@@ -65,11 +66,13 @@ class _Paths:
                 h = self._hidden(ids)
                 self.split = torch.allclose(self.head(h).float(), full, rtol=1e-3, atol=1e-3)
                 other = torch.cat([ids[:, :7], (ids[:, 7:] + 1) % self.head.weight.shape[0]], 1)
-                self.causal = torch.allclose(self._hidden(other)[:, :7], h[:, :7], rtol=1e-3, atol=1e-4)
+                self.causal = torch.allclose(self._hidden(other)[:, :7], h[:, :7], rtol=1e-3,
+                                             atol=1e-4)
                 self._try_mlp(body, ids, h)
         finally: model.train(was)
 
-    def _hidden(self, ids, mask=None): return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    def _hidden(self, ids, mask=None):
+        return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
 
     def _try_mlp(self, body, ids, h):
         import torch
@@ -78,13 +81,16 @@ class _Paths:
         if not self.split or mlp is None or not type(mlp).__name__.endswith('MLP'): return
         at = torch.tensor([2, 5, 19], device=ids.device)
         self.mlp, self.layer = mlp, layers[-1]
-        try: same = torch.allclose(self.rows(ids, None, at), h.flatten(0, 1)[at], rtol=1e-3, atol=1e-4)
+        try:
+            same = torch.allclose(self.rows(ids, None, at), h.flatten(0, 1)[at], rtol=1e-3,
+                                  atol=1e-4)
         except (RuntimeError, TypeError, ValueError, IndexError): same = False
         if not same: self.mlp = None
 
     def rows(self, ids, mask, at):
         "Hidden states at the flat positions `at`; the last layer's MLP is computed for these positions alone."
-        if self.mlp is None or getattr(self.layer, 'gradient_checkpointing', False): return self._hidden(ids, mask).flatten(0, 1)[at]
+        if self.mlp is None or getattr(self.layer, 'gradient_checkpointing', False):
+            return self._hidden(ids, mask).flatten(0, 1)[at]
         plain = self.mlp.forward
         def some(x):
             flat = x.flatten(0, -2)
@@ -110,11 +116,13 @@ def batch_loss(model,         # a causal language model, with or without adapter
     import torch
     import torch.nn.functional as F
     paths, ids, mask = _paths(model), batch['input_ids'], batch.get('attention_mask')
-    y = F.pad(batch['labels'][:, 1:], (0, 1), value=-100).flatten()      # token t is predicted at position t-1
+    # token t is predicted at position t-1
+    y = F.pad(batch['labels'][:, 1:], (0, 1), value=-100).flatten()
     at = (y != -100).nonzero().squeeze(1)
     y, n = y[at], len(at)
     if not paths.split:
-        z = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.flatten(0, 1)[at].float()
+        z = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.flatten(0,
+            1)[at].float()
         return F.cross_entropy(z, y, reduction='sum'), n
     h, head = paths.rows(ids, None if paths.causal else mask, at), paths.head
     if type(head) is not torch.nn.Linear or head.bias is not None or head.weight.requires_grad or torch.is_autocast_enabled(h.device.type):
@@ -146,16 +154,30 @@ class TrainConfig:
 
     def __post_init__(self):
         for name in ('epochs', 'batch', 'accumulation', 'save_every', 'keep', 'max_len'):
-            if getattr(self, name) < 1: raise UserError(f'{name} is {getattr(self, name)}, but at least 1 is needed: raise it.')
-        if self.max_steps is not None and self.max_steps < 1: raise UserError(f'max_steps is {self.max_steps}, but at least 1 is needed: raise it, or leave it out.')
-        if not 0 < self.lr < 1: raise UserError(f'lr is {self.lr}, but a learning rate lies between 0 and 1: 0.0002 is usual for LoRA.')
-        if not 0 <= self.beta2 < 1: raise UserError(f'beta2 is {self.beta2}, but it lies between 0 and 1: 0.999 is usual, 0.97 for short runs.')
-        if not 0 <= self.warmup <= 1: raise UserError(f'warmup is {self.warmup}, but it is a part of the steps, from 0 to 1: 0.05 is usual.')
-        if self.schedule not in _shapes: raise UserError(f"schedule is '{self.schedule}', but only {', '.join(_shapes)} are known: choose one of these.")
-        if self.tracker not in (None, 'trackio'): raise UserError(f"tracker is '{self.tracker}', but only trackio is known: leave it out, or install hfflow[track] and use trackio.")
+            if getattr(self, name) < 1:
+                raise UserError(f'{name} is {getattr(self, name)}, but at least 1 is needed: raise it.')
+        if self.max_steps is not None and self.max_steps < 1:
+            raise UserError(f'max_steps is {self.max_steps}, but at least 1 is needed: raise it, '
+                            'or leave it out.')
+        if not 0 < self.lr < 1:
+            raise UserError(f'lr is {self.lr}, but a learning rate lies between 0 and 1: 0.0002 is '
+                            'usual for LoRA.')
+        if not 0 <= self.beta2 < 1:
+            raise UserError(f'beta2 is {self.beta2}, but it lies between 0 and 1: 0.999 is usual, '
+                            '0.97 for short runs.')
+        if not 0 <= self.warmup <= 1:
+            raise UserError(f'warmup is {self.warmup}, but it is a part of the steps, from 0 to 1: '
+                            '0.05 is usual.')
+        if self.schedule not in _shapes:
+            raise UserError(f"schedule is '{self.schedule}', but only {', '.join(_shapes)} are "
+                            "known: choose one of these.")
+        if self.tracker not in (None, 'trackio'):
+            raise UserError(f"tracker is '{self.tracker}', but only trackio is known: leave it "
+                            "out, or install hfflow[track] and use trackio.")
 
 # %% ../nbs/05_train.ipynb #56719f3e
-_shapes = {'linear': lambda t: 1 - t, 'cosine': lambda t: (1 + math.cos(math.pi * t)) / 2, 'constant': lambda t: 1.0}
+_shapes = {'linear': lambda t: 1 - t, 'cosine': lambda t: (1 + math.cos(math.pi * t)) / 2,
+           'constant': lambda t: 1.0}
 
 def lr_at(step:int,          # from 0
           total:int,         # steps of the run
@@ -173,7 +195,8 @@ def threads_for(cfg:TrainConfig,
     "CPU threads to compute with: `cfg.threads`, else the cores that this process may use, shared by the processes."
     if cfg.threads: return cfg.threads
     import psutil
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os,
+        'sched_getaffinity') else os.cpu_count() or 1
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed) // world)
 
 # %% ../nbs/05_train.ipynb #5a345816
@@ -182,7 +205,8 @@ def _digest(rows):
     for r in rows: h.update(json.dumps([r['input_ids'], r['labels']]).encode())
     return h.hexdigest()
 
-_free = ('save_every', 'keep', 'threads', 'cache_weights', 'tracker', 'checkpointing')   # change nothing that is computed
+# change nothing that is computed
+_free = ('save_every', 'keep', 'threads', 'cache_weights', 'tracker', 'checkpointing')
 
 # %% ../nbs/05_train.ipynb #4fba1c40
 def _accelerator(model):
@@ -191,14 +215,17 @@ def _accelerator(model):
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
     dev = next(model.parameters()).device
-    kw = dict(cpu=dev.type == 'cpu', mixed_precision='fp16' if dev.type == 'cuda' and compute_dtype('cuda') == torch.float16 else 'no')
+    kw = dict(cpu=dev.type == 'cpu',
+        mixed_precision='fp16' if dev.type == 'cuda' and compute_dtype('cuda') == torch.float16
+        else 'no')
     try: acc = Accelerator(**kw)
     except ValueError:
         AcceleratorState._reset_state(reset_partial_state=True)
         acc = Accelerator(**kw)
     want = int(os.environ.get('WORLD_SIZE', 1))
     if acc.num_processes != want:
-        raise UserError(f'{want} processes were started, but each trains alone ({acc.num_processes} seen): start them by '
+        raise UserError(f'{want} processes were started, but each trains alone '
+                        f'({acc.num_processes} seen): start them by '
                         f'torchrun --nproc_per_node {want}, which works on CPUs too.')
     return acc
 
@@ -213,14 +240,19 @@ class _Loop:
         self.per_epoch = math.ceil(len(rows) / (cfg.batch * cfg.accumulation))
         self.total = cfg.max_steps or cfg.epochs * self.per_epoch
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        if not self.params: raise UserError('No parameter of the model can be trained: put an adapter on it with add_lora first.')
+        if not self.params:
+            raise UserError('No parameter of the model can be trained: put an adapter on it with '
+                            'add_lora first.')
         self.acc = _accelerator(model)
         self.world, self.rank, self.main = self.acc.num_processes, self.acc.process_index, self.acc.is_main_process
-        self.fingerprint = {'digest': digest, 'data': _digest(rows), 'base': getattr(model, 'hfflow_base', {}),
+        self.fingerprint = {'digest': digest, 'data': _digest(rows),
+                            'base': getattr(model, 'hfflow_base', {}),
                             'config': {k: v for k, v in asdict(cfg).items() if k not in _free},
                             'adapter': {n: list(p.shape) for n, p in self.params.items()}}
-        self.opt = torch.optim.AdamW(list(self.params.values()), lr=cfg.lr, betas=(.9, cfg.beta2), weight_decay=cfg.weight_decay,
-                                     fused=all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in self.params.values()))
+        self.opt = torch.optim.AdamW(list(self.params.values()), lr=cfg.lr, betas=(.9, cfg.beta2),
+                                     weight_decay=cfg.weight_decay,
+                                     fused=all(p.device.type in ('cpu', 'cuda')
+                                         and p.is_floating_point() for p in self.params.values()))
         self.losses, self.eval_losses, self.resumed_from, self.stop, self._epoch = [], [], None, None, (None, None)
 
 # %% ../nbs/05_train.ipynb #ab868cd3
@@ -229,14 +261,16 @@ def batches(self:_Loop):
     "The micro-batches of the current step, this process's share of each: a function of seed and step alone."
     epoch, i = divmod(self.step, self.per_epoch)
     cfg, size = self.cfg, self.cfg.batch
-    if self._epoch[0] != epoch: self._epoch = epoch, length_batches(self.lengths, size * cfg.accumulation, cfg.seed, epoch)
+    if self._epoch[0] != epoch:
+        self._epoch = epoch, length_batches(self.lengths, size * cfg.accumulation, cfg.seed, epoch)
     rows = self._epoch[1][i]
     return [self.share([self.rows[j] for j in rows[k:k+size]]) for k in range(0, len(rows), size)]
 
 @patch
 def share(self:_Loop, rows):
     "Every `world`-th row; a process that gets none reads the first one without learning from it."
-    mine = rows[self.rank::self.world] or [{'input_ids': rows[0]['input_ids'], 'labels': [-100] * len(rows[0]['labels'])}]
+    mine = rows[self.rank::self.world] or [{'input_ids': rows[0]['input_ids'],
+                                            'labels': [-100] * len(rows[0]['labels'])}]
     return {k: t.to(self.acc.device) for k, t in collate(mine, self.tok.pad_token_id).items()}
 
 # %% ../nbs/05_train.ipynb #ee4b5709
@@ -246,17 +280,20 @@ def advance(self:_Loop):
     import torch
     batches, cfg = self.batches(), self.cfg
     counts = torch.tensor([sum((b['labels'][:, 1:] != -100).sum().item() for b in batches),
-                           sum(b['attention_mask'].sum().item() for b in batches), int(self.stop is not None)], device=self.acc.device)
+                           sum(b['attention_mask'].sum().item() for b in batches),
+                           int(self.stop is not None)], device=self.acc.device)
     if self.world > 1: counts = self.acc.reduce(counts)
     n, tokens, stop = counts.tolist()
     if stop and self.stop is None: self.stop = KeyboardInterrupt
-    torch.manual_seed((cfg.seed * 1_000_003 + self.step) * self.world + self.rank)     # dropout: a function of the step
+    # dropout: a function of the step
+    torch.manual_seed((cfg.seed * 1_000_003 + self.step) * self.world + self.rank)
     lr, total = lr_at(self.step, self.total, cfg), 0.
     for group in self.opt.param_groups: group['lr'] = lr
     for k, batch in enumerate(batches):
         with self.acc.no_sync(self.net) if k < len(batches) - 1 and self.world > 1 else nullcontext():
             loss = self.net(batch)
-            self.acc.backward(loss * (self.world / n))      # mean over all label tokens of the step, whoever holds them
+            # mean over all label tokens of the step, whoever holds them
+            self.acc.backward(loss * (self.world / n))
             total = total + loss.detach()
     if self.world > 1: total = self.acc.reduce(total)
     norm = self.acc.clip_grad_norm_(list(self.params.values()), cfg.clip or math.inf)
@@ -273,8 +310,10 @@ def check(self:_Loop, loss, norm):
     "Stop before a loss that is no number reaches the weights."
     if math.isfinite(loss) and (math.isfinite(norm) or self.acc.scaler is not None): return
     what = f'loss is {loss}' if not math.isfinite(loss) else f'gradient norm is {norm}'
-    raise UserError(f'The {what} at step {self.step + 1} (learning rate {lr_at(self.step, self.total, self.cfg):.2g}), so training stopped before it '
-                    f'reached the weights: lower lr to {self.cfg.lr/3:.1g} or less, and look at the rows of that batch.')
+    raise UserError(f'The {what} at step {self.step + 1} (learning rate '
+                    f'{lr_at(self.step, self.total, self.cfg):.2g}), so training stopped before it '
+                    f'reached the weights: lower lr to {self.cfg.lr/3:.1g} or less, and look at '
+                    'the rows of that batch.')
 
 # %% ../nbs/05_train.ipynb #deaba4ab
 def _sha(path):
@@ -302,7 +341,8 @@ def save_checkpoint(folder:Path,    # of all checkpoints
     try:
         shutil.rmtree(stage, ignore_errors=True)
         stage.mkdir(parents=True)
-        for name, part in tensors.items(): save_file({k: t.detach().contiguous().cpu() for k, t in part.items()}, stage/name)
+        for name, part in tensors.items():
+            save_file({k: t.detach().contiguous().cpu() for k, t in part.items()}, stage/name)
         (stage/'state.json').write_text(json.dumps({'step': step, **state}))
         files = sorted(p.name for p in stage.iterdir())
         (stage/'manifest.json').write_text(json.dumps({n: _sha(stage/n) for n in files}, indent=1))
@@ -313,9 +353,12 @@ def save_checkpoint(folder:Path,    # of all checkpoints
         _sync(folder)
     except Exception as e:
         shutil.rmtree(stage, ignore_errors=True)
-        if isinstance(e, OSError) and e.errno not in (28, 122) or not isinstance(e, OSError) and 'No space' not in str(e): raise
+        if isinstance(e, OSError) and e.errno not in (28, 122) or not isinstance(e,
+            OSError) and 'No space' not in str(e):
+            raise
         need = sum(t.numel() * t.element_size() for part in tensors.values() for t in part.values())
-        raise UserError(f'The checkpoint of step {step} needs {need/2**20:.0f} MiB in {folder}, and the disk is full: free some space and run '
+        raise UserError(f'The checkpoint of step {step} needs {need/2**20:.0f} MiB in {folder}, '
+                        'and the disk is full: free some space and run '
                         'again, which goes on from the checkpoint before.') from e
     for old in sorted(folder.glob('step-*'))[:-keep]: shutil.rmtree(old, ignore_errors=True)
     return final
@@ -359,17 +402,24 @@ class _Memory:
         import torch
         self.gpu, self.peak = device.type == 'cuda', 0
         if self.gpu: return torch.cuda.reset_peak_memory_stats(device)
-        self.weights = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+        self.weights = sum(t.numel() * t.element_size()
+                           for t in [*model.parameters(), *model.buffers()])
         gc.collect()
-        try: ctypes.CDLL(None).malloc_trim(0)                  # Linux: give back what is free, or growth would hide in it,
+        try:
+            # Linux: give back what is free, or growth would hide in it,
+            ctypes.CDLL(None).malloc_trim(0)
         except (OSError, AttributeError, TypeError): pass
-        try: Path('/proc/self/clear_refs').write_text('5')     # and start the system's own record of the peak anew
+        try:
+            # and start the system's own record of the peak anew
+            Path('/proc/self/clear_refs').write_text('5')
         except OSError: pass
         self.start = self.resident()
 
     def resident(self):
         "Most resident memory since the start, where the system records it; else what is resident now."
-        try: return next(int(l.split()[1]) * 1024 for l in open('/proc/self/status') if l.startswith('VmHWM'))
+        try:
+            return next(int(l.split()[1]) * 1024 for l in open('/proc/self/status')
+                        if l.startswith('VmHWM'))
         except (OSError, StopIteration):
             import psutil
             return psutil.Process().memory_info().rss
@@ -391,8 +441,10 @@ def save(self:_Loop):
     scaler = self.acc.scaler.state_dict() if self.acc.scaler is not None else None
     self.log.flush()
     _sync(self.folder/'log.jsonl')
-    save_checkpoint(self.folder/'checkpoints', self.step, {'adapter.safetensors': dict(self.params), 'optimizer.safetensors': moments},
-                    {'tokens': self.tokens, 'label_tokens': self.label_tokens, 'seconds': self.seconds, 'scaler': scaler,
+    save_checkpoint(self.folder/'checkpoints', self.step,
+                    {'adapter.safetensors': dict(self.params), 'optimizer.safetensors': moments},
+                    {'tokens': self.tokens, 'label_tokens': self.label_tokens,
+                     'seconds': self.seconds, 'scaler': scaler,
                      'world': self.world, 'fingerprint': self.fingerprint}, self.cfg.keep)
 
 # %% ../nbs/05_train.ipynb #593be9b2
@@ -405,17 +457,21 @@ def restore(self:_Loop):
     if path is None: return
     state = json.loads((path/'state.json').read_text())
     then, now = state['fingerprint'], json.loads(json.dumps(self.fingerprint))
-    changed = [k for k in now if k != 'config' and then.get(k) != now[k]] + [k for k, v in now['config'].items() if then['config'].get(k) != v]
+    changed = [k for k in now if k != 'config' and then.get(k) != now[k]] + [k for k,
+        v in now['config'].items() if then['config'].get(k) != v]
     if changed:
-        raise UserError(f"The checkpoint of step {state['step']} in {self.folder} was made with another {' and another '.join(changed)}: "
+        raise UserError(f"The checkpoint of step {state['step']} in {self.folder} was made with "
+                        f"another {' and another '.join(changed)}: "
                         'set it back to go on, or start anew with resume=False.')
     adapter, moments = load_file(path/'adapter.safetensors'), load_file(path/'optimizer.safetensors')
     with torch.no_grad():
         for name, p in self.params.items(): p.copy_(adapter[name])
     opt = self.opt.state_dict()
-    opt['state'] = {i: {k: moments[f'{k}/{name}'] for k in ('step', 'exp_avg', 'exp_avg_sq')} for i, name in enumerate(self.params)}
+    opt['state'] = {i: {k: moments[f'{k}/{name}'] for k in ('step', 'exp_avg', 'exp_avg_sq')} for i,
+                    name in enumerate(self.params)}
     self.opt.load_state_dict(opt)
-    if self.acc.scaler is not None and state['scaler']: self.acc.scaler.load_state_dict(state['scaler'])
+    if self.acc.scaler is not None and state['scaler']:
+        self.acc.scaler.load_state_dict(state['scaler'])
     self.step = self.resumed_from = state['step']
     self.tokens, self.label_tokens, self.seconds = state['tokens'], state['label_tokens'], state['seconds']
 
@@ -427,7 +483,8 @@ def open_log(self:_Loop):
     if self.step and path.exists():
         for line in path.read_text().splitlines():
             try: entry = json.loads(line)
-            except ValueError: continue            # the line that was being written when the process died
+            # the line that was being written when the process died
+            except ValueError: continue
             if entry.get('step', 0) <= self.step: kept.append(entry)
     self.losses = [e['loss'] for e in kept if 'loss' in e]
     self.eval_losses = [(e['step'], e['eval_loss']) for e in kept if 'eval_loss' in e]
@@ -464,7 +521,8 @@ def _bar(loop):
     import sys
     from tqdm.auto import tqdm
     seen = loop.progress and loop.main and ('ipykernel' in sys.modules or sys.stderr.isatty())
-    return tqdm(total=loop.total, initial=loop.step, desc='train', unit='step', disable=not seen, leave=False)
+    return tqdm(total=loop.total, initial=loop.step, desc='train', unit='step', disable=not seen,
+                leave=False)
 
 @lru_cache
 def _net_class():
@@ -493,8 +551,11 @@ class Run:
 
     def _repr_markdown_(self):
         held = f' · held-out loss {self.eval_losses[-1][1]:.3f}' if self.eval_losses else ''
-        return (f'{self.steps:,} steps in {self.seconds:.0f} s on {self.device} · {self.tokens/max(self.seconds, 1e-9):,.0f} tokens/s · '
-                f'loss {self.losses[0]:.3f} → {sum(self.losses[-10:])/len(self.losses[-10:]):.3f}{held} · peak {self.peak_bytes/2**20:,.0f} MiB')
+        return (f'{self.steps:,} steps in {self.seconds:.0f} s on {self.device} · '
+                f'{self.tokens/max(self.seconds, 1e-9):,.0f} tokens/s · '
+                f'loss {self.losses[0]:.3f} → '
+                f'{sum(self.losses[-10:])/len(self.losses[-10:]):.3f}{held} · peak '
+                f'{self.peak_bytes/2**20:,.0f} MiB')
 
     def __repr__(self): return self._repr_markdown_()
 
@@ -516,7 +577,8 @@ def run(self:_Loop):
             loss, norm, lr = self.advance()
             self.seconds += time.perf_counter() - start
             self.losses.append(loss)
-            entry = dict(step=self.step, loss=loss, lr=lr, norm=norm, tokens=self.tokens, seconds=round(self.seconds, 4), memory=memory.now())
+            entry = dict(step=self.step, loss=loss, lr=lr, norm=norm, tokens=self.tokens,
+                         seconds=round(self.seconds, 4), memory=memory.now())
             self.note(**entry)
             if tracker: tracker.log(entry, step=self.step)
             bar.update()
@@ -529,7 +591,8 @@ def run(self:_Loop):
             if self.stop is not None and not done: raise self.stop
     if tracker: tracker.finish()
     model.eval()
-    return Run(self.folder, self.step, self.seconds, self.tokens, self.label_tokens, self.losses, self.eval_losses, memory.now(),
+    return Run(self.folder, self.step, self.seconds, self.tokens, self.label_tokens, self.losses,
+               self.eval_losses, memory.now(),
                self.resumed_from, self.acc.device.type)
 
 # %% ../nbs/05_train.ipynb #807a0091
@@ -537,7 +600,9 @@ def _tracker(cfg, folder):
     "Trackio, if it is asked for."
     if cfg.tracker is None: return None
     try: import trackio
-    except ImportError: raise UserError('tracker is trackio, which is not installed: pip install hfflow[track], or leave tracker out.') from None
+    except ImportError:
+        raise UserError('tracker is trackio, which is not installed: pip install hfflow[track], or '
+                        'leave tracker out.') from None
     trackio.init(project='hfflow', name=Path(folder).resolve().name, config=asdict(cfg))
     return trackio
 

@@ -47,9 +47,11 @@ def read_meta(front:str # YAML
     try: meta = plain(yaml.load(front, _Loader))
     except yaml.YAMLError as e: raise ValueError(f'Invalid YAML in README.md: {e}') from None
     except RecursionError: raise ValueError('the metadata is nested too deeply.') from None
-    except (OverflowError,TypeError) as e: raise ValueError(f'Invalid YAML in README.md: {e}') from None
+    except (OverflowError,TypeError) as e:
+        raise ValueError(f'Invalid YAML in README.md: {e}') from None
     if meta is None: return {}
-    if not isinstance(meta,dict): raise ValueError('the metadata must be a mapping of names to values.')
+    if not isinstance(meta,dict):
+        raise ValueError('the metadata must be a mapping of names to values.')
     return meta
 
 # %% ../../nbs/localhub/03_cards.ipynb #f9bd2a62
@@ -84,7 +86,8 @@ def validate_card(text:str, # README.md
     if kind=='space' and front.strip():
         if meta.get('sdk') not in SDKS: errors.append(f'"sdk" must be one of {", ".join(SDKS)}')
         for key in ('colorFrom','colorTo'):
-            if meta.get(key) is not None and meta[key] not in COLORS: errors.append(f'"{key}" must be one of {", ".join(COLORS)}')
+            if meta.get(key) is not None and meta[key] not in COLORS:
+                errors.append(f'"{key}" must be one of {", ".join(COLORS)}')
         short = meta.get('short_description')
         if isinstance(short,str) and len(short)>60:
             errors.append('"short_description" length must be less than or equal to 60 characters long')
@@ -148,7 +151,8 @@ def library_of(meta:dict, # the card's metadata
 
 def _base_tags(meta, names):
     relation = meta.get('base_model_relation')
-    if not isinstance(relation,str): relation = 'adapter' if 'adapter_config.json' in names else 'finetune'
+    if not isinstance(relation,str):
+        relation = 'adapter' if 'adapter_config.json' in names else 'finetune'
     return [t for b in _words(meta,'base_model')
         for t in (f'base_model:{b}', f'base_model:{relation}:{b}')]
 

@@ -138,7 +138,8 @@ def read_commit(lines, # the request's lines, bytes
         if n==1 and key!='header': raise HubError(400,
                 'the first line of a commit must be its header.')
         if key not in _kinds:
-            raise HubError(400, f'line {n}: unknown key `{key[:80]}`, use one of {", ".join(_kinds)}.')
+            raise HubError(400, f'line {n}: unknown key `{key[:80]}`, use one of '
+                                f'{", ".join(_kinds)}.')
         _kinds[key](req, repo, value)
     if not n: raise HubError(400, 'the commit is empty: its first line must be the header.')
     if not req.summary: raise HubError(400, 'the commit needs a `summary`.')
@@ -273,7 +274,8 @@ def upload_mode(attributes:str, path:str, size:int, sample:bytes # the first byt
 def _is_binary(sample):
     if b'\0' in sample: return True
     try: sample.decode()
-    except UnicodeDecodeError as e: return e.start<len(sample)-3 # a character cut at the end is no sign
+    except UnicodeDecodeError as e:
+        return e.start<len(sample)-3 # a character cut at the end is no sign
     return False
 
 # %% ../../nbs/localhub/01_commit.ipynb #4db3aaf7
@@ -364,7 +366,8 @@ def release(self, pack_above:int=24 # more objects than this become one pack
         for f in files: pack.add(pygit2.Oid(hex=d.name+f.name))
     pack.write(str(objects/'pack'))
     # the index comes last: it makes the pack visible
-    _move(sorted((objects/'pack').glob('pack-*'), key=lambda f: f.suffix=='.idx'), self.main/'objects'/'pack')
+    _move(sorted((objects/'pack').glob('pack-*'), key=lambda f: f.suffix=='.idx'),
+          self.main/'objects'/'pack')
 Quarantine.release = release
 
 # %% ../../nbs/localhub/01_commit.ipynb #30a8fcdf

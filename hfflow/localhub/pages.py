@@ -38,7 +38,8 @@ def resolve_url(row:RepoRow, rev:str, path:str)->str:
     "Make the address of a file's bytes."
     return f'/{row.url}/resolve/{quote(rev,safe="")}/{url_path(path)}'
 
-def card_link(value:str, row:RepoRow, rev:str, image:bool=False, folder:str='')->str: # None where it may not stay
+def card_link(value:str, row:RepoRow, rev:str, image:bool=False,
+              folder:str='')->str: # None where it may not stay
     "Turn a link of a card into one that works on this page: relative ones lead into the repo."
     value = value.strip()
     u = urlsplit(value) if not re.match(r'[\\/]{2}',value) else None
@@ -46,7 +47,8 @@ def card_link(value:str, row:RepoRow, rev:str, image:bool=False, folder:str='')-
     if u.scheme or u.netloc: return None if image else value
     if value.startswith('#') or (value.startswith('/') and not image): return value
     path = normpath(f'/{folder}/{unquote(u.path)}').strip('/')
-    return resolve_url(row,rev,path) if image else f'/{row.url}/blob/{quote(rev,safe="")}/{url_path(path)}'
+    return resolve_url(row,rev,
+                       path) if image else f'/{row.url}/blob/{quote(rev,safe="")}/{url_path(path)}'
 
 # %% ../../nbs/localhub/09_pages.ipynb #88daf6cb
 def _escape(s):
@@ -123,7 +125,8 @@ def when(t:float)->str:
     "Write a time for people."
     s = time.time()-t
     for n,unit in ((60,'second'),(60,'minute'),(24,'hour'),(30,'day')):
-        if s<n: k = max(int(s),0); return 'just now' if unit=='second' else f'{k} {unit}{"s" if k!=1 else ""} ago'
+        if s<n:
+            k = max(int(s),0); return 'just now' if unit=='second' else f'{k} {unit}{"s" if k!=1 else ""} ago'
         s /= n
     return datetime.fromtimestamp(t, timezone.utc).strftime('%-d %b %Y')
 
@@ -272,7 +275,8 @@ def read_lineage(call:Call, repo, commit)->dict: # {inputs: […], code: {…}} 
     if not isinstance(d,dict): return None
     inputs = []
     for a in (d.get('inputs') if isinstance(d.get('inputs'),list) else [])[:50]:
-        if not isinstance(a,dict) or str(a.get('kind')) not in KINDS or not isinstance(a.get('repo_id'),str): continue
+        if not isinstance(a,dict) or str(a.get('kind')) not in KINDS or not isinstance(a.get('repo_id'),str):
+            continue
         rev = a.get('revision') if isinstance(a.get('revision'),
             str) and re.fullmatch('[0-9a-f]{40}',a['revision']) else None
         inputs.append(dict(kind=a['kind'], id=a['repo_id'][:200], rev=rev,
@@ -297,7 +301,8 @@ _use = dict(
     transformers='from transformers import {auto}, {proc}\n\nmodel = '
         '{auto}.from_pretrained("{id}")\nprocessor = {proc}.from_pretrained("{id}")',
     dataset='from datasets import load_dataset\n\nds = load_dataset("{id}")',
-    other='from huggingface_hub import snapshot_download\n\nfolder = snapshot_download("{id}"{kind})')
+    other='from huggingface_hub import snapshot_download\n\nfolder = '
+          'snapshot_download("{id}"{kind})')
 
 def how_to_use(row:RepoRow)->str:
     "Write the Python lines that fetch a repo."

@@ -79,7 +79,8 @@ class Db:
             c = sqlite3.connect(self.path, timeout=30, isolation_level=None,
                 check_same_thread=False)
             c.row_factory = sqlite3.Row
-            for p in ('journal_mode=WAL','synchronous=FULL','busy_timeout=30000'): c.execute(f'PRAGMA {p}')
+            for p in ('journal_mode=WAL','synchronous=FULL','busy_timeout=30000'):
+                c.execute(f'PRAGMA {p}')
             self._local.conn = c
         return self._local.conn
 
@@ -302,7 +303,8 @@ def lfs_size(self, key:str, oid:str)->int: # None where this repo has no such ob
     return r['size'] if r else None
 Db.lfs_size = lfs_size
 
-def borrow_lfs(self, key:str, oid:str, who:Caller)->int: # None where the caller can read no repo that has it
+def borrow_lfs(self, key:str, oid:str,
+               who:Caller)->int: # None where the caller can read no repo that has it
     "As `lfs_size`, but an object of any repo that the caller may read will do, and is then noted for this one."
     size = self.lfs_size(key, oid)
     if size is not None or not isinstance(oid,str): return size

@@ -60,7 +60,8 @@ def _named(call, d):
 
 def _visibility(d):
     v = d.get('visibility')
-    if v is None: v = 'private' if d.get('private') is True else 'public' if d.get('private') is False else None
+    if v is None:
+        v = 'private' if d.get('private') is True else 'public' if d.get('private') is False else None
     if v not in (None,'public','private','protected'):
         raise HubError(400, '`visibility` must be public, private or protected.')
     return v

@@ -50,7 +50,8 @@ def open_hub(data:Path, users:list=(), # 'name:token'
     for o in orgs:
         org,_,user = o.partition(':')
         if not user or not hub.db.one("SELECT 1 FROM users WHERE name=? AND type='user'", user):
-            raise HubError(400, f'`{o}` names no known user: write NAME:USER, after --user USER:TOKEN.')
+            raise HubError(400, f'`{o}` names no known user: write NAME:USER, after --user '
+                                'USER:TOKEN.')
         hub.db.add_user(org, 'org')
         hub.db.add_member(org, user)
     return hub

@@ -302,7 +302,8 @@ def create(self, files:dict, # {path: bytes} of the first commit
     who = signature(author)
     git.create_commit('refs/heads/main', who, who, message, tree.write(), [])
     git.free()
-    (tmp/'config').write_text(_config+'\tfsyncObjectFiles = true\n') # from here on, a ref is on the disk before git goes on
+    (tmp/'config').write_text(_config
+        +'\tfsyncObjectFiles = true\n') # from here on, a ref is on the disk before git goes on
     fsync_all(tmp)
     self._place(tmp, key)
     return key

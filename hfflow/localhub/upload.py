@@ -246,7 +246,8 @@ def _commit(call, row, lines):
     with Quarantine(store, row.key) as q:
         req = read_commit(lines_of(lines, call.hub.limits.line), q.repo)
         with store.lock(row.key):
-            if rev=='main': db.set_repo(row.key, stale=1) # a kill after the commit leaves a note that the index lags
+            if rev=='main':
+                db.set_repo(row.key, stale=1) # a kill after the commit leaves a note that the index lags
             oid = make_commit(store, row.key, rev, q, req, call.who.name,
                 lambda o: db.borrow_lfs(row.key,o,call.who))
             if rev=='main': call.hub.index(row)

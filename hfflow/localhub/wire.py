@@ -73,7 +73,8 @@ class Hub:
 # %% ../../nbs/localhub/05_wire.ipynb #bbfb70ca
 def make_repo(self, kind:str, # model | dataset | space
               id:str, # owner/name
-              author:str, private:bool=False, sdk:str=None, files:dict=None # besides `.gitattributes`
+              author:str, private:bool=False, sdk:str=None,
+              files:dict=None # besides `.gitattributes`
              )->RepoRow:
     "Make a repo with its first commit."
     key = self.store.create({'.gitattributes':gitattributes(kind).encode(), **(files or {})},
@@ -162,7 +163,8 @@ def _utf8(s):
     except UnicodeError: return False
 
 # %% ../../nbs/localhub/05_wire.ipynb #55709b85
-def get_repo(self, write:bool=False, content:bool=False # whether files are asked for, which a gated repo refuses
+def get_repo(self, write:bool=False,
+             content:bool=False # whether files are asked for, which a gated repo refuses
             )->RepoRow:
     "Find the repo that the URL names, and check that the caller may do this with it."
     kind = self.p['kind']
@@ -254,7 +256,8 @@ async def read_body(request:Request, limit:int)->bytes:
 def _moved(call, row):
     old = f"{call.p['ns']}/{call.p['name']}"
     url = call.request.url
-    path = url.path.replace(f"/{call.request.path_params['ns']}/{call.request.path_params['name']}", f'/{row.id}', 1)
+    path = url.path.replace(f"/{call.request.path_params['ns']}/{call.request.path_params['name']}",
+                            f'/{row.id}', 1)
     return Response(status_code=307, headers={'Location':f'{call.base}{path}'+(f'?{url.query}'
         if url.query else '')})
 
