@@ -548,8 +548,7 @@ def ask_access(call:Call)->dict:
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #c7ac82f6
-@repo_routes('GET HEAD POST PUT PATCH DELETE', '/api/{T}/{ns}/{name}/discussions',
-    '/api/{T}/{ns}/{name}/discussions/{rest:path}', '/api/{T}/{ns}/{name}/duplicate',
+@repo_routes('GET HEAD POST PUT PATCH DELETE', '/api/{T}/{ns}/{name}/duplicate',
     '/api/{T}/{ns}/{name}/lfs-files',
              '/api/{T}/{ns}/{name}/lfs-files/{rest:path}',
                  '/api/{T}/{ns}/{name}/xet-write-token/{rev}',

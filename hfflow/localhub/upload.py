@@ -18,9 +18,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from .commit import Quarantine, ignored, lines_of, make_commit, read_commit, text_of, upload_mode
+from .discussions import add_event, committable, enter, forget, pr_number, signed_in, start_branch
 from .people import RepoRow
 from .store import HubError, LfsWriter, _keep
-from .wire import Call, Json, Routes, check_signed, sign
+from .wire import Call, Json, Routes, check_signed, sign, truthy
 
 # %% ../../nbs/localhub/07_upload.ipynb #882e5e77
 upload_routes = Routes()
@@ -36,7 +37,7 @@ def _files(d, key, most):
 @upload_routes('POST', '/api/{T}/{ns}/{name}/preupload/{rev}')
 def preupload(call:Call)->dict:
     "Tell, for each file, by which road it shall travel and what stands there now."
-    row = call.repo(write=True)
+    row = committable(call)
     repo,d = call.hub.store.open(row.key),call.json()
     commit = repo.resolve(call.p['rev'])
     attrs = text_of(repo, commit, '.gitattributes') or ''
@@ -109,7 +110,8 @@ def lfs_batch(call:Call)->Response:
     if operation not in ('upload','download'):
         raise HubError(400, '`operation` must be upload or download.')
     call.p['name'] = call.p['name'].removesuffix('.git')
-    row = call.repo(write=operation=='upload', content=operation=='download')
+    row = call.repo(content=True)
+    if operation=='upload': signed_in(call) # anybody may propose a file; only a commit takes it in
     transfers = d.get('transfers') if isinstance(d.get('transfers'),list) else ['basic']
     multi = 'multipart' in transfers and operation=='upload'
     res = [_batch_one(call,row,o,operation,multi) for o in _files(d,'objects',10_000)]
@@ -216,7 +218,8 @@ def lfs_verify(call:Call)->dict:
     "Confirm that an LFS object has arrived whole."
     d = call.json()
     call.p['name'] = call.p['name'].removesuffix('.git')
-    row = call.repo(write=True)
+    row = call.repo(content=True)
+    signed_in(call)
     size = call.hub.db.lfs_size(row.key, d.get('oid'))
     if size is None: raise HubError(404, 'Object does not exist on the server')
     if d.get('size')!=size:
@@ -227,28 +230,45 @@ def lfs_verify(call:Call)->dict:
 @upload_routes('POST', '/api/{T}/{ns}/{name}/commit/{rev}')
 async def commit(call:Call)->dict:
     "Make a commit from newline-delimited JSON."
-    row = await run_in_threadpool(call.repo, True)
-    if call.q.get('create_pr','').lower() in ('1','true'):
-        raise HubError(501, 'pull requests are not here yet: commit to a branch.')
+    row = await run_in_threadpool(committable, call)
     with tempfile.SpooledTemporaryFile(16<<20, dir=call.hub.store.lfs.tmp) as f:
         await receive(call, f.write, call.hub.limits.commit)
         f.seek(0)
-        oid = await run_in_threadpool(_commit, call, row, f)
-    return {'success':True, 'commitOid':oid, 'commitUrl':f'{call.base}/{row.url}/commit/{oid}',
-        'hookOutput':''}
+        oid,num = await run_in_threadpool(_commit, call, row, f)
+    page = f'{call.base}/{row.url}'
+    return {'success':True, 'commitOid':oid, 'commitUrl':f'{page}/commit/{oid}', 'hookOutput':'',
+        **({'pullRequestUrl':f'{page}/discussions/{num}'} if num else {})}
 
 def _commit(call, row, lines):
-    store,db,rev = call.hub.store,call.hub.db,call.p['rev']
+    store,rev,new = call.hub.store,call.p['rev'],truthy(call.q.get('create_pr',''))
     repo = store.open(row.key)
     if re.fullmatch('[0-9a-f]{40}',rev) and repo.git.get(rev) is not None:
         raise HubError(400, f'{rev} is a commit: a new commit needs a branch to stand on.')
     repo.resolve(rev)
     with Quarantine(store, row.key) as q:
         req = read_commit(lines_of(lines, call.hub.limits.line), q.repo)
-        with store.lock(row.key):
-            if rev=='main':
-                db.set_repo(row.key, stale=1) # a kill after the commit leaves a note that the index lags
-            oid = make_commit(store, row.key, rev, q, req, call.who.name,
-                lambda o: db.borrow_lfs(row.key,o,call.who))
-            if rev=='main': call.hub.index(row)
+        with store.lock(row.key) as repo:
+            if new: return _commit_pr(call, row, repo, q, req)
+            return _swap(call, row, rev, q, req),None
+
+# %% ../../nbs/localhub/07_upload.ipynb #7ac3df86
+def _swap(call, row, rev, q, req):
+    "The commit itself, and what has to follow it."
+    db = call.hub.db
+    if rev=='main':
+        db.set_repo(row.key, stale=1) # a kill after the commit leaves a note that the index lags
+    oid = make_commit(call.hub.store, row.key, rev, q, req, call.who.name,
+        lambda o: db.borrow_lfs(row.key, o, call.who))
+    if rev=='main': call.hub.index(row)
+    if num:=pr_number(rev): add_event(call, row, num, 'commit', dict(subject=req.summary, oid=oid))
     return oid
+
+def _commit_pr(call, row, repo, q, req):
+    "A commit on a branch of its own, and the pull request that it opens."
+    num,base = start_branch(call, row, repo, call.p['rev'])
+    try:
+        enter(call, row, num, req.summary[:200], req.description, base)
+        return _swap(call, row, f'refs/pr/{num}', q, req),num
+    except BaseException:
+        forget(call, row, repo, num)
+        raise

@@ -154,7 +154,6 @@ def test_errors_become_the_clients_classes(api, repo):
         (lambda: api.upload_file(repo_id=repo, path_or_fileobj=b"1", path_in_repo="x", revision="absent"), RevisionNotFoundError),
         (lambda: api.model_info(repo, expand=["nonsense"]), BadRequestError),
         (lambda: api.upload_file(repo_id=repo, path_or_fileobj=b"---\na: [\n---\n", path_in_repo="README.md"), (BadRequestError, ValueError)),
-        (lambda: api.create_commit(repo, [CommitOperationAdd("x", b"1")], commit_message="m", create_pr=True), HfHubHTTPError),
     ]:
         with pytest.raises(cls):
             call()
