@@ -352,10 +352,16 @@ def _move(files, dest):
         os.replace(f, dest/f.name)
     fsync_dir(dest)
 
+def _move_packs(objects, dest):
+    # the index comes last: it makes the pack visible
+    packs = sorted((objects/'pack').glob('pack-*'), key=lambda f: f.suffix=='.idx')
+    if packs: _move(packs, dest/'pack')
+
 def release(self, pack_above:int=24 # more objects than this become one pack
            ):
     "Hand the new objects to the real repository, each on its own or all in one pack."
     objects = self.folder/'objects'
+    _move_packs(objects, self.main/'objects')
     groups = {d:sorted(d.iterdir()) for d in objects.iterdir() if len(d.name)==2}
     if sum(map(len,groups.values()))<=pack_above:
         for d,files in groups.items(): _move(files, self.main/'objects'/d.name)
@@ -365,9 +371,7 @@ def release(self, pack_above:int=24 # more objects than this become one pack
     for d,files in groups.items():
         for f in files: pack.add(pygit2.Oid(hex=d.name+f.name))
     pack.write(str(objects/'pack'))
-    # the index comes last: it makes the pack visible
-    _move(sorted((objects/'pack').glob('pack-*'), key=lambda f: f.suffix=='.idx'),
-          self.main/'objects'/'pack')
+    _move_packs(objects, self.main/'objects')
 Quarantine.release = release
 
 # %% ../../nbs/localhub/01_commit.ipynb #30a8fcdf

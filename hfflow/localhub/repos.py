@@ -548,17 +548,13 @@ def ask_access(call:Call)->dict:
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #c7ac82f6
-@repo_routes('GET HEAD POST PUT PATCH DELETE', '/api/{T}/{ns}/{name}/duplicate',
-    '/api/{T}/{ns}/{name}/lfs-files',
-             '/api/{T}/{ns}/{name}/lfs-files/{rest:path}',
-                 '/api/{T}/{ns}/{name}/xet-write-token/{rev}',
-                 '/api/{T}/{ns}/{name}/xet-read-token/{rev}')
+@repo_routes('GET', '/api/{T}/{ns}/{name}/xet-write-token/{rev}',
+             '/api/{T}/{ns}/{name}/xet-read-token/{rev}')
 def not_yet(call:Call):
     "Say plainly what this Hub does not do yet."
     call.repo()
-    what = call.request.url.path.split('/')[5]
-    hint = ': set HF_HUB_DISABLE_XET=1 before huggingface_hub is imported.' if what.startswith('xet') else '.'
-    raise HubError(501, f'this Hub has no {what} yet{hint}')
+    raise HubError(501, 'this Hub has no Xet yet: set HF_HUB_DISABLE_XET=1 before huggingface_hub '
+        'is imported.')
 
 @repo_routes('GET', '/api/{T}/{name}')
 def bare_name(call:Call):

@@ -12,8 +12,10 @@ import errno, fcntl, socket
 from contextlib import contextmanager
 from pathlib import Path
 
+from .copies import copy_routes
 from .discussions import disc_routes
 from .download import download_routes
+from .githttp import git_routes
 from .pages import fallback_routes, page_routes
 from .repos import repo_routes
 from .store import HubError
@@ -67,7 +69,7 @@ def catch_up(hub:Hub):
 # %% ../../nbs/localhub/10_server.ipynb #ca3d2057
 def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
-    return [repo_routes, disc_routes, upload_routes, download_routes, page_routes, fallback_routes]
+    return [git_routes, copy_routes, repo_routes, disc_routes, upload_routes, download_routes, page_routes, fallback_routes]
 
 @contextmanager
 def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits()):
