@@ -31,9 +31,9 @@ from .train import TrainConfig
 #: What each preset fixes. `train` holds fields of TrainConfig, `evaluate` fields of EvaluateConfig, and so on.
 PRESETS = {
     "cpu":  dict(base="hfflow/tiny-llama", data="flow-writer", rank=32, epochs=3, bits=4,
-                 train=dict(batch=8, lr=4e-3, beta2=0.98, max_len=256, max_steps=650,
+                 train=dict(batch=8, lr=4e-3, beta2=0.98, max_len=256, max_steps=570,
                             save_every=100),
-                 evaluate=dict(limit=200, batch=50,
+                 evaluate=dict(limit=170, batch=50,
                                max_new_tokens=80)),     # its longest answer has 72 tokens
     "t4":   dict(base="Qwen/Qwen3-0.6B", data="flow-writer", rank=16, epochs=3, bits=4,
                  train=dict(batch=8, accumulation=2, lr=2e-4, max_len=512),
@@ -952,10 +952,10 @@ def _train(w):
 
 
 def _validation(w, tok):
-    "Encode the validation split, at most 256 rows of it; empty where there is none."
+    "Encode the validation split, at most 128 rows of it; empty where there is none."
     from hfflow import tokens
     if not len(w.splits.get("validation", [])): return []
-    rows = w.splits["validation"].select(range(min(256, len(w.splits["validation"]))))
+    rows = w.splits["validation"].select(range(min(128, len(w.splits["validation"]))))
     return tokens.encode_dataset(rows, tok, w.cfg.train.max_len)[0]
 
 # %% ../nbs/11_flow.ipynb #c15754db
