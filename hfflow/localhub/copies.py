@@ -116,7 +116,8 @@ class Rewriter:
                 if new==obj.id: continue
                 if len(self.repo.git[new]): b.insert(obj.name, new, obj.filemode)
                 else: b.remove(obj.name)
-            elif obj.type==ObjectType.BLOB and (e:=self.repo._entry(obj,'')).lfs and e.lfs.oid in self.oids:
+            elif obj.type==ObjectType.BLOB and (e:=self.repo._entry(obj,
+                '')).lfs and e.lfs.oid in self.oids:
                 b.remove(obj.name)
         self.trees[tree.id] = b.write()
         return self.trees[tree.id]

@@ -64,7 +64,8 @@ def _own(call, row, d):
             f"those who may write {row.id} do.")
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #75fad4a3
-def add_event(call:Call, row:RepoRow, num:int, type:str, # comment | status-change | title-change | commit
+def add_event(call:Call, row:RepoRow, num:int,
+              type:str, # comment | status-change | title-change | commit
               data:dict)->dict: # the event as the API shows it
     "Append an event to a discussion."
     id,now = token_hex(12),time.time()
@@ -175,7 +176,8 @@ def fork_point(repo:Repo, base, head):
     oid = repo.git.merge_base(base.id, head.id)
     return repo.git[oid] if oid else None
 
-def merged_tree(repo:Repo, base:pygit2.Commit, head:pygit2.Commit)->tuple: # tree id or None, paths in conflict
+def merged_tree(repo:Repo, base:pygit2.Commit,
+                head:pygit2.Commit)->tuple: # tree id or None, paths in conflict
     "Merge two commits' files."
     fork = fork_point(repo, base, head)
     ancestor = fork.tree if fork else repo.git[repo.git.TreeBuilder().write()]
@@ -187,7 +189,8 @@ def diff_text(repo:Repo, base, head, limit:int=1_000_000 # characters
              )->str:
     "Write what a pull request changes as a unified diff."
     fork = fork_point(repo, base, head)
-    diff = head.tree.diff_to_tree(fork.tree, swap=True) if fork else head.tree.diff_to_tree(swap=True)
+    diff = head.tree.diff_to_tree(fork.tree,
+                                  swap=True) if fork else head.tree.diff_to_tree(swap=True)
     parts,n = [],0
     for p in diff:
         parts.append(p.data.decode('utf-8','replace'))

@@ -43,7 +43,8 @@ def read_packets(file)->list: # lines up to the first flush, as bytes
         res.append(file.read(n-4))
 
 # %% ../../nbs/localhub/07a_git.ipynb #eced639c
-_services = ('git-upload-pack','git-receive-pack') # named from the server's side: what a clone and what a push needs
+_services = ('git-upload-pack',
+             'git-receive-pack') # named from the server's side: what a clone and what a push needs
 
 def _program():
     git = shutil.which('git')
@@ -70,7 +71,8 @@ def git_repo(call:Call, service:str)->RepoRow:
 def _env(call, **more):
     "Git sees no settings of the machine, and asks nobody anything."
     return dict(PATH=os.environ.get('PATH',os.defpath), GIT_CONFIG_NOSYSTEM='1', HOME=os.devnull,
-        GIT_TERMINAL_PROMPT='0', GIT_PROTOCOL=call.request.headers.get('git-protocol','')[:100], **more)
+        GIT_TERMINAL_PROMPT='0', GIT_PROTOCOL=call.request.headers.get('git-protocol','')[:100],
+        **more)
 
 # %% ../../nbs/localhub/07a_git.ipynb #de9e8386
 def _no_cache(type): return {'Content-Type':type, 'Cache-Control':'no-cache'}
@@ -84,7 +86,8 @@ def advertise(call:Call)->Response:
     row = git_repo(call, service)
     if service=='git-upload-pack':
         out = subprocess.run([_program(), 'upload-pack', '--stateless-rpc', '--advertise-refs',
-            str(call.hub.store.path(row.key))], env=_env(call), capture_output=True, check=True).stdout
+            str(call.hub.store.path(row.key))], env=_env(call), capture_output=True,
+            check=True).stdout
     else: out = _refs_for_push(call.hub.store.open(row.key))
     return Response(packet(f'# service={service}\n')+FLUSH+out, 200,
         _no_cache(f'application/x-{service}-advertisement'))
@@ -94,7 +97,8 @@ async def upload_pack(call:Call)->Response:
     "Send what a clone or a fetch lacks."
     row = await run_in_threadpool(git_repo, call, 'git-upload-pack')
     body = await read_body(call.request, call.hub.limits.body)
-    if call.request.headers.get('content-encoding')=='gzip': body = _gunzip(body, call.hub.limits.body)
+    if call.request.headers.get('content-encoding')=='gzip':
+        body = _gunzip(body, call.hub.limits.body)
     return StreamingResponse(_packed(call, row, body), 200,
         _no_cache('application/x-git-upload-pack-result'))
 
@@ -102,7 +106,8 @@ def _gunzip(body, limit):
     d = zlib.decompressobj(31)
     try: out = d.decompress(body, limit)
     except zlib.error: raise HubError(400, 'the body is no gzip stream.') from None
-    if d.unconsumed_tail: raise HubError(413, f'the body is larger than the {limit} bytes allowed here.')
+    if d.unconsumed_tail:
+        raise HubError(413, f'the body is larger than the {limit} bytes allowed here.')
     return out
 
 def _packed(call, row, body):
@@ -118,7 +123,8 @@ def _packed(call, row, body):
 # %% ../../nbs/localhub/07a_git.ipynb #9f672470
 def _refs_for_push(repo):
     caps = 'report-status delete-refs ofs-delta object-format=sha1 agent=hfflow'
-    refs = sorted((r.name, str(r.target)) for r in repo.git.references.iterator()) or [('capabilities^{}', NONE)]
+    refs = sorted((r.name, str(r.target))
+                  for r in repo.git.references.iterator()) or [('capabilities^{}', NONE)]
     return b''.join(packet(f'{oid} {name}\n' if i else f'{oid} {name}\0{caps}\n')
                     for i,(name,oid) in enumerate(refs))+FLUSH
 
@@ -131,7 +137,8 @@ def unpack(call:Call, q:Quarantine, file):
     r = _git(call, q, 'index-pack', '--stdin', '--fix-thin', '--strict', stdin=file)
     if r.returncode: raise HubError(400, f'the pack is refused: {_last(r.stderr)}')
 
-def _last(err): return (err.decode('utf-8','replace').strip().splitlines() or ['git failed'])[-1][:200]
+def _last(err):
+    return (err.decode('utf-8','replace').strip().splitlines() or ['git failed'])[-1][:200]
 
 # %% ../../nbs/localhub/07a_git.ipynb #86cf6a2f
 BIG = 10_000_000 # bytes; larger files belong into LFS, as upstream
@@ -158,9 +165,11 @@ def _check_ref(call, row, name, new):
     "Say why a ref may not be moved by this caller, or None."
     if num:=pr_number(name):
         d = find_discussion(call, row, num)
-        if d['status']=='merged' or new==NONE: raise HubError(400, 'it is merged, or cannot be deleted')
+        if d['status']=='merged' or new==NONE:
+            raise HubError(400, 'it is merged, or cannot be deleted')
         if d['author'].lower()==call.who.name.lower(): return
-    elif not name.startswith(('refs/heads/','refs/tags/')) or not pygit2.reference_is_valid_name(name):
+    elif not name.startswith(('refs/heads/',
+                              'refs/tags/')) or not pygit2.reference_is_valid_name(name):
         raise HubError(400, 'only branches, tags and pull requests can be pushed')
     if not call.who.can_write(row.owner): raise HubError(403, 'no right to write this')
     if new==NONE and name=='refs/heads/main': raise HubError(403, 'main cannot be deleted')
@@ -177,7 +186,8 @@ def move_ref(call:Call, row:RepoRow, repo:Repo, old:str, new:str, name:str):
         raise HubError(400, 'it points to no commit')
     if name=='refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
     try: refs.create(name, new, force=True)
-    except (pygit2.GitError,ValueError): raise HubError(400, 'the name stands in the way of another') from None
+    except (pygit2.GitError,ValueError):
+        raise HubError(400, 'the name stands in the way of another') from None
     if num:=pr_number(name):
         add_event(call, row, num, 'commit', dict(subject=obj.message.split('\n')[0], oid=new))
 
@@ -196,19 +206,22 @@ def _body(call, f):
     if call.request.headers.get('content-encoding')!='gzip': return f
     plain = tempfile.TemporaryFile(dir=call.hub.store.lfs.tmp)
     try: shutil.copyfileobj(gzip.GzipFile(fileobj=f), plain, 1<<20)
-    except (OSError,EOFError,zlib.error): raise HubError(400, 'the body is no gzip stream.') from None
+    except (OSError,EOFError,zlib.error):
+        raise HubError(400, 'the body is no gzip stream.') from None
     plain.seek(0)
     return plain
 
 def _push(call, row, f):
     f = _body(call, f)
-    commands = [l.split(b'\0')[0].decode('utf-8','replace').strip().split(' ',2) for l in read_packets(f)]
+    commands = [l.split(b'\0')[0].decode('utf-8','replace').strip().split(' ',2)
+                for l in read_packets(f)]
     if not commands: return FLUSH # git asks only whether it may
     if not all(len(c)==3 and len(c[0])==len(c[1])==40 for c in commands):
         raise HubError(400, 'a line of the push is not `old new ref`.')
     try: results = _apply(call, row, commands, f)
     except HubError as e:
-        return packet(f'unpack {e.message}\n')+b''.join(packet(f'ng {n} {e.message}\n') for _,_,n in commands)+FLUSH
+        return packet(f'unpack {e.message}\n')+b''.join(packet(f'ng {n} {e.message}\n') for _,_,
+            n in commands)+FLUSH
     return packet('unpack ok\n')+b''.join(map(packet, results))+FLUSH
 
 # %% ../../nbs/localhub/07a_git.ipynb #e5d208db

@@ -64,7 +64,17 @@ CREATE TABLE events(
   type TEXT NOT NULL, author TEXT NOT NULL, created REAL NOT NULL, data TEXT NOT NULL);
 CREATE INDEX events_of ON events(key,num);
 """
-SCHEMAS = (SCHEMA, _discussions) # a data folder of an older hfflow gets what it lacks
+_collections = """
+CREATE TABLE collections(
+  id TEXT PRIMARY KEY, owner TEXT NOT NULL COLLATE NOCASE, title TEXT NOT NULL, description TEXT,
+  private INTEGER NOT NULL DEFAULT 0, theme TEXT NOT NULL, position INTEGER NOT NULL DEFAULT 0,
+  updated REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX collections_of ON collections(owner);
+CREATE TABLE items(
+  id TEXT PRIMARY KEY, collection TEXT NOT NULL, type TEXT NOT NULL, target TEXT NOT NULL,
+  note TEXT, position INTEGER NOT NULL, UNIQUE(collection,type,target)) WITHOUT ROWID;
+"""
+SCHEMAS = (SCHEMA, _discussions, _collections) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:

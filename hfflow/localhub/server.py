@@ -18,6 +18,7 @@ from .download import download_routes
 from .githttp import git_routes
 from .pages import fallback_routes, page_routes
 from .repos import repo_routes
+from .shelves import shelf_routes
 from .store import HubError
 from .upload import upload_routes
 from .wire import LOOPBACK, Hub, Limits, make_app, serving
@@ -69,7 +70,7 @@ def catch_up(hub:Hub):
 # %% ../../nbs/localhub/10_server.ipynb #ca3d2057
 def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
-    return [git_routes, copy_routes, repo_routes, disc_routes, upload_routes, download_routes, page_routes, fallback_routes]
+    return [git_routes, copy_routes, shelf_routes, repo_routes, disc_routes, upload_routes, download_routes, page_routes, fallback_routes]
 
 @contextmanager
 def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits()):
