@@ -33,7 +33,7 @@ PRESETS = {
     "cpu":  dict(base="hfflow/tiny-llama", data="flow-writer", rank=32, epochs=3, bits=4,
                  train=dict(batch=8, lr=4e-3, beta2=0.98, max_len=256, max_steps=570,
                             save_every=100),
-                 evaluate=dict(limit=170, batch=50,
+                 evaluate=dict(limit=170, batch=100,
                                max_new_tokens=80)),     # its longest answer has 72 tokens
     "t4":   dict(base="Qwen/Qwen3-0.6B", data="flow-writer", rank=16, epochs=3, bits=4,
                  train=dict(batch=8, accumulation=2, lr=2e-4, max_len=512),
