@@ -277,6 +277,7 @@ def plan(
     else: base = folder
     made = plans.plan(base, qlora=cfg.lora, train=cfg.train, gpu=gpu,
                       **({"rows": rows} if rows else {}))
+    if is_file and cfg.minutes: made = made.within(cfg.minutes)
     print(json.dumps(made.as_dict(), indent=1, default=str) if as_json else _terminal(made))
 
 

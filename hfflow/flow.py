@@ -31,8 +31,8 @@ from .train import TrainConfig
 #: What each preset fixes. `train` holds fields of TrainConfig, `evaluate` fields of EvaluateConfig, and so on.
 PRESETS = {
     "cpu":  dict(base="hfflow/tiny-llama", data="flow-writer", rank=32, epochs=3, bits=4,
-                 train=dict(batch=8, lr=4e-3, beta2=0.98, max_len=256, max_steps=570,
-                            save_every=100),
+                 minutes=1.8,                            # of training, whatever the machine
+                 train=dict(batch=8, lr=4e-3, beta2=0.98, max_len=256, save_every=100),
                  evaluate=dict(limit=170, batch=100,
                                max_new_tokens=80)),     # its longest answer has 72 tokens
     "t4":   dict(base="Qwen/Qwen3-0.6B", data="flow-writer", rank=16, epochs=3, bits=4,
@@ -105,6 +105,7 @@ class FlowConfig:
     rank: int = 16                         # of the LoRA update
     epochs: int = 3                        # passes over the training rows
     bits: Literal[4, 8, 16, 32] = 4        # of the frozen base weights
+    minutes: "float | None" = None         # of training: the plan turns them into steps, at most `epochs`; None: all epochs
     name: str = "flow-writer"              # names the run's folder and the three repos
     namespace: "str | None" = None         # who owns the repos; None: the user that is connected
     prepare: DataConfig = DataConfig()
@@ -155,7 +156,7 @@ def _shown(value) -> str:
 
 # %% ../nbs/11_flow.ipynb #8d45a40b
 _LIMITS = {  # key: (lowest, highest); a run outside them cannot be meant
-    "rank": (1, 1024), "epochs": (1, 1000), "max_steps": (1, 10**8), "batch": (1, 4096),
+    "rank": (1, 1024), "epochs": (1, 1000), "minutes": (0.01, 1e6), "max_steps": (1, 10**8), "batch": (1, 4096),
     "accumulation": (1, 4096),
     "lr": (1e-8, 1.0), "warmup": (0.0, 1.0), "max_len": (8, 1_000_000), "clip": (0.0, 1e6),
     "weight_decay": (0.0, 1.0),
@@ -303,6 +304,16 @@ def _is_embedded(hub=None) -> bool:
     return not str(hub or os.environ.get("HFFLOW_HUB") or "").startswith(("http://", "https://"))
 
 # %% ../nbs/11_flow.ipynb #6d84eeca
+def _minutes(given, preset, where):
+    "The user's epochs or steps, not the preset's minutes; the user's minutes, not both."
+    steps = isinstance(given.get("train"), dict) and given["train"].get("max_steps") is not None
+    if given.get("minutes") is not None and steps:
+        raise UserError(f"minutes is {_shown(given['minutes'])} and train.max_steps is "
+                        f"{_shown(given['train']['max_steps'])} in {where}: keep one of them")
+    if "minutes" not in given: return None if steps or "epochs" in given else preset
+    return _check("minutes", given["minutes"], typing.get_type_hints(FlowConfig)["minutes"], 2.0, "")
+
+
 def load(
     source: "str | Path | dict | None" = None,   # flow.yaml, its text, a dict, or None for the default flow
     embedded: "bool | None" = None,              # is the Hub the embedded one? None: yes unless $HFFLOW_HUB names another
@@ -335,8 +346,7 @@ def load(
                                 f"{_shown(inner[field])} "
                                 f"in the section '{section}': keep one of them")
             given.setdefault(key, inner[field])
-    # the user's epochs, not the preset's steps
-    if "epochs" in given: sections["train"].pop("max_steps", None)
+    minutes = _minutes(given, values.pop("minutes", None), where)
     plain = FlowConfig()
     for key in ("base", "data", "rank", "epochs", "bits"):
         if given.get(key) is None: given[key] = values[key]
@@ -357,7 +367,7 @@ def load(
         raise UserError(f"base is {_shown(values['base'])}, but must be a model on the Hub: for "
                         "example base: "
                         f"{PRESETS[preset]['base']}")
-    return FlowConfig(preset=preset, name=name, namespace=namespace, **values, **built)
+    return FlowConfig(preset=preset, name=name, namespace=namespace, minutes=minutes, **values, **built)
 
 # %% ../nbs/11_flow.ipynb #60525b47
 def digest(
@@ -545,6 +555,12 @@ class Work:
     def tests(self) -> dict:
         "The splits that are held out for testing."
         return {name: rows for name, rows in self.splits.items() if name.startswith("test")}
+
+    @property
+    def train(self):
+        "The settings of training, the plan's steps in place of minutes."
+        if not self.cfg.minutes: return self.cfg.train
+        return replace(self.cfg.train, max_steps=self.done["plan"]["steps"])
 
     def threads(self):
         "Tell PyTorch how many threads to use, as training will."
@@ -900,7 +916,7 @@ def _device() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
 
 
-@stage("plan", inputs=lambda w: {**_training(w), "gib": round(gpu_gib())},
+@stage("plan", inputs=lambda w: {**_training(w), "minutes": w.cfg.minutes, "gib": round(gpu_gib())},
        line=lambda w, r: f"{r['steps']:,} steps; predicted {r['peak_bytes'] / 2**20:,.0f} MiB and "
                          f"{r['seconds']:,.0f} s")
 def _plan(w):
@@ -912,7 +928,7 @@ def _plan(w):
                         f"{p.peak_bytes / 2**30:.1f} GiB, more than this machine has: lower "
                         "train.batch or "
                         f"train.max_len, or take a smaller preset.")
-    return _plain(p)
+    return _plain(p.within(w.cfg.minutes) if w.cfg.minutes else p)
 
 # %% ../nbs/11_flow.ipynb #8494b2b1
 def _adapter(w, r) -> Path: return w.folder / r["folder"] / "adapter" / "adapter_model.safetensors"
@@ -924,7 +940,7 @@ def _load_for_training(w):
     return qlora.load_base(w.base, bits=w.cfg.bits), tok
 
 
-@stage("train", inputs=lambda w: {**_training(w), "gpu": gpu_gib() > 0},
+@stage("train", inputs=lambda w: {**_training(w), "train": asdict(w.train), "gpu": gpu_gib() > 0},
        line=lambda w, r: f"{r['run']['steps']:,} steps on {r['device']}, loss "
                          f"{r['first_loss']:.3f} -> "
                          f"{r['last_loss']:.3f}, {r['run']['peak_bytes'] / 2**20:,.0f} MiB, "
@@ -940,7 +956,7 @@ def _train(w):
     rows, stats = tokens.encode_dataset(w.splits["train"], tok, w.cfg.train.max_len)
     held = _validation(w, tok)
     model = qlora.add_lora(model, w.cfg.lora, seed=w.cfg.train.seed)
-    run = train.fit(model, tok, rows, w.cfg.train, folder, eval_data=held or None, digest=w.key,
+    run = train.fit(model, tok, rows, w.train, folder, eval_data=held or None, digest=w.key,
                     progress=w.bars)
     w.loaded = model, tok
     losses = [float(x) for x in run.losses]

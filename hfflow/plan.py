@@ -16,7 +16,7 @@ import time
 import warnings
 import weakref
 from contextlib import contextmanager
-from dataclasses import dataclass, asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from .hub import Artifact, UserError
 from .tokens import encode_dataset
@@ -375,6 +375,15 @@ class Plan:
 
     @property
     def total_bytes(self): return self.peak_bytes + self.process_bytes
+
+    def within(self, minutes: float) -> 'Plan':
+        "The same run with as many steps as fit into the minutes."
+        most = max(1, int(60 * minutes / self.step_seconds))
+        steps = min(most, self.steps or most)
+        seconds = steps * self.step_seconds
+        cost = self.cost * seconds / self.seconds if self.cost and self.seconds else self.cost
+        return replace(self, steps=steps, tokens=round(steps * self.setting['tokens_per_step']),
+                       seconds=seconds, cost=cost)
 
     def as_dict(self):
         "Everything as plain values, for JSON."

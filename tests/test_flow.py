@@ -314,9 +314,25 @@ def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError): load(tmp_path / "flow.yaml")
 
 
-def test_epochs_of_yours_replace_the_steps_of_the_preset():
-    assert load({"preset": "cpu", "epochs": 2}).train.max_steps is None
-    assert load({"preset": "cpu", "epochs": 2, "train": {"max_steps": 9}}).train.max_steps == 9
+def test_epochs_and_steps_of_yours_replace_the_minutes_of_the_preset():
+    assert load({"preset": "cpu"}).minutes == flow.PRESETS["cpu"]["minutes"]
+    assert load({"preset": "cpu", "epochs": 2}).minutes is None
+    own = load({"preset": "cpu", "train": {"max_steps": 9}})
+    assert (own.minutes, own.train.max_steps) == (None, 9)
+    assert load({"preset": "t4", "minutes": 30}).minutes == 30
+    with pytest.raises(UserError, match="keep one of them"): load({"minutes": 1, "train": {"max_steps": 9}})
+    with pytest.raises(UserError, match="0.01"): load({"minutes": 0})
+
+
+def test_minutes_become_steps_once(made, hub, tmp_path):
+    del made["train"]["max_steps"]
+    made |= dict(minutes=0.02, epochs=3)
+    first = run(made, hub, tmp_path, tmp_path / "a.json", stages="train", progress=False)
+    steps = json.loads((tmp_path / "runs" / made["name"] / "stages" / "plan.json").read_text())["result"]["steps"]
+    log = next((tmp_path / "runs").glob("*/train-*/log.jsonl")).read_text().splitlines()
+    assert 1 <= steps <= 45 and max(json.loads(line)["step"] for line in log) == steps, (steps, first)
+    again = run(made, hub, tmp_path, tmp_path / "b.json", stages="train", progress=False)
+    assert again.status()["train"] == "kept" and "done" not in again.status().values()
 
 
 @pytest.mark.parametrize("preset", flow.PRESETS)

@@ -79,6 +79,9 @@ def test_memory_grows_with_what_makes_it_grow():
     assert p(max_len=128).memory["activations"] > 1.9 * a.memory["activations"]
     assert p(checkpointing=True).memory["activations"] < 0.6 * a.memory["activations"]
     assert p(accumulation=2).steps == 21 and a.steps == 39 and p(max_steps=7).steps == 7
+    short = a.within(3 * a.step_seconds / 60 + 1e-9)
+    assert (short.steps, short.tokens) == (3, 3 * a.setting["tokens_per_step"]) and abs(short.seconds - 3 * a.step_seconds) < 1e-9
+    assert 0 < short.cost < a.cost and a.within(1e6).steps == a.steps
     assert pl.plan(llama(), gpu="T4", qlora=QloraConfig(bits=16)).memory["16-bit weights"] > 2.5 * a.memory["4-bit weights"]
 
 

@@ -5,10 +5,10 @@ from huggingface_hub.errors import HfHubHTTPError
 
 def test_profiles_count_what_the_caller_may_see(apis, repo):
     you, ann, nobody = apis["you"], apis["ann"], apis["nobody"]
-    before = nobody.get_user_overview("you").num_models
+    count = lambda api: api.get_user_overview("you").num_models
+    public, all_of_mine = count(nobody), count(you)
     you.update_repo_settings(repo, private=True)
-    assert nobody.get_user_overview("you").num_models == before - 1
-    assert you.get_user_overview("you").num_models == before
+    assert (count(nobody), count(you)) == (public - 1, all_of_mine)
     assert (ann.get_user_overview("ann").username, list(ann.list_user_followers("ann")), list(ann.list_user_following("you"))) == ("ann", [], [])
     for call in (ann.get_user_overview, ann.get_organization_overview):
         with pytest.raises(HfHubHTTPError, match="404"):
