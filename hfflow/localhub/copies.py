@@ -15,6 +15,7 @@ import pygit2
 from pygit2.enums import ObjectType
 
 from .people import check_name
+from .repos import _visibility, new_id
 from .store import HubError, Repo, Store, fsync_all
 from .wire import Call, Routes, iso
 
@@ -41,22 +42,12 @@ Store.copy = copy
 @copy_routes('POST', '/api/{T}/{ns}/{name}/duplicate')
 def duplicate(call:Call)->dict:
     "Copy a repo under another name."
-    row,d,db = call.repo(content=True),call.json(),call.hub.db
+    row,d = call.repo(content=True),call.json()
     if call.who.name is None: raise HubError(401, 'Invalid username or password.')
     id = call.text(d,'repository','')
     if id.count('/')!=1: raise HubError(400, '`repository` must be `namespace/name`.')
     owner,name = id.split('/')
-    known = db.one('SELECT name FROM users WHERE name=?', owner)
-    id = f'{known["name"] if known else owner}/{check_name(name, "repo name")}'
-    if not call.who.can_write(owner):
-        raise HubError(403, f"You don't have the rights to create a {row.kind} under the namespace "
-            f"`{owner}`.")
-    if old:=db.find(row.kind, id):
-        raise HubError(409, f'You already created this {row.kind} repo: {old.id}',
-            body=dict(url=f'{call.base}/{old.url}'))
-    vis = d.get('visibility')
-    if vis not in (None,'public','private','protected'):
-        raise HubError(400, '`visibility` must be public, private or protected.')
+    id,vis = new_id(call, row.kind, owner, check_name(name,'repo name')),_visibility(d)
     new = _copy_of(call, row, id, row.private if vis is None else vis=='private')
     return dict(url=f'{call.base}/{new.url}', filesCopyPending=False)
 

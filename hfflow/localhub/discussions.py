@@ -133,14 +133,18 @@ def forget(call:Call, row:RepoRow, repo:Repo, num:int):
     repo.git.references.delete(f'refs/pr/{num}')
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #fe96daaf
+def _title(call, d):
+    title = call.text(d,'title','',limit=1000).strip()
+    if not 3<=len(title)<=200:
+        raise HubError(400, f'the title has {len(title)} characters, 3 to 200 are allowed.')
+    return title
+
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions')
 def create_discussion(call:Call)->dict:
     "Open a discussion, or a pull request that is a draft until somebody fills it."
     row,d = call.repo(content=True),call.json()
     signed_in(call)
-    title = call.text(d,'title','',limit=1000).strip()
-    if not 3<=len(title)<=200:
-        raise HubError(400, f'the title has {len(title)} characters, 3 to 200 are allowed.')
+    title = _title(call, d)
     text,pr = call.text(d,'description','',limit=65_536),d.get('pullRequest') is True
     with call.hub.store.lock(row.key) as repo:
         num,base = start_branch(call,row,repo,'main') if pr else (next_number(call,row,repo),None)
@@ -247,8 +251,9 @@ def merge(call:Call)->dict:
     return dict(success=True, mergeCommitId=oid)
 
 def _merge_commit(call, row, repo, d, base, head, tree):
-    new = [c for c in repo.history(head) if not repo.git.descendant_of(base.id, c.id)
-           and c.id!=base.id] if fork_point(repo,base,head) else [head]
+    walk = repo.history(head)
+    walk.hide(base.id) # and with it all that came before
+    new = list(walk) if fork_point(repo,base,head) else [head]
     lines = [f"- {c.message.splitlines()[0] if c.message else ''} ({c.id})" for c in new[::-1]]
     who = signature(call.who.name)
     oid = repo.git.create_commit(None, who, who, f"{d['title']} (#{d['num']})\n\n"+'\n'.join(lines),
@@ -268,8 +273,8 @@ def _here(call):
     signed_in(call)
     return row,find_discussion(call, row, call.p['num']),call.json()
 
-def _words(call, d, key, limit=65_536):
-    text = call.text(d, key, '', limit=limit)
+def _words(call, d, key):
+    text = call.text(d, key, '', limit=65_536)
     if not text.strip(): raise HubError(400, f'`{key}` is empty.')
     return text
 
@@ -284,9 +289,7 @@ def retitle(call:Call)->dict:
     "Give a discussion another title."
     row,d,body = _here(call)
     _own(call, row, d)
-    title = _words(call,body,'title',1000).strip()
-    if not 3<=len(title)<=200:
-        raise HubError(400, f'the title has {len(title)} characters, 3 to 200 are allowed.')
+    title = _title(call, body)
     with call.hub.db.tx() as c: c.execute('UPDATE discussions SET title=? WHERE key=? AND num=?',
             (title, row.key, d['num']))
     return dict(newTitle=add_event(call, row, d['num'], 'title-change',

@@ -1,4 +1,5 @@
 """git and git-lfs against a repo of the Hub, both ways."""
+import gzip
 import os
 import shutil
 import subprocess
@@ -162,3 +163,10 @@ def test_a_broken_pack_moves_nothing(api, repo, http):
     r = http.post(f"/{repo}/git-receive-pack", content=f"{len(line) + 4:04x}{line}0000PACKnonsense".encode())
     assert r.status_code == 200 and b"ng refs/heads/main" in r.content
     assert api.model_info(repo).sha == sha
+
+
+@pytest.mark.parametrize("path,body,status", [("git-receive-pack", gzip.compress(b"0000"), 200), ("git-receive-pack", b"no gzip", 400),
+                                              ("git-upload-pack", b"no gzip", 400), ("git-upload-pack", gzip.compress(bytes(33 << 20)), 413)])
+def test_packed_bodies(repo, http, path, body, status):
+    r = http.post(f"/{repo}/{path}", content=body, headers={"Content-Encoding": "gzip"})
+    assert r.status_code == status
