@@ -12,16 +12,25 @@ import errno, fcntl, socket
 from contextlib import contextmanager
 from pathlib import Path
 
+from .apps import app_routes
+from .buckets import bucket_routes
 from .copies import copy_routes
 from .discussions import disc_routes
 from .download import download_routes
+from .endpoints import endpoint_routes
 from .githttp import git_routes
+from .jobs import job_routes
 from .pages import fallback_routes, page_routes
 from .repos import repo_routes
+from .settingspages import settings_routes
 from .shelves import shelf_routes
 from .store import HubError
+from .tokens import token_routes
 from .upload import upload_routes
+from .viewer import viewer_routes
+from .webhooks import webhook_routes
 from .wire import LOOPBACK, Hub, Limits, make_app, serving
+from .xet import xet_routes
 
 # %% ../../nbs/localhub/10_server.ipynb #671358fb
 @contextmanager
@@ -70,7 +79,10 @@ def catch_up(hub:Hub):
 # %% ../../nbs/localhub/10_server.ipynb #ca3d2057
 def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
-    return [git_routes, copy_routes, shelf_routes, repo_routes, disc_routes, upload_routes, download_routes, page_routes, fallback_routes]
+    return [git_routes, xet_routes, bucket_routes, token_routes, webhook_routes, viewer_routes,
+        app_routes, job_routes, endpoint_routes, copy_routes, shelf_routes, repo_routes,
+        disc_routes, upload_routes, download_routes, settings_routes, page_routes,
+        fallback_routes]
 
 @contextmanager
 def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits()):
