@@ -21,6 +21,7 @@ from .endpoints import endpoint_routes
 from .githttp import git_routes
 from .jobs import job_routes
 from .pages import fallback_routes, page_routes
+from .processes import stop_all
 from .repos import repo_routes
 from .settingspages import settings_routes
 from .shelves import shelf_routes
@@ -50,9 +51,12 @@ def own(data:Path # data folder
 # %% ../../nbs/localhub/10_server.ipynb #b2b474da
 def open_hub(data:Path, users:list=(), # 'name:token'
              orgs:list=(), # 'org:user'
-             limits:Limits=Limits())->Hub:
+             limits:Limits=Limits(),
+             may:tuple=() # `spaces`, `jobs`: what it may start programs for
+            )->Hub:
     "Open a data folder that this process owns, and make the people it should have."
     hub = Hub(data, limits)
+    hub.may = frozenset(may)
     hub.store.sweep()
     catch_up(hub)
     for u in users:
@@ -85,8 +89,10 @@ def all_routes():
         fallback_routes]
 
 @contextmanager
-def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits()):
+def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits(), may:tuple=()):
     "Run a Hub in a thread of this process, for notebooks and tests; yields (url, hub)."
     with own(data):
-        hub = open_hub(data, users, orgs, limits)
-        with serving(make_app(hub, all_routes())) as url: yield url,hub
+        hub = open_hub(data, users, orgs, limits, may)
+        with serving(make_app(hub, all_routes())) as hub.url:
+            try: yield hub.url,hub
+            finally: stop_all(hub)

@@ -47,6 +47,8 @@ class Hub:
     "A data folder with everything that the handlers need."
     def __init__(self, data:Path, limits:Limits=Limits()):
         self.data,self.limits = Path(data),limits
+        self.url = None # where it answers
+        self.may,self.programs = frozenset(),{} # `spaces`, `jobs`: whether it may start programs, and those that run
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
 
