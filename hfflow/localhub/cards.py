@@ -15,7 +15,7 @@ import yaml
 from .store import HubError, Repo
 
 # %% ../../nbs/localhub/03_cards.ipynb #bdaa9842
-_front_re = re.compile(r'\A\ufeff?---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)', re.S)
+_front_re = re.compile(r'\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)', re.S)
 
 def split_card(text:str # README.md
               )->tuple: # (the YAML between the dashes or '', the Markdown after them)

@@ -36,7 +36,7 @@ def check_path(path:str # as it stands in a commit
     ok = ok and all(p and p not in ('.','..') and p.lower().rstrip('. ') not in ('.git','git~1')
         and len(p.encode())<=255 for p in parts)
     if not ok:
-        raise HubError(400, f'`{str(path)[:200]}` is no path for a file in a repo: use names '
+        raise HubError(422, f'`{str(path)[:200]}` is no path for a file in a repo: use names '
             f'joined by single slashes, without `.`, `..` or `.git`.')
     return path
 
@@ -160,8 +160,7 @@ def _remove(git, tree, paths, at=''):
     b,(here,below) = git.TreeBuilder(tree),_nest(paths)
     for name,action in here.items():
         e = b.get(name)
-        ok = e is not None and (e.type==ObjectType.TREE)==(action=='delete_folder')
-        if not ok:
+        if e is None or action=='delete_folder' and e.type!=ObjectType.TREE:
             raise HubError(404, f"A file with this name doesn't exist: {at}{name}", 'EntryNotFound')
         b.remove(name)
     for name,sub in below.items():
@@ -324,7 +323,7 @@ def check_parent(head:str, # commit that the branch points to
                 ):
     "Refuse a writer who has not seen the newest commit."
     if parent and not head.startswith(parent.lower()):
-        raise HubError(412, 'A commit has happened since. Please refresh and try again.')
+        raise HubError(412, 'The branch was updated since you opened this page. Please refresh and try again.')
 
 # %% ../../nbs/localhub/01_commit.ipynb #eec50d9e
 class Quarantine:
@@ -395,5 +394,5 @@ def make_commit(store:Store, key:str, # repository
         q.release()
         try: ref.set_target(oid) # fails if the reference has moved since it was read
         except pygit2.GitError:
-            raise HubError(412, 'A commit has happened since. Please refresh and try again.') from None
+            raise HubError(412, 'The branch was updated since you opened this page. Please refresh and try again.') from None
     return str(oid)

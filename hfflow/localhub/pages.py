@@ -102,7 +102,12 @@ def static(call:Call)->Response:
 
 @page_routes('GET POST PUT PATCH DELETE', '/api/{rest:path}')
 def no_api(call:Call):
-    "Answer for a call that this Hub does not know."
+    "Answer for a call that this Hub does not know, or for a repo that it does not have."
+    kinds = {t:k for k,t in KINDS.items()}
+    kind,ns,name = (call.p['rest'].split('/')+['',''])[:3]
+    if kind in kinds and ns:
+        row = call.hub.db.find(kinds[kind], f'{ns}/{name}')
+        if row is None or not call.hub.db.visible(row,call.who): raise no_repo(call.who)
     raise HubError(404, 'this Hub has no such call.')
 
 # %% ../../nbs/localhub/09_pages.ipynb #e8a6baa6

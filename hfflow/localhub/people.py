@@ -287,7 +287,7 @@ def rename_repo(self, row:RepoRow, id:str):
         try: c.execute('UPDATE repos SET id=?, owner=? WHERE key=?',
             (id, id.split('/')[0], row.key))
         except sqlite3.IntegrityError:
-            raise HubError(409, f'{id} exists already: choose another name.') from None
+            raise HubError(409, f'A {row.kind} repository called {id} already exists: choose another name.') from None
         if id.lower()!=row.id.lower(): c.execute('INSERT OR REPLACE INTO moved VALUES(?,?,?)',
                 (row.kind, row.id, row.key))
 Db.rename_repo = rename_repo

@@ -29,8 +29,9 @@ def whoami(call:Call)->dict:
     "Tell who holds the token."
     if call.who.name is None: raise HubError(401, 'Invalid username or password.')
     u = call.hub.db.one('SELECT * FROM users WHERE name=?', call.who.name)
-    orgs = [dict(type='org', id=o, name=o, fullname=o, isEnterprise=False, roleInOrg=r) for o,
-        r in call.who.orgs]
+    full = {r['name']:r['fullname'] for r in call.hub.db.all("SELECT name, fullname FROM users WHERE type='org'")}
+    orgs = [dict(type='org', id=o, name=o, fullname=full.get(o,o), isEnterprise=False, roleInOrg=r)
+            for o,r in call.who.orgs]
     return dict(type='user', id=u['name'], name=u['name'], fullname=u['fullname'],
         email=u['email'], emailVerified=True, isPro=False, canPay=False, orgs=orgs,
                 auth=dict(type='access_token', accessToken=dict(displayName=call.who.token,
@@ -378,7 +379,7 @@ def create_branch(call:Call)->Json:
     row,d,name = call.repo(write=True),call.json(),call.p['rev']
     full = name if re.fullmatch(r'refs/convert/[\w.-]+',name) else _ref_name('heads',name)
     with call.hub.store.lock(row.key) as repo:
-        if full in repo.git.references: raise HubError(409, f'Reference already exists: {full}')
+        if full in repo.git.references: raise HubError(409, f'Reference {full} already exists')
         start = repo.resolve(call.text(d,'startingPoint') or 'main')
         try: repo.git.references.create(full, start.id)
         except (pygit2.GitError,ValueError) as e:
@@ -390,7 +391,7 @@ def create_branch(call:Call)->Json:
 def delete_branch(call:Call)->dict:
     "Delete a branch."
     row,name = call.repo(write=True),call.p['rev']
-    if name=='main': raise HubError(403, 'Cannot delete the default branch `main`.')
+    if name=='main': raise HubError(403, 'Cannot delete refs/heads/main: it is the default branch.')
     full = name if name.startswith('refs/convert/') else f'refs/heads/{name}'
     with call.hub.store.lock(row.key) as repo:
         if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
@@ -404,9 +405,8 @@ def create_tag(call:Call)->Json:
     "Give a commit a name that stays."
     row,d = call.repo(write=True),call.json()
     name,message = call.text(d,'tag',''),call.text(d,'message')
-    full = _ref_name('tags',name)
     with call.hub.store.lock(row.key) as repo:
-        target = repo.resolve(call.p['rev'])
+        target,full = repo.resolve(call.p['rev']),_ref_name('tags',name)
         if full in repo.git.references: raise HubError(409, f'Tag reference exists already: {name}')
         from hfflow.localhub.store import signature
         try:
@@ -459,7 +459,7 @@ def squash(call:Call)->dict:
     message = call.text(call.json(),
         'message') or f'Super-squash branch `{rev}` using huggingface_hub'
     with call.hub.store.lock(row.key) as repo:
-        full = f'refs/heads/{rev}'
+        full = rev if rev.startswith(('refs/pr/','refs/convert/')) else f'refs/heads/{rev}'
         if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
             raise no_revision(rev)
         ref,who = repo.git.references[full],signature(call.who.name)

@@ -243,7 +243,8 @@ def _commit(call, row, lines):
     store,rev,new = call.hub.store,call.p['rev'],truthy(call.q.get('create_pr',''))
     repo = store.open(row.key)
     if re.fullmatch('[0-9a-f]{40}',rev) and repo.git.get(rev) is not None:
-        raise HubError(400, f'{rev} is a commit: a new commit needs a branch to stand on.')
+        raise HubError(404, f'Invalid rev id: {rev} is a commit, and a new commit needs a branch to '
+            f'stand on.', 'RevisionNotFound')
     repo.resolve(rev)
     with Quarantine(store, row.key) as q:
         req = read_commit(lines_of(lines, call.hub.limits.line), q.repo)
