@@ -173,7 +173,8 @@ _modality = {'image':('.png','.jpg','.jpeg','.webp'), 'audio':('.wav','.mp3','.f
     'video':('.mp4','.webm')}
 _tagged = dict(model=('license','dataset','doi'),
     dataset=('task_categories','task_ids','annotations_creators','language_creators',
-    'multilinguality','language','license','size_categories','source_datasets'), space=('license',))
+    'multilinguality','language','license','size_categories','source_datasets'),
+    space=('license',), kernel=('license',))
 
 def make_tags(kind:str, meta:dict, text:str, # the card's Markdown
               names:set, config:dict)->list:

@@ -23,7 +23,7 @@ from pygit2.enums import FileMode, ObjectType
 from .store import HubError, Repo, Store, bare, fsync_dir, no_revision, signature, write_pointer
 
 # %% ../../nbs/localhub/01_commit.ipynb #5fa06f58
-_bad_path = re.compile(r'[\x00-\x1f\x7f\\]')
+_bad_path = re.compile(r'[\x00-\x1f\x7f]|^(\.\.|[A-Za-z]:)?\\')
 
 def check_path(path:str # as it stands in a commit
               )->str: # the same path
@@ -256,7 +256,7 @@ DEFAULT_LFS = ('7z arrow avro bin bz2 ckpt ftz gguf gz h5 joblib lz4 mds mlmodel
     'npz onnx ot parquet pb pickle pkl pt pth rar safetensors tar tflite tgz wasm xz zip zst').split()
 MEDIA_LFS = 'pcm sam raw aac flac mp3 ogg wav bmp gif png tiff jpg jpeg webp mp4 webm'.split()
 
-def gitattributes(kind:str # model | dataset | space
+def gitattributes(kind:str # model | dataset | space | kernel
                  )->str:
     "Write the `.gitattributes` of a new repo."
     pats = [f'*.{s}' for s in DEFAULT_LFS]+['saved_model/**/*', '*.tar.*', '*tfevents*']
@@ -323,7 +323,8 @@ def check_parent(head:str, # commit that the branch points to
                 ):
     "Refuse a writer who has not seen the newest commit."
     if parent and not head.startswith(parent.lower()):
-        raise HubError(412, 'The branch was updated since you opened this page. Please refresh and try again.')
+        raise HubError(412, 'The branch was updated since you opened this page. Please refresh and '
+                            'try again.')
 
 # %% ../../nbs/localhub/01_commit.ipynb #eec50d9e
 class Quarantine:
@@ -394,5 +395,6 @@ def make_commit(store:Store, key:str, # repository
         q.release()
         try: ref.set_target(oid) # fails if the reference has moved since it was read
         except pygit2.GitError:
-            raise HubError(412, 'The branch was updated since you opened this page. Please refresh and try again.') from None
+            raise HubError(412, 'The branch was updated since you opened this page. Please refresh '
+                                'and try again.') from None
     return str(oid)

@@ -57,6 +57,8 @@ def when(t:float)->str:
     return datetime.fromtimestamp(t, timezone.utc).strftime('%-d %b %Y')
 
 # %% ../../nbs/localhub/09_pages.ipynb #8195515a
+_main = ('model','dataset','space') # what the home page and the menu name; kernels are rare
+
 @lru_cache(1)
 def templates():
     "Load the templates."
@@ -66,7 +68,7 @@ def templates():
         lstrip_blocks=True)
     env.filters |= dict(size=size_text, count=count_text, when=when, path=url_path,
         seg=lambda s: quote(s,safe=''))
-    env.globals |= dict(PREFIX=PREFIX, KINDS=KINDS,
+    env.globals |= dict(PREFIX=PREFIX, KINDS=KINDS, MAIN=_main,
         iso=lambda t: datetime.fromtimestamp(t, timezone.utc).isoformat(timespec='seconds'))
     return env
 
@@ -152,9 +154,9 @@ def logout(call:Call)->Response:
 def home(call:Call)->Response:
     "Show the newest repos of each kind."
     db = call.hub.db
-    found = {k:db.search(k, call.who, limit=8)[0] for k in KINDS}
+    found = {k:db.search(k, call.who, limit=8)[0] for k in _main}
     counts = {k:db.one('SELECT count(*) n FROM repos WHERE kind=? AND private=0', k)['n']
-        for k in KINDS}
+        for k in _main}
     return html(call, 'home.html', title='Hub', found=found, counts=counts)
 
 @page('/search')

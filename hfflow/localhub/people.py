@@ -225,8 +225,8 @@ def person(self, name:str, role:str='write', token:str=None)->Caller:
 Db.person = person
 
 # %% ../../nbs/localhub/02_people.ipynb #2ae35ac2
-KINDS = {'model':'models', 'dataset':'datasets', 'space':'spaces'}
-PREFIX = {'model':'', 'dataset':'datasets/', 'space':'spaces/'}
+KINDS = {'model':'models', 'dataset':'datasets', 'space':'spaces', 'kernel':'kernels'}
+PREFIX = {'model':'', 'dataset':'datasets/', 'space':'spaces/', 'kernel':'kernels/'}
 
 @dataclass
 class RepoRow:
@@ -287,7 +287,8 @@ def rename_repo(self, row:RepoRow, id:str):
         try: c.execute('UPDATE repos SET id=?, owner=? WHERE key=?',
             (id, id.split('/')[0], row.key))
         except sqlite3.IntegrityError:
-            raise HubError(409, f'A {row.kind} repository called {id} already exists: choose another name.') from None
+            raise HubError(409, f'A {row.kind} repository called {id} already exists: choose '
+                                'another name.') from None
         if id.lower()!=row.id.lower(): c.execute('INSERT OR REPLACE INTO moved VALUES(?,?,?)',
                 (row.kind, row.id, row.key))
 Db.rename_repo = rename_repo

@@ -11,7 +11,7 @@ __all__ = ['repo_routes', 'EXPAND', 'STATES', 'whoami', 'validate_yaml', 'new_id
            'like', 'user_likes', 'likers', 'access_list', 'access_handle', 'ask_access', 'not_yet', 'bare_name']
 
 # %% ../../nbs/localhub/08_repos.ipynb #6e280807
-import re, time
+import json, re, time
 from urllib.parse import urlencode
 
 import pygit2
@@ -29,11 +29,15 @@ def whoami(call:Call)->dict:
     "Tell who holds the token."
     if call.who.name is None: raise HubError(401, 'Invalid username or password.')
     u = call.hub.db.one('SELECT * FROM users WHERE name=?', call.who.name)
-    full = {r['name']:r['fullname'] for r in call.hub.db.all("SELECT name, fullname FROM users WHERE type='org'")}
-    orgs = [dict(type='org', id=o, name=o, fullname=full.get(o,o), isEnterprise=False, roleInOrg=r)
+    full = {r['name']:r['fullname'] for r in call.hub.db.all("SELECT name, fullname FROM users "
+        "WHERE type='org'")}
+    avatar = f'{call.base}/static/avatar.svg'
+    orgs = [dict(type='org', id=o, name=o, fullname=full.get(o,o), avatarUrl=avatar,
+            isEnterprise=False, roleInOrg=r)
             for o,r in call.who.orgs]
     return dict(type='user', id=u['name'], name=u['name'], fullname=u['fullname'],
-        email=u['email'], emailVerified=True, isPro=False, canPay=False, orgs=orgs,
+        email=u['email'], avatarUrl=avatar, emailVerified=True, isPro=False, canPay=False,
+        orgs=orgs,
                 auth=dict(type='access_token', accessToken=dict(displayName=call.who.token,
                     role=call.who.role, createdAt=iso(u['created']))))
 
@@ -83,6 +87,10 @@ def new_id(call:Call, kind:str, owner:str, name:str)->str:
             body=dict(url=f'{call.base}/{old.url}', name=old.id))
     return id
 
+def _space_card(name, sdk):
+    title = name.replace('-',' ').replace('_',' ').strip().capitalize() or name
+    return f'---\ntitle: {json.dumps(title)}\ncolorFrom: yellow\ncolorTo: red\nsdk: {sdk}\npinned: false\n---\n'.encode()
+
 @repo_routes('POST', '/api/repos/create')
 def create_repo(call:Call)->Json:
     "Make a repo."
@@ -91,8 +99,9 @@ def create_repo(call:Call)->Json:
     id = new_id(call, kind, owner, name)
     if kind=='space' and d.get('sdk') not in SDKS:
         raise HubError(400, f'`sdk` must be one of {", ".join(SDKS)}.')
-    try: row = call.hub.make_repo(kind, id, call.who.name, vis=='private',
-        d.get('sdk') if kind=='space' else None)
+    sdk = d['sdk'] if kind=='space' else None
+    try: row = call.hub.make_repo(kind, id, call.who.name, vis=='private', sdk,
+        {'README.md':_space_card(name,sdk)} if sdk else None)
     except HubError as e: # somebody was faster
         if e.status==409: e.body = dict(url=f'{call.base}/{PREFIX[kind]}{id}', name=id)
         raise
@@ -166,7 +175,8 @@ EXPAND = dict(
         'pipeline_tag safetensors spaces transformersInfo widgetData securityStatus'.split(),
     dataset=_common+'citation description downloads downloadsAllTime mainSize '
         'paperswithcode_id'.split(),
-    space=_common+'datasets models runtime sdk host subdomain region'.split())
+    space=_common+'datasets models runtime sdk host subdomain region'.split(),
+    kernel=_common+['downloads'])
 
 def siblings(repo:Repo, commit, blobs:bool=False)->list:
     "List a commit's files as the info page does."

@@ -201,7 +201,7 @@ Call.check_gate = check_gate
 
 # %% ../../nbs/localhub/05_wire.ipynb #c49b3db5
 class Routes(list):
-    "Collects handlers; `{T}` in a path stands for models, datasets and spaces, `{P}` for a page's prefix."
+    "Collects handlers; `{T}` in a path stands for models, datasets, spaces and kernels, `{P}` for a page's prefix."
     def __call__(self, methods:str, *paths:str):
         def add(f):
             for path in paths:
@@ -212,7 +212,7 @@ class Routes(list):
 def _variants(path):
     if '{T}' in path: return [(path.replace('{T}',t),k) for k,t in KINDS.items()]
     if '{P}' in path: return [(path.replace('{P}',PREFIX[k]),k)
-            for k in ('dataset','space','model')]
+            for k in ('dataset','space','kernel','model')]
     return [(path,None)]
 
 # %% ../../nbs/localhub/05_wire.ipynb #9c6bed74

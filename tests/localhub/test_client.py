@@ -28,7 +28,7 @@ def test_whoami(apis, server):
     assert e.value.response.status_code == 401
 
 
-@pytest.mark.parametrize("kind", ["model", "dataset", "space"])
+@pytest.mark.parametrize("kind", ["model", "dataset", "space", "kernel"])
 @pytest.mark.parametrize("owner", ["you", "hfflow"])
 def test_life_of_a_repo(api, kind, owner):
     sdk = {"space_sdk": "gradio"} if kind == "space" else {}
@@ -39,7 +39,7 @@ def test_life_of_a_repo(api, kind, owner):
     with pytest.raises(HfHubHTTPError) as e:
         api.create_repo(id, repo_type=kind, **sdk)
     assert e.value.response.status_code == 409
-    assert api.list_repo_files(id, repo_type=kind) == [".gitattributes"]
+    assert api.list_repo_files(id, repo_type=kind) == [".gitattributes"] + ["README.md"] * (kind == "space")
     assert [c.title for c in api.list_repo_commits(id, repo_type=kind)] == ["initial commit"]
     assert api.repo_info(id.upper() if kind == "model" else id, repo_type=kind).id == id
     api.delete_repo(id, repo_type=kind)

@@ -131,7 +131,7 @@ def test_wrong_bytes_are_refused(server, http, repo):
     assert http.post(f"/{repo}.git/info/lfs/verify", json=dict(oid=sha, size=len(data))).status_code == 200
 
 
-BAD_PATHS = ["../x", "/x", "a/../../x", "a//b", ".", "..", ".git/config", "a/.GIT/hooks/x", "a/.git", "x\0y", "a\\b", "", "a/", "x" * 300, "\ud800", 5, None, ["a"], "a\nb"]
+BAD_PATHS = ["../x", "/x", "a/../../x", "a//b", ".", "..", ".git/config", "a/.GIT/hooks/x", "a/.git", "x\0y", "..\\b", "\\b", "C:\\b", "", "a/", "x" * 300, "\ud800", 5, None, ["a"], "a\nb"]
 
 
 def test_no_path_leaves_the_repo(server, http, repo):
