@@ -261,22 +261,27 @@ Repo.refs = refs
 def last_commits(self, commit:pygit2.Commit, paths:list # paths that exist in `commit`
                 )->dict: # path -> the newest commit that changed it
     "Find, for each path, the commit that gave it its present content."
-    res,todo = {},{} # todo: folder -> {path: oid}
-    for p in paths: todo.setdefault(p.rpartition('/')[0],{})[p] = _oid(commit.tree,p)
+    res,names = {},{}
+    for p in paths:
+        folder,_,name = p.rpartition('/')
+        names.setdefault(folder,[]).append(name)
+    todo = {f:{n:_oid(tree,n) for n in ns} for f,ns in names.items()
+            for tree in [_folder(commit.tree,f)]}
     for c in self.history(commit):
         if not todo: break
         parent = c.parents[0].tree if c.parents else None
         for folder,oids in list(todo.items()):
             new,old = _folder(c.tree,folder),_folder(parent,folder)
             if new is None or (old is not None and new.id==old.id): continue
-            for p,oid in list(oids.items()):
-                name = p.rpartition('/')[2]
-                if _oid(new,name)==oid!=_oid(old,name): res[p] = c; del oids[p]
+            for n,oid in list(oids.items()):
+                if _oid(new,n)!=oid or _oid(old,n)==oid: continue
+                res[f'{folder}/{n}' if folder else n] = c
+                del oids[n]
             if not oids: del todo[folder]
     return res
 Repo.last_commits = last_commits
 
-def _oid(tree, path): return tree[path].id if tree is not None and path in tree else None
+def _oid(tree, name): return tree[name].id if tree is not None and name in tree else None
 
 
 # %% ../../nbs/localhub/00_store.ipynb #ad1899b4
