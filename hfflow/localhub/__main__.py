@@ -41,7 +41,8 @@ def listen(host:str, port:int)->socket.socket:
     "Take the port, or say that it is taken."
     if not 0<=port<65536: raise HubError(400, f'{port} is no port: use 0 to 65535.')
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
-    s = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio answers without delay (TCP_NODELAY) only where the protocol is named
+    s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try: s.bind((host,port)); s.listen(1024)
     except OSError as e:

@@ -337,15 +337,14 @@ def tree(call:Call)->Json:
     if top is None or top.type!='directory':
         raise HubError(404, f'{path or "/"} does not exist on "{call.p["rev"]}"', 'EntryNotFound',
             {'X-Repo-Commit':str(commit.id)})
-    page = call.int('limit', 50 if expand else 1000, 1, 10_000)
-    start = call.int('cursor',0,0,10**9)
+    page = call.int('limit', 200 if expand else 1000, 1, 10_000)
     from itertools import islice
-    es = list(islice(repo.walk(commit, path, truthy(call.q.get('recursive',''))), start,
-        start+page+1))
+    es = list(islice(repo.walk(commit, path, truthy(call.q.get('recursive','')),
+        call.q.get('cursor','')), page+1))
     more,es = len(es)>page,es[:page]
     last = repo.last_commits(commit, [e.path for e in es]) if expand else {}
     return Json([entry_json(e, last.get(e.path), expand) for e in es],
-        headers=next_link(call, cursor=start+page) if more else {})
+        headers=next_link(call, cursor=es[-1].path+'/'*(es[-1].type=='directory')) if more else {})
 
 # %% ../../nbs/localhub/08_repos.ipynb #c6d0cb49
 @repo_routes('POST', '/api/{T}/{ns}/{name}/paths-info/{rev}')

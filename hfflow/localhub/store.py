@@ -11,6 +11,7 @@ __all__ = ['Pointer', 'Entry', 'HubError', 'write_pointer', 'read_pointer', 'Lfs
 
 # %% ../../nbs/localhub/00_store.ipynb #62dcface
 import os, re, shutil, threading
+from bisect import bisect_right
 from collections import namedtuple
 from contextlib import contextmanager
 from hashlib import sha256
@@ -202,15 +203,15 @@ def _is_path(path): return not (path.startswith('/') or '//' in path or '\0' in 
 
 # %% ../../nbs/localhub/00_store.ipynb #7c8cb608
 def walk(self, commit:pygit2.Commit, path:str='', # folder to start from
-         recursive:bool=False # also what lies in folders below
+         recursive:bool=False, # also what lies in folders below
+         after:str='' # go on behind this path; a folder's ends in a slash
         ): # yields `Entry`, folders before their content
     "List a folder of a commit."
-    tree = commit.tree
-    if path:
-        try: tree = tree[path] if _is_path(path) else None
-        except KeyError: tree = None
-        if tree is None or tree.type!=ObjectType.TREE: return
-    stack = [(f'{path}/' if path else '', iter(tree))]
+    tree,prefix = _folder(commit.tree, path),f'{path}/' if path else ''
+    if after and not (after.startswith(prefix) and _is_path(after)):
+        raise HubError(400, f'`{after[:100]}` is no place in a list of `{path or "/"}`.')
+    if tree is None: return
+    stack = _behind(tree, prefix, after[len(prefix):], recursive)
     while stack:
         prefix,it = stack[-1]
         obj = next(it, None)
@@ -220,6 +221,26 @@ def walk(self, commit:pygit2.Commit, path:str='', # folder to start from
         yield e
         if recursive and e.type=='directory': stack.append((e.path+'/', iter(obj)))
 Repo.walk = walk
+
+def _folder(tree, path):
+    if not path or tree is None: return tree
+    try: obj = tree[path] if _is_path(path) else None
+    except KeyError: return None
+    return obj if isinstance(obj, pygit2.Tree) else None
+
+
+# %% ../../nbs/localhub/00_store.ipynb #389dbd61
+def _order(obj): return obj.raw_name+b'/' if obj.type==ObjectType.TREE else obj.raw_name
+
+def _behind(tree, prefix, rest, recursive):
+    "The stack of a walk that has just come past `rest`."
+    stack = []
+    while rest and tree is not None:
+        name,slash,rest = rest.partition('/')
+        i = bisect_right(range(len(tree)), (name+slash).encode(), key=lambda j,t=tree: _order(t[j]))
+        stack.append((prefix, map(tree.__getitem__, range(i,len(tree)))))
+        prefix,tree = f'{prefix}{name}/',_folder(tree,name) if slash and recursive else None
+    return stack+([(prefix, iter(tree))] if tree is not None else [])
 
 # %% ../../nbs/localhub/00_store.ipynb #2b0a93c6
 def history(self, commit:pygit2.Commit):
@@ -240,21 +261,28 @@ Repo.refs = refs
 def last_commits(self, commit:pygit2.Commit, paths:list # paths that exist in `commit`
                 )->dict: # path -> the newest commit that changed it
     "Find, for each path, the commit that gave it its present content."
-    res,todo = {},{}
-    for p in paths: todo[p] = self._oid(commit.tree, p)
+    res,names = {},{}
+    for p in paths:
+        folder,_,name = p.rpartition('/')
+        names.setdefault(folder,[]).append(name)
+    todo = {f:{n:_oid(tree,n) for n in ns} for f,ns in names.items()
+            for tree in [_folder(commit.tree,f)]}
     for c in self.history(commit):
         if not todo: break
         parent = c.parents[0].tree if c.parents else None
-        for p,oid in list(todo.items()):
-            if self._oid(c.tree,p)==oid and (parent is None
-                    or self._oid(parent,p)!=oid): res[p] = c; del todo[p]
+        for folder,oids in list(todo.items()):
+            new,old = _folder(c.tree,folder),_folder(parent,folder)
+            if new is None or (old is not None and new.id==old.id): continue
+            for n,oid in list(oids.items()):
+                if _oid(new,n)!=oid or _oid(old,n)==oid: continue
+                res[f'{folder}/{n}' if folder else n] = c
+                del oids[n]
+            if not oids: del todo[folder]
     return res
 Repo.last_commits = last_commits
 
-def _oid(self, tree, path):
-    try: return tree[path].id
-    except KeyError: return None
-Repo._oid = _oid
+def _oid(tree, name): return tree[name].id if tree is not None and name in tree else None
+
 
 # %% ../../nbs/localhub/00_store.ipynb #ad1899b4
 _key_re = re.compile('[0-9a-f]{24}')

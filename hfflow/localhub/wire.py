@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/wire.html.md"""
 # %% auto #0
 __all__ = ['LOOPBACK', 'Limits', 'Hub', 'make_repo', 'iso', 'truthy', 'Json', 'error', 'Moved', 'Call', 'text', 'int_',
            'get_repo', 'check_gate', 'Routes', 'RawPath', 'read_body', 'session', 'browser_user', 'identify',
-           'make_routes', 'make_app', 'serving', 'sign', 'check_signed', 'next_link']
+           'make_routes', 'Table', 'make_app', 'serving', 'sign', 'check_signed', 'next_link']
 
 # %% ../../nbs/localhub/05_wire.ipynb #12964f84
 import base64, hmac, inspect, json, re, sys, threading, time, traceback
@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from .cards import describe
 from .commit import gitattributes
@@ -263,19 +263,24 @@ def _moved(call, row):
     return Response(status_code=307, headers={'Location':f'{call.base}{path}'+(f'?{url.query}'
         if url.query else '')})
 
+def _response(res): return res if isinstance(res,Response) else Json(res)
+
+def _handle(f, call, first=False):
+    if first: call.who = call.identify()
+    return _response(f(call))
+
 async def _answer(f, kind, request):
     call = Call(request.app.state.hub, request)
     if kind: call.p['kind'] = kind
     try:
         if '\0' in ''.join(call.p.values()) or '\ufffd' in ''.join(call.p.values()):
             raise HubError(400, 'the address is no valid UTF-8.')
+        if request.method in ('GET','HEAD') and not inspect.iscoroutinefunction(f):
+            return await run_in_threadpool(_handle, f, call, True) # one hop to a thread, not two
         call.who = await run_in_threadpool(call.identify)
-        if inspect.iscoroutinefunction(f): res = await f(call)
-        else:
-            if request.method in ('POST','PUT','PATCH',
-                    'DELETE'): call.body = await read_body(request, call.hub.limits.body)
-            res = await run_in_threadpool(f, call)
-        return res if isinstance(res,Response) else Json(res)
+        if inspect.iscoroutinefunction(f): return _response(await f(call))
+        call.body = await read_body(request, call.hub.limits.body)
+        return await run_in_threadpool(_handle, f, call)
     except HubError as e: return error(e)
     except Moved as e: return _moved(call, e.row)
 
@@ -326,6 +331,32 @@ def make_routes(routes:Routes)->list:
     "Turn collected handlers into Starlette's routes."
     return [Route(p, partial(_guarded, f, kind), methods=m) for p,m,f,kind in routes]
 
+# %% ../../nbs/localhub/05_wire.ipynb #830b1a37
+def _begin(path):
+    "The first two segments of a route; None for one that fits anything."
+    a,b = (path[1:].split('/',2)+[''])[:2]
+    return None if '{' in a else a, None if '{' in b or ':path}' in a else b
+
+class Table(Router):
+    "A router that tries only the routes whose beginning fits the path."
+    def __init__(self, routes:list):
+        super().__init__(routes, redirect_slashes=False)
+        self.begins = [_begin(r.path) for r in routes]
+        self.known,self.groups = [set(s) for s in zip(*self.begins)],{}
+
+    def group(self, path:str)->Router:
+        "Choose the routes for a path."
+        key = tuple(s if s in k else None for s,k in zip((path[1:].split('/',2)+[''])[:2], self.known))
+        if key not in self.groups:
+            fits = lambda begin: all(s in (None,k) for s,k in zip(begin,key))
+            self.groups[key] = Router([r for r,b in zip(self.routes,self.begins) if fits(b)],
+                redirect_slashes=False)
+        return self.groups[key]
+
+    async def app(self, scope, receive, send):
+        if scope['type']!='http': return await super().app(scope, receive, send)
+        await self.group(scope['path']).app(scope, receive, send)
+
 # %% ../../nbs/localhub/05_wire.ipynb #1dc1d015
 LOOPBACK = {'127.0.0.1','localhost','::1'}
 
@@ -335,9 +366,8 @@ async def _not_found(request, exc): return error(HubError(exc.status_code,
 def make_app(hub:Hub, routes:list, # `Routes`, the first that fits answers
              hosts:set=LOOPBACK|{'testserver'}):
     "Make the ASGI application."
-    app = Starlette(routes=[r for rs in routes for r in make_routes(rs)],
-        exception_handlers={404:_not_found, 405:_not_found})
-    app.router.redirect_slashes = False
+    app = Starlette(exception_handlers={404:_not_found, 405:_not_found})
+    app.router = Table([r for rs in routes for r in make_routes(rs)])
     app.state.hub = hub
     return RawPath(app, hosts)
 
