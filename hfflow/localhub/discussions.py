@@ -24,10 +24,12 @@ from .wire import Call, Routes, iso, truthy
 # %% ../../nbs/localhub/06a_discussions.ipynb #61e8ecd6
 disc_routes = Routes()
 
-def signed_in(call:Call)->str: # user name
-    "Refuse a caller without a token that may write."
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
-    if call.who.role!='write':
+def signed_in(call:Call, row:RepoRow=None, # where; the caller's own namespace where None
+              *more)->str: # permissions that will do as well; returns the user name
+    "Refuse a caller whose token may not take part."
+    owner,key = (row.owner,row.key) if row else (call.user(),None)
+    if not any(call.who.may(p,owner,key) for p in ('discussion.write',*more)):
+        call.user()
         raise HubError(403, 'this needs a write token: make one, or use another.')
     return call.who.name
 
@@ -50,7 +52,7 @@ def committable(call:Call)->RepoRow:
     new = truthy(call.q.get('create_pr',''))
     if not new and not num: return call.repo(write=True)
     row = call.repo(content=True)
-    signed_in(call)
+    signed_in(call, row, *([] if new else ['repo.write']))
     if new: return row
     try: d = find_discussion(call, row, num)
     except HubError: raise no_revision(call.p['rev']) from None
@@ -59,7 +61,7 @@ def committable(call:Call)->RepoRow:
     return row
 
 def _own(call, row, d):
-    if d['author'].lower()!=signed_in(call).lower() and not call.who.can_write(row.owner):
+    if d['author'].lower()!=call.who.name.lower() and not call.who.can_write(row.owner, row.key):
         raise HubError(403, f"You don't have the rights to change this: only {d['author']} and "
             f"those who may write {row.id} do.")
 
@@ -143,7 +145,7 @@ def _title(call, d):
 def create_discussion(call:Call)->dict:
     "Open a discussion, or a pull request that is a draft until somebody fills it."
     row,d = call.repo(content=True),call.json()
-    signed_in(call)
+    signed_in(call, row)
     title = _title(call, d)
     text,pr = call.text(d,'description','',limit=65_536),d.get('pullRequest') is True
     with call.hub.store.lock(row.key) as repo:
@@ -270,7 +272,7 @@ def _merge_commit(call, row, repo, d, base, head, tree):
 # %% ../../nbs/localhub/06a_discussions.ipynb #5dcd37c2
 def _here(call):
     row = call.repo(content=True)
-    signed_in(call)
+    signed_in(call, row)
     return row,find_discussion(call, row, call.p['num']),call.json()
 
 def _words(call, d, key):
@@ -318,7 +320,7 @@ def edit_comment(call:Call)->dict:
         call.p['id'], row.key, d['num'])
     if e is None: raise HubError(404, f"there is no such comment in discussion {d['num']}.")
     hide,mine = call.request.url.path.endswith('/hide'),e['author'].lower()==call.who.name.lower()
-    if not mine and not (hide and call.who.can_write(row.owner)):
+    if not mine and not (hide and call.who.can_write(row.owner, row.key)):
         raise HubError(403, f"only {e['author']} may change this comment.")
     data = json.loads(e['data'])
     if data['hidden']: raise HubError(400, 'this comment is hidden.')

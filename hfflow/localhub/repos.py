@@ -27,14 +27,15 @@ repo_routes = Routes()
 @repo_routes('GET', '/api/whoami-v2')
 def whoami(call:Call)->dict:
     "Tell who holds the token."
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
-    u = call.hub.db.one('SELECT * FROM users WHERE name=?', call.who.name)
+    u = call.hub.db.one('SELECT * FROM users WHERE name=?', call.user())
+    t = call.hub.db.one('SELECT created FROM tokens WHERE hash=?', call.who.id)
     orgs = [dict(type='org', id=o, name=o, fullname=o, isEnterprise=False, roleInOrg=r) for o,
         r in call.who.orgs]
     return dict(type='user', id=u['name'], name=u['name'], fullname=u['fullname'],
         email=u['email'], emailVerified=True, isPro=False, canPay=False, orgs=orgs,
                 auth=dict(type='access_token', accessToken=dict(displayName=call.who.token,
-                    role=call.who.role, createdAt=iso(u['created']))))
+                    role=call.who.role, createdAt=iso(t['created']),
+                    **(dict(fineGrained=call.who.scopes) if call.who.scopes else {}))))
 
 @repo_routes('POST', '/api/validate-yaml')
 def validate_yaml(call:Call)->Json:
@@ -54,9 +55,8 @@ def _kind(d):
 
 def _named(call, d):
     name,org = call.text(d,'name'),call.text(d,'organization')
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
     if name and '/' in name and not org: org,_,name = name.partition('/')
-    return org or call.who.name, check_name(name,'repo name')
+    return org or call.user(), check_name(name,'repo name')
 
 def _visibility(d):
     v = d.get('visibility')
@@ -71,6 +71,7 @@ def new_id(call:Call, kind:str, owner:str, name:str)->str:
     "Check that the caller may make a repo of that name and that there is none; returns owner/name."
     known = call.hub.db.one('SELECT name FROM users WHERE name=?', owner)
     if known: owner = known['name']
+    call.user()
     id = f'{owner}/{name}'
     if len(id)>96: raise HubError(400,
             f'`{id[:120]}` has {len(id)} characters, at most 96 are allowed.')
@@ -122,7 +123,7 @@ def move_repo(call:Call)->dict:
     "Give a repo another name or another owner."
     d = call.json()
     kind,old,new = _kind(d),call.text(d,'fromRepo',''),call.text(d,'toRepo','')
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user()
     if old.count('/')!=1 or new.count('/')!=1:
         raise HubError(400, '`fromRepo` and `toRepo` must be `namespace/name`.')
     owner,name = new.split('/')
@@ -474,7 +475,7 @@ def squash(call:Call)->dict:
 def like(call:Call)->dict:
     "Like a repo, or take the like back."
     row = call.repo()
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user('user.social.likes.write')
     with call.hub.db.tx() as c:
         if call.request.method=='POST': c.execute('INSERT OR IGNORE INTO likes VALUES(?,?,?)',
                 (call.who.name,row.key,time.time()))
@@ -545,7 +546,7 @@ def access_handle(call:Call)->dict:
 def ask_access(call:Call)->dict:
     "Ask for a gated repo."
     row = call.repo()
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user('user.settings.write')
     if not row.gated: raise HubError(400, 'This repo is not gated.')
     with call.hub.db.tx() as c: c.execute('INSERT OR IGNORE INTO access VALUES(?,?,?,0,NULL,?)',
             (row.key, call.who.name, 'accepted' if row.gated=='auto' else 'pending', time.time()))

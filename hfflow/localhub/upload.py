@@ -111,7 +111,8 @@ def lfs_batch(call:Call)->Response:
         raise HubError(400, '`operation` must be upload or download.')
     call.p['name'] = call.p['name'].removesuffix('.git')
     row = call.repo(content=True)
-    if operation=='upload': signed_in(call) # anybody may propose a file; only a commit takes it in
+    if operation=='upload': # anybody may propose a file; only a commit takes it in
+        signed_in(call, row, 'repo.write')
     transfers = d.get('transfers') if isinstance(d.get('transfers'),list) else ['basic']
     multi = 'multipart' in transfers and operation=='upload'
     res = [_batch_one(call,row,o,operation,multi) for o in _files(d,'objects',10_000)]
@@ -219,7 +220,7 @@ def lfs_verify(call:Call)->dict:
     d = call.json()
     call.p['name'] = call.p['name'].removesuffix('.git')
     row = call.repo(content=True)
-    signed_in(call)
+    signed_in(call, row, 'repo.write')
     size = call.hub.db.lfs_size(row.key, d.get('oid'))
     if size is None: raise HubError(404, 'Object does not exist on the server')
     if d.get('size')!=size:
