@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .server import all_routes, open_hub, own
 from .store import HubError
+from .webhooks import delivering
 from .wire import LOOPBACK, make_app
 
 # %% ../../nbs/localhub/11_main.ipynb #91cdd366
@@ -50,16 +51,14 @@ def listen(host:str, port:int)->socket.socket:
     return s
 
 # %% ../../nbs/localhub/11_main.ipynb #260632cd
-def serve(sock:socket.socket, app, host:str):
+def serve(sock:socket.socket, app, url:str):
     "Answer until the process is told to stop."
     import uvicorn
-    port = sock.getsockname()[1]
     server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False, ws='none',
         lifespan='off', timeout_graceful_shutdown=5, h11_max_incomplete_event_size=1<<17))
     async def startup(sockets=None, start=server.startup):
         await start(sockets=sockets)
-        if server.started: print(f"Hub at http://{f'[{host}]' if ':' in host else host}:{port}",
-                flush=True)
+        if server.started: print(f'Hub at {url}', flush=True)
     server.startup = startup
     server.run(sockets=[sock])
 
@@ -70,9 +69,10 @@ def main(args=None)->int:
         with own(a.data):
             sock = listen(a.host, a.port)
             hub = open_hub(a.data, a.user, a.org)
-            loopback = a.host in LOOPBACK or a.host.startswith('127.')
-            serve(sock, make_app(hub, all_routes(), LOOPBACK|{a.host} if loopback else None),
-                a.host)
+            url = f"http://{f'[{a.host}]' if ':' in a.host else a.host}:{sock.getsockname()[1]}"
+            hub.local = loopback = a.host in LOOPBACK or a.host.startswith('127.')
+            app = make_app(hub, all_routes(), LOOPBACK|{a.host} if loopback else None)
+            with delivering(hub, url): serve(sock, app, url)
     except HubError as e: print(e.message, file=sys.stderr); return 2
     except (OSError,ValueError) as e: print(f'the data folder {a.data} cannot be used: {e}',
             file=sys.stderr); return 2

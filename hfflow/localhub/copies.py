@@ -58,7 +58,9 @@ def _copy_of(call, row, id, private):
         with db.tx() as c: c.execute('INSERT INTO lfs SELECT ?,oid,size,created FROM lfs WHERE '
             'key=?', (key, row.key))
     except BaseException: call.hub.store.delete(key); raise
-    return call.hub.index(db.by_key(key))
+    new = call.hub.index(db.by_key(key))
+    call.hub.announce(new, 'repo', 'create')
+    return new
 
 # %% ../../nbs/localhub/08a_copies.ipynb #ae76d5a9
 def lfs_names(repo:Repo)->dict: # sha256 -> (path, ref), of the newest commit that has it
@@ -164,6 +166,7 @@ def share_lfs_files(call:Call)->dict:
     if to is None or not db.visible(to, call.who):
         raise HubError(404, 'Repository not found', 'RepoNotFound')
     if not call.who.can_write(to.owner, to.key):
+        call.user()
         raise HubError(403, f"You don't have the rights to write to {to.id}.")
     failed = []
     for oid in [str(f.get('sha256')) for f in files]:

@@ -69,20 +69,28 @@ def _own(call, row, d):
 def add_event(call:Call, row:RepoRow, num:int,
               type:str, # comment | status-change | title-change | commit
               data:dict)->dict: # the event as the API shows it
-    "Append an event to a discussion."
+    "Append an event to a discussion, and announce it."
+    e = _insert(call, row, num, type, data)
+    if type=='comment': call.hub.announce(row, 'discussion.comment', 'create', num=num, id=e['id'])
+    elif type!='commit': call.hub.announce(row, 'discussion', 'update', num=num)
+    return event_json(call, row, e)
+
+def _insert(call, row, num, type, data):
     id,now = token_hex(12),time.time()
     with call.hub.db.tx() as c:
         c.execute('INSERT INTO events(id,key,num,type,author,created,data) VALUES(?,?,?,?,?,?,?)',
             (id, row.key, num, type, call.who.name, now, json.dumps(data)))
-    return event_json(call, row, call.hub.db.one('SELECT * FROM events WHERE id=?', id))
+    return call.hub.db.one('SELECT * FROM events WHERE id=?', id)
 
 def _version(text, author): return dict(raw=text, updatedAt=iso(time.time()),
     author=dict(name=author))
 
 def add_comment(call:Call, row:RepoRow, num:int, text:str)->dict:
     "Append a comment."
-    return add_event(call, row, num, 'comment', dict(edited=False, hidden=False, history=[],
-        latest=_version(text, call.who.name)))
+    return add_event(call, row, num, 'comment', _comment(call, text))
+
+def _comment(call, text): return dict(edited=False, hidden=False, history=[],
+    latest=_version(text, call.who.name))
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #17fb4476
 def _person(call, name): return dict(name=name, type='user',
@@ -125,7 +133,7 @@ def enter(call:Call, row:RepoRow, num:int, title:str, text:str,
     with call.hub.db.tx() as c:
         c.execute('INSERT INTO discussions VALUES(?,?,?,?,?,?,?,NULL)',
             (row.key, num, title, status, call.who.name, time.time(), base))
-    if text.strip(): add_comment(call, row, num, text)
+    if text.strip(): _insert(call, row, num, 'comment', _comment(call, text))
 
 def forget(call:Call, row:RepoRow, repo:Repo, num:int):
     "Take a pull request back whose first commit failed."
@@ -151,6 +159,7 @@ def create_discussion(call:Call)->dict:
     with call.hub.store.lock(row.key) as repo:
         num,base = start_branch(call,row,repo,'main') if pr else (next_number(call,row,repo),None)
         enter(call, row, num, title, text, base, 'draft' if pr else 'open')
+        call.hub.announce(row, 'discussion', 'create', num=num)
     return dict(num=num, url=f'{call.base}/{row.url}/discussions/{num}', pullRequest=pr)
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #0088d461
@@ -329,5 +338,6 @@ def edit_comment(call:Call)->dict:
         history=[] if hide else data['history']+[data['latest']])
     with call.hub.db.tx() as c:
         c.execute('UPDATE events SET data=? WHERE id=?', (json.dumps(data), e['id']))
+    call.hub.announce(row, 'discussion.comment', 'update', num=d['num'], id=e['id'])
     return dict(updatedComment=event_json(call, row,
         call.hub.db.one('SELECT * FROM events WHERE id=?', e['id'])))

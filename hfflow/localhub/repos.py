@@ -113,6 +113,7 @@ def delete_repo(call:Call)->dict:
     if row is None or not call.hub.db.visible(row,call.who):
         raise HubError(404, 'Repository not found', 'RepoNotFound')
     row = _row_of(call, row.kind, row.id)
+    call.hub.announce(row, 'repo', 'delete')
     call.hub.db.drop_repo(row.key)
     call.hub.store.delete(row.key)
     return {}
@@ -133,6 +134,7 @@ def move_repo(call:Call)->dict:
         raise HubError(403, f"You don't have the rights to create a {kind} under the namespace "
             f"`{owner}`.")
     call.hub.db.rename_repo(row, new)
+    call.hub.announce(row, 'repo', 'move', to=new)
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #b67c4caa
@@ -147,7 +149,9 @@ def settings(call:Call)->dict:
             raise HubError(400, '`gated` must be auto, manual or false.')
         new['gated'] = d['gated'] or None
     call.hub.db.set_repo(row.key, **new)
-    row = call.hub.db.by_key(row.key)
+    old,row = row,call.hub.db.by_key(row.key)
+    changed = {k:v for k,v in new.items() if getattr(old,k)!=v}
+    if changed: call.hub.announce(row, 'repo.config', 'update', changed=changed)
     return dict(private=row.private, gated=row.gated or False,
         visibility='private' if row.private else 'public')
 

@@ -28,7 +28,7 @@ from .store import HubError
 from .tokens import token_routes
 from .upload import upload_routes
 from .viewer import viewer_routes
-from .webhooks import webhook_routes
+from .webhooks import delivering, watch, webhook_routes
 from .wire import LOOPBACK, Hub, Limits, make_app, serving
 from .xet import xet_routes
 
@@ -54,6 +54,7 @@ def open_hub(data:Path, users:list=(), # 'name:token'
     "Open a data folder that this process owns, and make the people it should have."
     hub = Hub(data, limits)
     hub.store.sweep()
+    watch(hub)
     catch_up(hub)
     for u in users:
         name,_,token = u.partition(':')
@@ -89,4 +90,4 @@ def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits()):
     "Run a Hub in a thread of this process, for notebooks and tests; yields (url, hub)."
     with own(data):
         hub = open_hub(data, users, orgs, limits)
-        with serving(make_app(hub, all_routes())) as url: yield url,hub
+        with serving(make_app(hub, all_routes())) as url, delivering(hub, url): yield url,hub

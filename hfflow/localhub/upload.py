@@ -269,7 +269,9 @@ def _commit_pr(call, row, repo, q, req):
     num,base = start_branch(call, row, repo, call.p['rev'])
     try:
         enter(call, row, num, req.summary[:200], req.description, base)
-        return _swap(call, row, f'refs/pr/{num}', q, req),num
+        oid = _swap(call, row, f'refs/pr/{num}', q, req)
     except BaseException:
         forget(call, row, repo, num)
         raise
+    call.hub.announce(row, 'discussion', 'create', num=num)
+    return oid,num

@@ -49,11 +49,19 @@ class Hub:
         self.data,self.limits = Path(data),limits
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
+        self.listeners = [] # functions that `announce` calls
+        self.local = True # whether only this machine can reach this Hub
 
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
         from io import BytesIO
         return open(self.store.lfs.path(e.lfs.oid),'rb') if e.lfs else BytesIO(repo.read(e.oid))
+
+    def announce(self, row:RepoRow, scope:str, # as webhooks name it: repo, repo.config, discussion, …
+                 action:str, # create | update | move | delete
+                 **more):
+        "Tell whoever listens what has happened to a repo."
+        for f in self.listeners: f(row, scope, action, **more)
 
     def describe(self, repo:Repo, commit, kind:str)->dict:
         "As `cards.describe`; a card that it stumbles over must not make the repo unreadable."
@@ -81,7 +89,9 @@ def make_repo(self, kind:str, # model | dataset | space
         author)
     try: self.db.add_repo(key, kind, id, private, sdk)
     except BaseException: self.store.delete(key); raise
-    return self.index(self.db.by_key(key))
+    row = self.index(self.db.by_key(key))
+    self.announce(row, 'repo', 'create')
+    return row
 Hub.make_repo = make_repo
 
 # %% ../../nbs/localhub/05_wire.ipynb #da0dbe3c
