@@ -6,8 +6,9 @@ Docs: https://hfflow.github.io/hfflow/localhub/people.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEMA', 'SCHEMAS', 'RESERVED', 'KINDS', 'ANYWHERE', 'NOBODY', 'PREFIX', 'Db', 'check_name', 'add_user', 'add_member',
-           'token_hash', 'add_token', 'Caller', 'caller', 'person', 'RepoRow', 'find', 'moved_to', 'by_key', 'add_repo',
-           'drop_repo', 'rename_repo', 'set_repo', 'no_repo', 'visible', 'link_lfs', 'lfs_size', 'borrow_lfs']
+           'token_hash', 'add_token', 'Caller', 'caller', 'holder', 'person', 'RepoRow', 'find', 'moved_to', 'by_key',
+           'add_repo', 'drop_repo', 'rename_repo', 'set_repo', 'no_repo', 'visible', 'link_lfs', 'lfs_size',
+           'borrow_lfs']
 
 # %% ../../nbs/localhub/02_people.ipynb #7ff7e298
 import hmac, json, re, sqlite3, threading, time
@@ -145,7 +146,7 @@ class _Tx:
 # %% ../../nbs/localhub/02_people.ipynb #ce5c04ad
 _name_re = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?')
 RESERVED = {'api','datasets','models','spaces','kernels','buckets','static','lfs','login','logout',
-    'settings','new','search','join','docs','oauth','jobs','uploads','collections','papers','-'}
+    'settings','new','search','join','docs','oauth','jobs','uploads','collections','papers','device','-'}
 
 def check_name(name:str, # user, organisation or repo name
                what:str='name')->str:
@@ -266,13 +267,19 @@ def caller(self, token:str # as sent; None where no token was sent
           )->Caller:
     "Find out who holds a token."
     if token is None: return NOBODY
-    h = self.token_hash(token)
-    t = self.one('SELECT * FROM tokens WHERE hash=?', h)
-    ok = hmac.compare_digest(h, t['hash'] if t else '0'*len(h))
-    if not ok or (t['expires'] and t['expires']<time.time()):
-        raise HubError(401, 'Invalid credentials in Authorization header')
-    return self.person(t['user'], t['role'], t['name'], json.loads(t['scopes'] or 'null'), h)
+    who = self.holder(self.token_hash(token))
+    if who is None: raise HubError(401, 'Invalid credentials in Authorization header')
+    return who
 Db.caller = caller
+
+def holder(self, id:str # a token's hash
+          )->Caller: # None where there is no such token, or no longer
+    "Find out who holds the token with this hash."
+    t = self.one('SELECT * FROM tokens WHERE hash=?', id)
+    ok = hmac.compare_digest(id, t['hash'] if t else '0'*len(id))
+    if not ok or (t['expires'] and t['expires']<time.time()): return None
+    return self.person(t['user'], t['role'], t['name'], json.loads(t['scopes'] or 'null'), id)
+Db.holder = holder
 
 def person(self, name:str, role:str='write', token:str=None, scopes:dict=None,
            id:str=None)->Caller:

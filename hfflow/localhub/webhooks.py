@@ -10,7 +10,7 @@ __all__ = ['webhook_routes', 'DOMAINS', 'WATCHED', 'MOST', 'DAILY', 'check_url',
            'watch', 'reach', 'post', 'Deliverer', 'deliver', 'absolute', 'delivering', 'deliveries_of',
            'list_deliveries', 'replay']
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #dbb44c8f
+# %% ../../nbs/localhub/08e_webhooks.ipynb #5d781aa3
 import http.client, ipaddress, json, re, socket, ssl, threading, time, traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from .people import KINDS, RepoRow
 from .store import HubError
 from .wire import Call, Hub, Routes, iso
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #9605280f
+# %% ../../nbs/localhub/08e_webhooks.ipynb #47c2a7f8
 webhook_routes = Routes()
 DOMAINS,WATCHED = ('repo','discussion'),('user','org','bucket',*KINDS)
 MOST = 100 # webhooks of one person, and items that one of them watches
@@ -46,7 +46,7 @@ def _watched(items):
                                 f'`name`.')
     return [dict(type=i['type'], name=i['name']) for i in items]
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #067e957c
+# %% ../../nbs/localhub/08e_webhooks.ipynb #f0c0a022
 def webhook_fields(call:Call, d:dict, old:dict # what stays where `d` does not name it
                   )->tuple: # url, watched, domains, secret
     "Check what somebody wants a webhook to be."
@@ -73,7 +73,7 @@ def find_webhook(call:Call, permission:str='user.webhooks.write'):
     if w is None: raise HubError(404, 'you have no such webhook.')
     return w
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #3eedc6b4
+# %% ../../nbs/localhub/08e_webhooks.ipynb #25880b1d
 @webhook_routes('GET POST', '/api/settings/webhooks')
 def webhooks(call:Call):
     "List the caller's webhooks, or make one."
@@ -95,13 +95,15 @@ def _changed_webhook(call, id):
     return dict(webhook=webhook_json(w))
 
 @webhook_routes('GET POST DELETE', '/api/settings/webhooks/{id}')
-def webhook(call:Call)->dict:
+def webhook(call:Call, method:str=None # the call's own where None
+           )->dict:
     "Show, change or delete a webhook."
-    if call.request.method=='GET':
+    method = method or call.request.method
+    if method=='GET':
         return dict(webhook=webhook_json(find_webhook(call,'user.webhooks.read')))
     w = find_webhook(call)
     with call.hub.db.tx() as c:
-        if call.request.method=='DELETE':
+        if method=='DELETE':
             c.execute('DELETE FROM webhooks WHERE id=?', (w['id'],))
             c.execute('DELETE FROM deliveries WHERE webhook=?', (w['id'],))
             return {}
@@ -110,16 +112,17 @@ def webhook(call:Call)->dict:
     return _changed_webhook(call, w['id'])
 
 @webhook_routes('POST', '/api/settings/webhooks/{id}/enable', '/api/settings/webhooks/{id}/disable')
-def switch_webhook(call:Call)->dict:
+def switch_webhook(call:Call, off:bool=None # as the address says where None
+                  )->dict:
     "Let a webhook sleep, or wake it; what waited for a sleeping one is given up."
-    w,off = find_webhook(call),call.request.url.path.endswith('/disable')
+    w,off = find_webhook(call),call.request.url.path.endswith('/disable') if off is None else off
     with call.hub.db.tx() as c:
         c.execute('UPDATE webhooks SET disabled=? WHERE id=?', (off, w['id']))
         if off: c.execute("UPDATE deliveries SET status='failed', answer='it was disabled' WHERE "
                           "webhook=? AND status='waiting'", (w['id'],))
     return _changed_webhook(call, w['id'])
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #cbc18e32
+# %% ../../nbs/localhub/08e_webhooks.ipynb #3e76d6b0
 DAILY = 1000 # calls of one webhook in 24 hours, as upstream
 
 def watchers(hub:Hub, row:RepoRow, scope:str)->list:
@@ -143,7 +146,7 @@ def enqueue(hub:Hub, c, # connection, within a transaction
                   (w['id'], now, text, now))
     c.execute("DELETE FROM deliveries WHERE created<? AND status<>'waiting'", (now-30*86400,))
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #2be9b4d4
+# %% ../../nbs/localhub/08e_webhooks.ipynb #499ac0fb
 def payload_of(hub:Hub, row:RepoRow, scope:str, action:str, num:int=None, # of a discussion
                id:str=None, # of a comment
                to:str=None, # new name
@@ -176,7 +179,7 @@ def _talk(hub, row, num, id, new):
             content=None if data['hidden'] else data['latest']['raw'], url=dict(web=f"{at}#{e['id']}"))
     return res
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #e796610f
+# %% ../../nbs/localhub/08e_webhooks.ipynb #7fba14ed
 def compare_refs(hub:Hub, key:str):
     "Tell the watchers of a repo which branches, tags and pull requests have moved."
     row = hub.db.by_key(key)
@@ -207,7 +210,7 @@ def look_around(hub:Hub, watched:list):
                 with hub.store.lock(r['key']): pass # leaving it compares
             except HubError: pass # deleted meanwhile
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #0454fba7
+# %% ../../nbs/localhub/08e_webhooks.ipynb #d47c2789
 def watch(hub:Hub):
     "Let a Hub write what happens into the queue of its webhooks."
     hub.wake = threading.Event()
@@ -224,7 +227,7 @@ def watch(hub:Hub):
     hub.listeners.append(heard)
     hub.store.on_write = left
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #376af2f1
+# %% ../../nbs/localhub/08e_webhooks.ipynb #9048f5a5
 def reach(host:str, port:int, timeout:float, # seconds
           local:bool # whether only this machine can reach this Hub
          )->socket.socket:
@@ -264,7 +267,7 @@ def _hang_up(sock):
     try: sock.shutdown(socket.SHUT_RDWR)
     except OSError: pass # it is closed
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #65d8fca5
+# %% ../../nbs/localhub/08e_webhooks.ipynb #cc3884f6
 class Deliverer:
     "Sends what waits in the queue, until it is stopped."
     def __init__(self, hub:Hub, url:str, # address under which the Hub is reached
@@ -306,7 +309,7 @@ class Deliverer:
         for s in list(self.live): _hang_up(s)
         self.thread.join(self.timeout)
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #100c4eee
+# %% ../../nbs/localhub/08e_webhooks.ipynb #e8490ace
 def deliver(self, r):
     "Try one entry of the queue, and write down what came of it."
     try:
@@ -344,7 +347,7 @@ def delivering(hub:Hub, url:str, **kw):
     try: yield d
     finally: d.stop()
 
-# %% ../../nbs/localhub/08e_webhooks.ipynb #7e2298ca
+# %% ../../nbs/localhub/08e_webhooks.ipynb #720e78fb
 def deliveries_of(hub:Hub, id:str, most:int=50)->list:
     "List the newest entries of a webhook's queue."
     return [dict(id=r['seq'], createdAt=iso(r['created']), status=r['status'], tries=r['tries'],

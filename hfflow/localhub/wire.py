@@ -6,8 +6,9 @@ Docs: https://hfflow.github.io/hfflow/localhub/wire.html.md"""
 
 # %% auto #0
 __all__ = ['LOOPBACK', 'Limits', 'Hub', 'make_repo', 'iso', 'truthy', 'Json', 'error', 'Moved', 'Call', 'text', 'int_', 'user',
-           'get_repo', 'check_gate', 'Routes', 'RawPath', 'read_body', 'session', 'browser_user', 'identify',
-           'make_routes', 'make_app', 'serving', 'sign', 'check_signed', 'next_link']
+           'get_repo', 'check_gate', 'Routes', 'RawPath', 'read_body', 'seal', 'session', 'browser_user', 'identify',
+           'same_origin', 'csrf', 'browser_form', 'make_routes', 'make_app', 'serving', 'sign', 'check_signed',
+           'next_link']
 
 # %% ../../nbs/localhub/05_wire.ipynb #12964f84
 import base64, hmac, inspect, json, re, sys, threading, time, traceback
@@ -299,30 +300,57 @@ async def _answer(f, kind, request):
     except Moved as e: return _moved(call, e.row)
 
 # %% ../../nbs/localhub/05_wire.ipynb #3c5178a6
-def session(hub:Hub, name:str, exp:int=None # Unix time; in 30 days where None
-           )->str: # value of the cookie
-    "Make the cookie by which a browser is known."
-    exp = exp or int(time.time())+30*86400
-    return f'{name}:{exp}:'+hmac.new(hub.db.secret, f'session:{name}:{exp}'.encode(),
-        sha256).hexdigest()
+def seal(hub:Hub, purpose:str, text:str)->str:
+    "Make a mark that only this Hub can make."
+    return hmac.new(hub.db.secret, f'{purpose}:{text}'.encode('utf-8','replace'), sha256).hexdigest()
 
-def browser_user(call:Call)->str: # user name or None
-    "Read the cookie."
-    cookie = call.request.cookies.get('hub','')
-    name,exp = (cookie.split(':')+[''])[:2]
-    ok = re.fullmatch(r'\d{1,12}',
-        exp) and int(exp)>time.time() and hmac.compare_digest(cookie.encode('utf-8','replace'),
-        session(call.hub,name,int(exp)).encode('utf-8','replace'))
-    return name if ok else None
+def session(hub:Hub, who:Caller, exp:int=None # Unix time; in 30 days where None
+           )->str: # value of the cookie
+    "Make the cookie by which a browser is known: it stands for the token that somebody logged in with."
+    text = f'{exp or int(time.time())+30*86400}:{who.id}'
+    return f'{text}:{seal(hub,"session",text)}'
+
+def browser_user(call:Call)->Caller: # None where nobody is logged in
+    "Read the cookie; with its token it ends."
+    text,_,mark = call.request.cookies.get('hub','').rpartition(':')
+    if not hmac.compare_digest(mark.encode('utf-8','replace'), seal(call.hub,'session',text).encode()):
+        return None
+    exp,_,id = text.partition(':')
+    return call.hub.db.holder(id) if int(exp)>time.time() else None
 
 def identify(self):
     "Find out who calls: by token or, where a page is only read, by the browser's cookie."
     token = _token(self.request)
     if token is None and self.request.method in ('GET',
-            'HEAD') and not self.request.url.path.startswith('/api/') and (name:=browser_user(self)):
-        return self.hub.db.person(name,'read')
+            'HEAD') and not self.request.url.path.startswith('/api/') and (who:=browser_user(self)):
+        return who
     return self.hub.db.caller(token)
 Call.identify = identify
+
+# %% ../../nbs/localhub/05_wire.ipynb #5c776ebe
+def same_origin(self):
+    "Refuse a form that another site made a browser send."
+    h = self.request.headers
+    site,origin = h.get('sec-fetch-site'),h.get('origin')
+    if site not in (None,'same-origin') or origin and origin.partition('://')[2]!=h.get('host'):
+        raise HubError(403, 'this form was sent from another site.')
+
+def csrf(self)->str:
+    "Make the mark that a form of this browser carries."
+    return seal(self.hub, 'form', self.request.cookies.get('hub',''))
+
+def browser_form(self)->dict: # {name: [values]}
+    "Read a form that a page of this Hub sent; from here on, the call is the logged-in person's."
+    self.same_origin()
+    who,form = browser_user(self),self.form()
+    if who is None: raise HubError(401, 'Log in first.')
+    mark = str((form.get('csrf') or [''])[0]).encode('utf-8','replace')
+    if not hmac.compare_digest(mark, self.csrf.encode()):
+        raise HubError(403, 'this form does not come from a page of this Hub, or somebody has '
+                            'logged in since: load the page again.')
+    self.who = who
+    return form
+Call.same_origin,Call.csrf,Call.browser_form = same_origin,property(csrf),browser_form
 
 # %% ../../nbs/localhub/05_wire.ipynb #0bb201dc
 async def _guarded(f, kind, request):
