@@ -11,8 +11,7 @@ __all__ = ['parser', 'listen', 'address', 'serve', 'main']
 import argparse, socket, sys
 from pathlib import Path
 
-from .processes import stop_all
-from .server import all_routes, open_hub, own
+from .server import all_routes, open_hub, own, working
 from .store import HubError
 from .wire import LOOPBACK, make_app
 
@@ -76,11 +75,9 @@ def main(args=None)->int:
             hub = open_hub(a.data, a.user, a.org,
                            may=[s for s in ('spaces','jobs') if getattr(a,s)])
             hub.url = address(a.host, sock)
-            loopback = a.host in LOOPBACK or a.host.startswith('127.')
-            try:
-                serve(sock, make_app(hub, all_routes(), LOOPBACK|{a.host} if loopback else None),
-                      hub.url)
-            finally: stop_all(hub)
+            hub.local = loopback = a.host in LOOPBACK or a.host.startswith('127.')
+            app = make_app(hub, all_routes(), LOOPBACK|{a.host} if loopback else None)
+            with working(hub): serve(sock, app, hub.url)
     except HubError as e: print(e.message, file=sys.stderr); return 2
     except (OSError,ValueError) as e: print(f'the data folder {a.data} cannot be used: {e}',
             file=sys.stderr); return 2

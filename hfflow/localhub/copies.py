@@ -43,7 +43,7 @@ Store.copy = copy
 def duplicate(call:Call)->dict:
     "Copy a repo under another name."
     row,d = call.repo(content=True),call.json()
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user()
     id = call.text(d,'repository','')
     if id.count('/')!=1: raise HubError(400, '`repository` must be `namespace/name`.')
     owner,name = id.split('/')
@@ -58,7 +58,9 @@ def _copy_of(call, row, id, private):
         with db.tx() as c: c.execute('INSERT INTO lfs SELECT ?,oid,size,created FROM lfs WHERE '
             'key=?', (key, row.key))
     except BaseException: call.hub.store.delete(key); raise
-    return call.hub.index(db.by_key(key))
+    new = call.hub.index(db.by_key(key))
+    call.hub.announce(new, 'repo', 'create')
+    return new
 
 # %% ../../nbs/localhub/08a_copies.ipynb #ae76d5a9
 def lfs_names(repo:Repo)->dict: # sha256 -> (path, ref), of the newest commit that has it
@@ -163,7 +165,8 @@ def share_lfs_files(call:Call)->dict:
     to = db.find(str(target.get('type')), str(target.get('name')))
     if to is None or not db.visible(to, call.who):
         raise HubError(404, 'Repository not found', 'RepoNotFound')
-    if not call.who.can_write(to.owner):
+    if not call.who.can_write(to.owner, to.key):
+        call.user()
         raise HubError(403, f"You don't have the rights to write to {to.id}.")
     failed = []
     for oid in [str(f.get('sha256')) for f in files]:

@@ -24,10 +24,12 @@ from .wire import Call, Routes, iso, truthy
 # %% ../../nbs/localhub/06a_discussions.ipynb #61e8ecd6
 disc_routes = Routes()
 
-def signed_in(call:Call)->str: # user name
-    "Refuse a caller without a token that may write."
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
-    if call.who.role!='write':
+def signed_in(call:Call, row:RepoRow=None, # where; the caller's own namespace where None
+              *more)->str: # permissions that will do as well; returns the user name
+    "Refuse a caller whose token may not take part."
+    owner,key = (row.owner,row.key) if row else (call.user(),None)
+    if not any(call.who.may(p,owner,key) for p in ('discussion.write',*more)):
+        call.user()
         raise HubError(403, 'this needs a write token: make one, or use another.')
     return call.who.name
 
@@ -50,7 +52,7 @@ def committable(call:Call)->RepoRow:
     new = truthy(call.q.get('create_pr',''))
     if not new and not num: return call.repo(write=True)
     row = call.repo(content=True)
-    signed_in(call)
+    signed_in(call, row, *([] if new else ['repo.write']))
     if new: return row
     try: d = find_discussion(call, row, num)
     except HubError: raise no_revision(call.p['rev']) from None
@@ -59,7 +61,7 @@ def committable(call:Call)->RepoRow:
     return row
 
 def _own(call, row, d):
-    if d['author'].lower()!=signed_in(call).lower() and not call.who.can_write(row.owner):
+    if d['author'].lower()!=call.who.name.lower() and not call.who.can_write(row.owner, row.key):
         raise HubError(403, f"You don't have the rights to change this: only {d['author']} and "
             f"those who may write {row.id} do.")
 
@@ -67,20 +69,28 @@ def _own(call, row, d):
 def add_event(call:Call, row:RepoRow, num:int,
               type:str, # comment | status-change | title-change | commit
               data:dict)->dict: # the event as the API shows it
-    "Append an event to a discussion."
+    "Append an event to a discussion, and announce it."
+    e = _insert(call, row, num, type, data)
+    if type=='comment': call.hub.announce(row, 'discussion.comment', 'create', num=num, id=e['id'])
+    elif type!='commit': call.hub.announce(row, 'discussion', 'update', num=num)
+    return event_json(call, row, e)
+
+def _insert(call, row, num, type, data):
     id,now = token_hex(12),time.time()
     with call.hub.db.tx() as c:
         c.execute('INSERT INTO events(id,key,num,type,author,created,data) VALUES(?,?,?,?,?,?,?)',
             (id, row.key, num, type, call.who.name, now, json.dumps(data)))
-    return event_json(call, row, call.hub.db.one('SELECT * FROM events WHERE id=?', id))
+    return call.hub.db.one('SELECT * FROM events WHERE id=?', id)
 
 def _version(text, author): return dict(raw=text, updatedAt=iso(time.time()),
     author=dict(name=author))
 
 def add_comment(call:Call, row:RepoRow, num:int, text:str)->dict:
     "Append a comment."
-    return add_event(call, row, num, 'comment', dict(edited=False, hidden=False, history=[],
-        latest=_version(text, call.who.name)))
+    return add_event(call, row, num, 'comment', _comment(call, text))
+
+def _comment(call, text): return dict(edited=False, hidden=False, history=[],
+    latest=_version(text, call.who.name))
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #17fb4476
 def _person(call, name): return dict(name=name, type='user',
@@ -123,7 +133,7 @@ def enter(call:Call, row:RepoRow, num:int, title:str, text:str,
     with call.hub.db.tx() as c:
         c.execute('INSERT INTO discussions VALUES(?,?,?,?,?,?,?,NULL)',
             (row.key, num, title, status, call.who.name, time.time(), base))
-    if text.strip(): add_comment(call, row, num, text)
+    if text.strip(): _insert(call, row, num, 'comment', _comment(call, text))
 
 def forget(call:Call, row:RepoRow, repo:Repo, num:int):
     "Take a pull request back whose first commit failed."
@@ -143,12 +153,13 @@ def _title(call, d):
 def create_discussion(call:Call)->dict:
     "Open a discussion, or a pull request that is a draft until somebody fills it."
     row,d = call.repo(content=True),call.json()
-    signed_in(call)
+    signed_in(call, row)
     title = _title(call, d)
     text,pr = call.text(d,'description','',limit=65_536),d.get('pullRequest') is True
     with call.hub.store.lock(row.key) as repo:
         num,base = start_branch(call,row,repo,'main') if pr else (next_number(call,row,repo),None)
         enter(call, row, num, title, text, base, 'draft' if pr else 'open')
+        call.hub.announce(row, 'discussion', 'create', num=num)
     return dict(num=num, url=f'{call.base}/{row.url}/discussions/{num}', pullRequest=pr)
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #0088d461
@@ -270,7 +281,7 @@ def _merge_commit(call, row, repo, d, base, head, tree):
 # %% ../../nbs/localhub/06a_discussions.ipynb #5dcd37c2
 def _here(call):
     row = call.repo(content=True)
-    signed_in(call)
+    signed_in(call, row)
     return row,find_discussion(call, row, call.p['num']),call.json()
 
 def _words(call, d, key):
@@ -318,7 +329,7 @@ def edit_comment(call:Call)->dict:
         call.p['id'], row.key, d['num'])
     if e is None: raise HubError(404, f"there is no such comment in discussion {d['num']}.")
     hide,mine = call.request.url.path.endswith('/hide'),e['author'].lower()==call.who.name.lower()
-    if not mine and not (hide and call.who.can_write(row.owner)):
+    if not mine and not (hide and call.who.can_write(row.owner, row.key)):
         raise HubError(403, f"only {e['author']} may change this comment.")
     data = json.loads(e['data'])
     if data['hidden']: raise HubError(400, 'this comment is hidden.')
@@ -327,5 +338,6 @@ def edit_comment(call:Call)->dict:
         history=[] if hide else data['history']+[data['latest']])
     with call.hub.db.tx() as c:
         c.execute('UPDATE events SET data=? WHERE id=?', (json.dumps(data), e['id']))
+    call.hub.announce(row, 'discussion.comment', 'update', num=d['num'], id=e['id'])
     return dict(updatedComment=event_json(call, row,
         call.hub.db.one('SELECT * FROM events WHERE id=?', e['id'])))

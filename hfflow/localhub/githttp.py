@@ -60,11 +60,13 @@ def git_repo(call:Call, service:str)->RepoRow:
         if e.status==401: e.headers |= ask
         raise
     if service=='git-upload-pack': return row
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.', headers=ask)
-    signed_in(call)
+    try: signed_in(call, row, 'repo.write')
+    except HubError as e:
+        if e.status==401: e.headers |= ask
+        raise
     mine = call.hub.db.one('SELECT 1 FROM discussions WHERE key=? AND author=? AND base IS NOT NULL',
                            row.key, call.who.name)
-    if not call.who.can_write(row.owner) and not mine:
+    if not call.who.can_write(row.owner, row.key) and not mine:
         raise HubError(403, f"You don't have the rights to write to {row.id}: open a pull request.")
     return row
 
@@ -182,7 +184,7 @@ def _check_ref(call, row, name, new):
     elif not name.startswith(('refs/heads/',
                               'refs/tags/')) or not pygit2.reference_is_valid_name(name):
         raise HubError(400, 'only branches, tags and pull requests can be pushed')
-    if not call.who.can_write(row.owner): raise HubError(403, 'no right to write this')
+    if not call.who.can_write(row.owner, row.key): raise HubError(403, 'no right to write this')
     if new==NONE and name=='refs/heads/main': raise HubError(403, 'main cannot be deleted')
 
 def move_ref(call:Call, row:RepoRow, repo:Repo, old:str, new:str, name:str):

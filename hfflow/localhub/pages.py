@@ -113,7 +113,7 @@ def no_api(call:Call):
     raise HubError(404, 'this Hub has no such call.')
 
 # %% ../../nbs/localhub/09_pages.ipynb #e8a6baa6
-def page(*paths, methods='GET'):
+def page(*paths, methods='GET', routes=page_routes):
     "Register a handler whose errors are pages too."
     def add(f):
         @wraps(f)
@@ -125,7 +125,7 @@ def page(*paths, methods='GET'):
                 for k,v in error(e).headers.items():
                     if k.startswith('x-'): res.headers[k] = v
                 return res
-        page_routes(methods, *paths)(g)
+        routes(methods, *paths)(g)
         return f
     return add
 
@@ -133,18 +133,22 @@ def page(*paths, methods='GET'):
 @page('/login', methods='GET POST')
 def login(call:Call)->Response:
     "Let a browser in by a token."
+    to = call.q.get('to','/')
+    if not re.fullmatch(r'/(?![/\\])[\x21-\x5b\x5d-\x7e]*', to): to = '/' # stay on this Hub
     if call.request.method=='GET': return html(call, 'login.html', title='Log in')
+    call.same_origin()
     token = (call.form().get('token') or [''])[0].strip()
     try: who = call.hub.db.caller(token)
     except HubError: return html(call, 'login.html', 401, title='Log in', wrong=True)
-    res = RedirectResponse('/', 303)
-    res.set_cookie('hub', session(call.hub,who.name), max_age=30*86400, httponly=True,
+    res = RedirectResponse(to, 303)
+    res.set_cookie('hub', session(call.hub,who), max_age=30*86400, httponly=True,
         samesite='strict')
     return res
 
 @page('/logout', methods='POST')
 def logout(call:Call)->Response:
     "Forget the browser."
+    call.same_origin()
     res = RedirectResponse('/', 303)
     res.delete_cookie('hub')
     return res

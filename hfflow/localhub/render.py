@@ -31,6 +31,7 @@ def card_link(value:str, row:RepoRow, rev:str, image:bool=False,
     value = value.strip()
     u = urlsplit(value) if not re.match(r'[\\/]{2}',value) else None
     if u is None: return None
+    if image and re.fullmatch(r'/uploads/[0-9a-f]{64}\.\w{3,4}', u.path): return u.path
     if u.scheme or u.netloc: return None if image else value
     if value.startswith('#') or (value.startswith('/') and not image): return value
     path = normpath(f'/{folder}/{unquote(u.path)}').strip('/')

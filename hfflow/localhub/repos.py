@@ -27,8 +27,8 @@ repo_routes = Routes()
 @repo_routes('GET', '/api/whoami-v2')
 def whoami(call:Call)->dict:
     "Tell who holds the token."
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
-    u = call.hub.db.one('SELECT * FROM users WHERE name=?', call.who.name)
+    u = call.hub.db.one('SELECT * FROM users WHERE name=?', call.user())
+    t = call.hub.db.one('SELECT created FROM tokens WHERE hash=?', call.who.id)
     full = {r['name']:r['fullname'] for r in call.hub.db.all("SELECT name, fullname FROM users "
         "WHERE type='org'")}
     avatar = f'{call.base}/static/avatar.svg'
@@ -39,7 +39,8 @@ def whoami(call:Call)->dict:
         email=u['email'], avatarUrl=avatar, emailVerified=True, isPro=False, canPay=False,
         orgs=orgs,
                 auth=dict(type='access_token', accessToken=dict(displayName=call.who.token,
-                    role=call.who.role, createdAt=iso(u['created']))))
+                    role=call.who.role, createdAt=iso(t['created']),
+                    **(dict(fineGrained=call.who.scopes) if call.who.scopes else {}))))
 
 @repo_routes('POST', '/api/validate-yaml')
 def validate_yaml(call:Call)->Json:
@@ -59,9 +60,8 @@ def _kind(d):
 
 def _named(call, d):
     name,org = call.text(d,'name'),call.text(d,'organization')
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
     if name and '/' in name and not org: org,_,name = name.partition('/')
-    return org or call.who.name, check_name(name,'repo name')
+    return org or call.user(), check_name(name,'repo name')
 
 def _visibility(d):
     v = d.get('visibility')
@@ -76,6 +76,7 @@ def new_id(call:Call, kind:str, owner:str, name:str)->str:
     "Check that the caller may make a repo of that name and that there is none; returns owner/name."
     known = call.hub.db.one('SELECT name FROM users WHERE name=?', owner)
     if known: owner = known['name']
+    call.user()
     id = f'{owner}/{name}'
     if len(id)>96: raise HubError(400,
             f'`{id[:120]}` has {len(id)} characters, at most 96 are allowed.')
@@ -122,6 +123,7 @@ def delete_repo(call:Call)->dict:
     if row is None or not call.hub.db.visible(row,call.who):
         raise HubError(404, 'Repository not found', 'RepoNotFound')
     row = _row_of(call, row.kind, row.id)
+    call.hub.announce(row, 'repo', 'delete')
     call.hub.db.drop_repo(row.key)
     call.hub.store.delete(row.key)
     return {}
@@ -132,7 +134,7 @@ def move_repo(call:Call)->dict:
     "Give a repo another name or another owner."
     d = call.json()
     kind,old,new = _kind(d),call.text(d,'fromRepo',''),call.text(d,'toRepo','')
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user()
     if old.count('/')!=1 or new.count('/')!=1:
         raise HubError(400, '`fromRepo` and `toRepo` must be `namespace/name`.')
     owner,name = new.split('/')
@@ -142,6 +144,7 @@ def move_repo(call:Call)->dict:
         raise HubError(403, f"You don't have the rights to create a {kind} under the namespace "
             f"`{owner}`.")
     call.hub.db.rename_repo(row, new)
+    call.hub.announce(row, 'repo', 'move', to=new)
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #b67c4caa
@@ -156,7 +159,9 @@ def settings(call:Call)->dict:
             raise HubError(400, '`gated` must be auto, manual or false.')
         new['gated'] = d['gated'] or None
     call.hub.db.set_repo(row.key, **new)
-    row = call.hub.db.by_key(row.key)
+    old,row = row,call.hub.db.by_key(row.key)
+    changed = {k:v for k,v in new.items() if getattr(old,k)!=v}
+    if changed: call.hub.announce(row, 'repo.config', 'update', changed=changed)
     return dict(private=row.private, gated=row.gated or False,
         visibility='private' if row.private else 'public')
 
@@ -483,7 +488,7 @@ def squash(call:Call)->dict:
 def like(call:Call)->dict:
     "Like a repo, or take the like back."
     row = call.repo()
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user('user.social.likes.write')
     with call.hub.db.tx() as c:
         if call.request.method=='POST': c.execute('INSERT OR IGNORE INTO likes VALUES(?,?,?)',
                 (call.who.name,row.key,time.time()))
@@ -554,7 +559,7 @@ def access_handle(call:Call)->dict:
 def ask_access(call:Call)->dict:
     "Ask for a gated repo."
     row = call.repo()
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user('user.settings.write')
     if not row.gated: raise HubError(400, 'This repo is not gated.')
     with call.hub.db.tx() as c: c.execute('INSERT OR IGNORE INTO access VALUES(?,?,?,0,NULL,?)',
             (row.key, call.who.name, 'accepted' if row.gated=='auto' else 'pending', time.time()))

@@ -56,8 +56,8 @@ def search(self, kind:str, who:Caller, search:list=(), # words that all stand in
         raise HubError(400, f'unknown `sort` {sort!r}: use one of {", ".join(list(SORTS)[:5])}.')
     sql,args = ['kind=?'],[kind]
     def where(s, *a): sql.append(s); args.extend(a)
-    names = [who.name,*[o for o,_ in who.orgs]] if who.name else []
-    where(f'(private=0 OR owner IN ({",".join("?"*len(names))}))', *names)
+    may_read,names = who.reads()
+    where(f'(private=0 OR {may_read})', *names)
     for s in search:
         for w in s.split()[:20]: where("id LIKE ? ESCAPE '\\'", _like(w))
     if author: where('owner=?', author)

@@ -26,7 +26,7 @@ def _who(call, name, type):
     return u
 
 def _counts(call, owner):
-    cond = '' if call.who.role_in(owner) else 'AND private=0'
+    cond = '' if call.who.may('repo.content.read', owner) else 'AND private=0'
     rows = call.hub.db.all(f'SELECT kind, count(*) n FROM repos WHERE owner=? {cond} GROUP BY kind',
                            owner)
     found = {r['kind']:r['n'] for r in rows}
@@ -80,7 +80,8 @@ def _slug(c):
     words = re.sub('[^a-z0-9]+','-',c['title'].lower()).strip('-')[:60]
     return f"{c['owner']}/{words+'-' if words else ''}{c['id']}"
 
-def _shown(call, c): return not c['private'] or call.who.role_in(c['owner']) is not None
+def _shown(call, c): return not c['private'] or call.who.may('collection.read',
+    c['owner'])
 
 def find_collection(call:Call, write:bool=False):
     "Find the collection that the address names, and check that the caller may do this with it."
@@ -88,9 +89,7 @@ def find_collection(call:Call, write:bool=False):
     c = call.hub.db.one('SELECT * FROM collections WHERE id=?', m[1]) if m else None
     if c is None or not _shown(call,c) or c['owner'].lower()!=call.p['ns'].lower():
         raise HubError(404 if call.who.name else 401, 'Collection not found')
-    if write and not call.who.can_write(c['owner']):
-        if call.who.name is None: raise HubError(401, 'Invalid username or password.')
-        raise HubError(403, f"You don't have the rights to change a collection of {c['owner']}.")
+    if write: call.user('collection.write', c['owner'])
     return c
 
 def _repo(call, item):
@@ -134,11 +133,8 @@ def _description(call, d):
 def create_collection(call:Call)->dict:
     "Put up a shelf."
     d,db = call.json(),call.hub.db
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
-    owner,title = call.text(d,'namespace') or call.who.name,_title(call,d)
-    if not call.who.can_write(owner):
-        raise HubError(403, "You don't have the rights to create a collection under the namespace "
-                            f"`{owner}`.")
+    owner,title = call.text(d,'namespace') or call.user(),_title(call,d)
+    call.user('collection.write', owner)
     old = db.one('SELECT * FROM collections WHERE owner=? AND title=?', owner, title)
     if old:
         raise HubError(409, f'{owner} has a collection of that title already.',

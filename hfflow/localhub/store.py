@@ -295,7 +295,8 @@ class Store:
         self.repos = self.folder/'repos'
         self.repos.mkdir(parents=True, exist_ok=True)
         self.lfs = LfsStore(self.folder/'lfs')
-        self._locks,self._guard,self._clean = {},threading.Lock(),set()
+        self._locks,self._guard,self._clean,self._depth = {},threading.Lock(),set(),{}
+        self.on_write = lambda key: None # told, still under the lock, after each change
 
     def path(self, key:str # 24 hex digits, never a name that a user chose
             )->Path:
@@ -347,13 +348,17 @@ Store._place = _place
 # %% ../../nbs/localhub/00_store.ipynb #2a97c3a4
 @contextmanager
 def lock(self, key:str):
-    "Let one writer at a time into a repository; yields its `Repo`."
+    "Let one writer at a time into a repository; yields its `Repo`, and tells `on_write` when it leaves."
     with self._guard: guard = self._locks.setdefault(key, threading.RLock())
     with guard:
         if key not in self._clean: # locks that a killed server left behind
             for f in self.path(key).rglob('*.lock'): f.unlink(missing_ok=True)
             self._clean.add(key)
-        yield self.open(key)
+        self._depth[key] = self._depth.get(key,0)+1
+        try: yield self.open(key)
+        finally:
+            self._depth[key] -= 1
+            if not self._depth[key]: self.on_write(key)
 Store.lock = lock
 
 # %% ../../nbs/localhub/00_store.ipynb #dc9137e4

@@ -111,7 +111,8 @@ def lfs_batch(call:Call)->Response:
         raise HubError(400, '`operation` must be upload or download.')
     call.p['name'] = call.p['name'].removesuffix('.git')
     row = call.repo(content=True)
-    if operation=='upload': signed_in(call) # anybody may propose a file; only a commit takes it in
+    if operation=='upload': # anybody may propose a file; only a commit takes it in
+        signed_in(call, row, 'repo.write')
     transfers = d.get('transfers') if isinstance(d.get('transfers'),list) else ['basic']
     multi = 'multipart' in transfers and operation=='upload'
     res = [_batch_one(call,row,o,operation,multi) for o in _files(d,'objects',10_000)]
@@ -219,7 +220,7 @@ def lfs_verify(call:Call)->dict:
     d = call.json()
     call.p['name'] = call.p['name'].removesuffix('.git')
     row = call.repo(content=True)
-    signed_in(call)
+    signed_in(call, row, 'repo.write')
     size = call.hub.db.lfs_size(row.key, d.get('oid'))
     if size is None: raise HubError(404, 'Object does not exist on the server')
     if d.get('size')!=size:
@@ -269,7 +270,9 @@ def _commit_pr(call, row, repo, q, req):
     num,base = start_branch(call, row, repo, call.p['rev'])
     try:
         enter(call, row, num, req.summary[:200], req.description, base)
-        return _swap(call, row, f'refs/pr/{num}', q, req),num
+        oid = _swap(call, row, f'refs/pr/{num}', q, req)
     except BaseException:
         forget(call, row, repo, num)
         raise
+    call.hub.announce(row, 'discussion', 'create', num=num)
+    return oid,num
