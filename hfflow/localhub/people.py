@@ -96,7 +96,8 @@ CREATE TABLE devices(
   code TEXT PRIMARY KEY, word TEXT NOT NULL UNIQUE, expires REAL NOT NULL, polled REAL,
   user TEXT COLLATE NOCASE) WITHOUT ROWID;
 """
-SCHEMAS = (SCHEMA, _discussions, _collections, _settings) # a data folder of an older hfflow gets what it lacks
+SCHEMAS = (SCHEMA, _discussions, _collections,
+           _settings) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:
@@ -146,7 +147,8 @@ class _Tx:
 # %% ../../nbs/localhub/02_people.ipynb #ce5c04ad
 _name_re = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?')
 RESERVED = {'api','datasets','models','spaces','kernels','buckets','static','lfs','login','logout',
-    'settings','new','search','join','docs','oauth','jobs','uploads','collections','papers','device','-'}
+    'settings','new','search','join','docs','oauth','jobs','uploads','collections','papers',
+    'device','-'}
 
 def check_name(name:str, # user, organisation or repo name
                what:str='name')->str:

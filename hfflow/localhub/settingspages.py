@@ -86,15 +86,18 @@ def _scopes(form):
                                                                           else {})
         if mine:=[p for p in wanted if p in known]:
             res.append(dict(entity=dict(type=type, name=name), permissions=mine))
-    return {'scoped':res, 'global':form.get('everywhere',[]), 'canReadGatedRepos':first(form,'gated')=='yes'}
+    return {'scoped':res, 'global':form.get('everywhere',[]),
+            'canReadGatedRepos':first(form,'gated')=='yes'}
 
 def _change_tokens(call, form):
     db,name = call.hub.db,_whole(call)
     if first(form,'do')=='delete':
-        with db.tx() as c: c.execute('DELETE FROM tokens WHERE hash=? AND user=?', (first(form,'id'),name))
+        with db.tx() as c:
+            c.execute('DELETE FROM tokens WHERE hash=? AND user=?', (first(form,'id'),name))
         return
     days = first(form,'days')
-    if days and not (days.isdecimal() and len(days)<5): raise HubError(400, 'the days must be a number.')
+    if days and not (days.isdecimal() and len(days)<5):
+        raise HubError(400, 'the days must be a number.')
     made = new_token(call.hub, call.who, first(form,'name'), first(form,'role'), int(days) if days
         else None, _scopes(form))
     res = tokens_page(call, made=made)
@@ -129,7 +132,8 @@ def webhooks_page(call:Call, problem:HubError=None)->Response:
     call.user('user.webhooks.read')
     hooks = [webhook_json(w) for w in call.hub.db.all('SELECT * FROM webhooks WHERE user=? ORDER BY '
                                                       'created', call.who.name)]
-    return html(call, 'webhooks.html', title='Webhooks', tab='Webhooks', hooks=hooks, problem=problem,
+    return html(call, 'webhooks.html', title='Webhooks', tab='Webhooks', hooks=hooks,
+                problem=problem,
         hook=dict(watched=[dict(type='user', name=call.who.name)], domains=DOMAINS))
 
 def _change_webhook(call, form):
@@ -182,4 +186,5 @@ def _answer_device(call, form):
 @setting('/device', act=_answer_device)
 def device_page(call:Call, problem:HubError=None)->Response:
     "Ask for the code that a program shows."
-    return html(call, 'device.html', title='Log in', problem=problem, code=call.q.get('code','')[:20])
+    return html(call, 'device.html', title='Log in', problem=problem,
+                code=call.q.get('code','')[:20])

@@ -10,7 +10,7 @@ __all__ = ['token_routes', 'PERMISSIONS', 'OF_NAMESPACE', 'OF_USER', 'MB', 'GITH
            'publishers', 'drop_publisher', 'issuer_key', 'oauth_error', 'trusted', 'exchange', 'start_device',
            'answer_device', 'poll_device', 'oauth_token']
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #9231f82f
+# %% ../../nbs/localhub/08d_tokens.ipynb #599592c6
 import json, os, re, tempfile, time
 from datetime import datetime, timezone
 from hashlib import sha256
@@ -25,13 +25,14 @@ from .people import KINDS, Caller, RepoRow
 from .store import HubError
 from .wire import Call, Hub, Json, Routes, iso, next_link, read_body
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #6c295bc4
+# %% ../../nbs/localhub/08d_tokens.ipynb #6f25dc99
 token_routes = Routes()
 
 PERMISSIONS = { # of a namespace or one repo in it
     'repo.content.read':'Read private repos', 'repo.write':'Write repos and their settings',
     'discussion.write':'Take part in discussions, open pull requests'}
-OF_NAMESPACE = {'collection.read':'Read private collections', 'collection.write':'Write collections',
+OF_NAMESPACE = {'collection.read':'Read private collections',
+                'collection.write':'Write collections',
     'job.write':'Run Jobs', 'inference.endpoints.write':'Manage Inference Endpoints'}
 OF_USER = {'user.webhooks.read':'List webhooks', 'user.webhooks.write':'Manage webhooks',
     'user.social.likes.write':'Like repos'}
@@ -61,7 +62,8 @@ def read_scopes(hub:Hub, who:Caller, d:dict # as `whoami` shows them
     everywhere = _some(d.get('global') or [], ('discussion.write',), 0)
     if not res and not everywhere and not d.get('canReadGatedRepos'):
         raise HubError(400, 'a fine-grained token needs at least one permission.')
-    return {'scoped':res, 'global':everywhere, 'canReadGatedRepos':d.get('canReadGatedRepos') is True}
+    return {'scoped':res, 'global':everywhere,
+            'canReadGatedRepos':d.get('canReadGatedRepos') is True}
 
 def _some(names, known, least=1):
     if not isinstance(names,list) or len(names)<least or any(n not in known for n in names
@@ -69,7 +71,7 @@ def _some(names, known, least=1):
         raise HubError(400, f'`permissions` must list some of {", ".join(known)}.')
     return sorted(set(names))
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #e927664d
+# %% ../../nbs/localhub/08d_tokens.ipynb #17e2ee7a
 def new_token(hub:Hub, who:Caller, name:str, role:str, days:int=None, # None for ever
               scopes:dict=None # of a fine-grained token
              )->str:
@@ -81,9 +83,10 @@ def new_token(hub:Hub, who:Caller, name:str, role:str, days:int=None, # None for
     if days is not None and not 1<=days<=3650:
         raise HubError(400, 'a token lasts 1 to 3650 days.')
     scopes = read_scopes(hub, who, scopes or {}) if role=='fineGrained' else None
-    return hub.db.add_token(who.name, None, name, role, days and time.time()+days*86400, scopes=scopes)
+    return hub.db.add_token(who.name, None, name, role, days and time.time()+days*86400,
+                            scopes=scopes)
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #338b0fa3
+# %% ../../nbs/localhub/08d_tokens.ipynb #dec34525
 @token_routes('GET', '/api/settings/repositories', '/api/organizations/{org}/settings/repositories')
 def repositories(call:Call)->Json:
     "List the repos of the caller, or of an organisation they belong to, with their size."
@@ -100,10 +103,11 @@ def repositories(call:Call)->Json:
                  storagePercent=100*size(r)/total) for r in rows[start:start+500]]
     return Json(page, headers=next_link(call, cursor=start+500) if len(rows)>start+500 else {})
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #37fa1de6
+# %% ../../nbs/localhub/08d_tokens.ipynb #957fe40a
 MB = 1_000_000
 _media = [(re.compile(p, re.S), ext, type, most) for p,ext,type,most in (
-    (rb'\x89PNG\r\n\x1a\n', 'png', 'image/png', 10*MB), (rb'\xff\xd8\xff', 'jpg', 'image/jpeg', 10*MB),
+    (rb'\x89PNG\r\n\x1a\n', 'png', 'image/png', 10*MB),
+    (rb'\xff\xd8\xff', 'jpg', 'image/jpeg', 10*MB),
     (rb'GIF8[79]a', 'gif', 'image/gif', 10*MB), (rb'RIFF....WEBP', 'webp', 'image/webp', 10*MB),
     (rb'....ftypqt  ', 'mov', 'video/quicktime', 50*MB), (rb'....ftyp', 'mp4', 'video/mp4', 50*MB),
     (rb'\x1aE\xdf\xa3', 'webm', 'video/webm', 50*MB), (rb'RIFF....WAVE', 'wav', 'audio/wav', 10*MB),
@@ -141,13 +145,14 @@ def uploaded(call:Call)->FileResponse:
         'X-Content-Type-Options':'nosniff', 'Cache-Control':'public, max-age=31536000, immutable',
         'Content-Security-Policy':"default-src 'none'; sandbox"})
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #afb58feb
+# %% ../../nbs/localhub/08d_tokens.ipynb #0c26ff5d
 GITHUB = 'https://token.actions.githubusercontent.com'
 ISSUERS = (GITHUB,) # whose statements count; beside them, on a Hub of one machine, issuers on it
 
 def loopback(url:str)->bool:
     "Tell whether an address is one of this machine, without TLS."
-    try: u = urlsplit(url); return u.scheme=='http' and u.hostname in ('127.0.0.1','localhost','::1')
+    try:
+        u = urlsplit(url); return u.scheme=='http' and u.hostname in ('127.0.0.1','localhost','::1')
     except ValueError: return False
 
 _fields = dict(repository=r'[\w.-]{1,100}/[\w.-]{1,100}', branch=r'[^\s~^:?*\[\\]{1,200}',
@@ -155,9 +160,11 @@ _fields = dict(repository=r'[\w.-]{1,100}/[\w.-]{1,100}', branch=r'[^\s~^:?*\[\\
 
 def publisher_fields(call:Call, d:dict)->tuple: # issuer, audience, claims as JSON
     "Check what somebody wants to trust."
-    issuer,audience = (call.text(d,'issuer') or GITHUB).rstrip('/'),call.text(d,'audience') or call.base
+    issuer,audience = (call.text(d,'issuer') or GITHUB).rstrip('/'),call.text(d,
+        'audience') or call.base
     if issuer not in ISSUERS and not (call.hub.local and loopback(issuer)):
-        raise HubError(400, f'this Hub trusts no issuer `{issuer[:100]}`, only {", ".join(ISSUERS)}.')
+        raise HubError(400, f'this Hub trusts no issuer `{issuer[:100]}`, only '
+                            f'{", ".join(ISSUERS)}.')
     claims = {k:call.text(d,k) for k in _fields if call.text(d,k)}
     for k,v in claims.items():
         if not re.fullmatch(_fields[k], v): raise HubError(400, f'`{k}` cannot be `{v[:100]}`.')
@@ -168,7 +175,8 @@ def publisher_fields(call:Call, d:dict)->tuple: # issuer, audience, claims as JS
 def publishers_of(hub:Hub, row:RepoRow)->list:
     "List what may publish to a repo."
     return [dict(id=p['id'], issuer=p['issuer'], audience=p['audience'], createdBy=p['user'],
-        createdAt=iso(p['created']), lastUsedAt=p['used'] and iso(p['used']), **json.loads(p['claims']))
+        createdAt=iso(p['created']), lastUsedAt=p['used'] and iso(p['used']),
+        **json.loads(p['claims']))
         for p in hub.db.all('SELECT * FROM publishers WHERE key=? ORDER BY created', row.key)]
 
 @token_routes('GET POST', '/api/{T}/{ns}/{name}/trusted-publishers')
@@ -190,16 +198,18 @@ def drop_publisher(call:Call)->dict:
     "Trust it no longer."
     row = call.repo(write=True)
     with call.hub.db.tx() as c:
-        n = c.execute('DELETE FROM publishers WHERE id=? AND key=?', (call.p['id'],row.key)).rowcount
+        n = c.execute('DELETE FROM publishers WHERE id=? AND key=?',
+                      (call.p['id'],row.key)).rowcount
     if not n: raise HubError(404, 'this repo has no such trusted publisher.')
     return {}
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #8950f35c
+# %% ../../nbs/localhub/08d_tokens.ipynb #6be3bf9a
 class _Stay(HTTPRedirectHandler):
     def redirect_request(self, *args): return None
 
 def _fetch(url, local):
-    if not (loopback(url) if local else url.startswith('https://')): raise ValueError('wrong address')
+    if not (loopback(url) if local else url.startswith('https://')):
+        raise ValueError('wrong address')
     with build_opener(_Stay, *([ProxyHandler({})] if local else [])).open(url, timeout=5) as r:
         return json.loads(r.read(MB))
 
@@ -218,7 +228,7 @@ def issuer_key(hub:Hub, issuer:str, kid:str # name of the key
         known[issuer] = time.time(),keys
     return keys[kid]
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #8c35c311
+# %% ../../nbs/localhub/08d_tokens.ipynb #7468a3f6
 def oauth_error(code:str, text:str, status:int=400)->HubError:
     "Make an error as OAuth writes it."
     return HubError(status, text, body=dict(error=code, error_description=text))
@@ -249,7 +259,7 @@ def trusted(hub:Hub, row:RepoRow, token:str # the statement
         if _fits(json.loads(p['claims']), claims): return claims,p
     return None
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #bb4637ae
+# %% ../../nbs/localhub/08d_tokens.ipynb #54e24172
 _grant = 'urn:ietf:params:oauth:grant-type:'
 _type = 'urn:ietf:params:oauth:token-type:'
 _no = ('the statement was not accepted for this resource: look at the issuer, the audience, the '
@@ -257,7 +267,8 @@ _no = ('the statement was not accepted for this resource: look at the issuer, th
 
 def exchange(call:Call, d:dict)->dict:
     "Give a token for one repo to a workflow that proved what it is."
-    hub,token,where = call.hub,call.text(d,'subject_token','',limit=20_000),call.text(d,'resource','')
+    hub,token,where = call.hub,call.text(d,'subject_token','',limit=20_000),call.text(d,'resource',
+        '')
     m = re.fullmatch(r'(?:(dataset|space)s/)?([\w.-]+/[\w.-]+)', where)
     if d.get('subject_token_type')!=_type+'id_token' or not token or not m:
         raise oauth_error('invalid_request', 'an exchange needs `subject_token`, a '
@@ -284,7 +295,7 @@ def _granted(hub, user, name, seconds, prefix, role, scopes=None):
     return dict(access_token=token, token_type='bearer', expires_in=seconds,
                 issued_token_type=_type+'access_token')
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #ad77c105
+# %% ../../nbs/localhub/08d_tokens.ipynb #b7c04530
 DEVICE = 900 # seconds to type the code
 
 @token_routes('POST', '/oauth/device')
@@ -295,7 +306,8 @@ def start_device(call:Call)->dict:
     with call.hub.db.tx() as c:
         c.execute('DELETE FROM devices WHERE expires<?', (now-300,))
         if c.execute('SELECT count(*) FROM devices').fetchone()[0]>=1000:
-            raise oauth_error('slow_down', 'too many programs want to log in: try again later.', 429)
+            raise oauth_error('slow_down', 'too many programs want to log in: try again later.',
+                              429)
         c.execute('INSERT INTO devices VALUES(?,?,?,NULL,NULL)',
                   (call.hub.db.token_hash(code), word, now+DEVICE))
     return dict(device_code=code, user_code=word, verification_uri=f'{call.base}/device',
@@ -304,7 +316,8 @@ def start_device(call:Call)->dict:
 def answer_device(hub:Hub, word:str, user:str # '' to refuse
                  )->bool: # whether somebody waits for this code
     "Let the program in that shows a code, or not."
-    with hub.db.tx() as c: return c.execute('UPDATE devices SET user=? WHERE word=? AND user IS NULL '
+    with hub.db.tx() as c:
+        return c.execute('UPDATE devices SET user=? WHERE word=? AND user IS NULL '
         'AND expires>?', (user, word.strip().upper(), time.time())).rowcount==1
 
 def poll_device(call:Call, d:dict)->dict:
@@ -320,12 +333,14 @@ def poll_device(call:Call, d:dict)->dict:
     if r['expires']<now: raise oauth_error('expired_token', 'the code is too old: start again.')
     if r['user']=='': raise oauth_error('access_denied', 'the login was refused.')
     if r['user'] is None:
-        if r['polled'] and now-r['polled']<4.5: raise oauth_error('slow_down', 'ask every 5 seconds.')
+        if r['polled'] and now-r['polled']<4.5:
+            raise oauth_error('slow_down', 'ask every 5 seconds.')
         raise oauth_error('authorization_pending', 'nobody has typed the code yet.')
     day = datetime.now(timezone.utc).strftime('%Y-%m-%d')
-    return _granted(hub, r['user'], f'hf auth login {day} {r["word"][:4]}', 30*86400, 'hf_oauth_', 'write')
+    return _granted(hub, r['user'], f'hf auth login {day} {r["word"][:4]}', 30*86400, 'hf_oauth_',
+                    'write')
 
-# %% ../../nbs/localhub/08d_tokens.ipynb #0caf563c
+# %% ../../nbs/localhub/08d_tokens.ipynb #6aac46da
 @token_routes('POST', '/oauth/token')
 def oauth_token(call:Call)->Json:
     "Give a token for a proof of some kind."
@@ -333,5 +348,6 @@ def oauth_token(call:Call)->Json:
     grants = {_grant+'token-exchange':exchange, _grant+'device_code':poll_device}
     kind = call.text(d,'grant_type','')
     if kind not in grants:
-        raise oauth_error('unsupported_grant_type', f'`grant_type` must be one of {", ".join(grants)}.')
+        raise oauth_error('unsupported_grant_type', '`grant_type` must be one of '
+            f'{", ".join(grants)}.')
     return Json(grants[kind](call,d), headers={'Cache-Control':'no-store'})

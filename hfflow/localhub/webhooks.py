@@ -40,7 +40,8 @@ def _watched(items):
     if not isinstance(items,list) or not 0<len(items)<=MOST:
         raise HubError(400, f'`watched` must be a list of 1 to {MOST} items.')
     for i in items:
-        if not isinstance(i,dict) or i.get('type') not in WATCHED or not isinstance(i.get('name'),str) \
+        if not isinstance(i,dict) or i.get('type') not in WATCHED or not isinstance(i.get('name'),
+            str) \
             or not re.fullmatch(r'[\w.-]{1,96}(/[\w.-]{1,96})?', i['name'], re.ASCII):
             raise HubError(400, f'each watched item needs a `type` ({", ".join(WATCHED)}) and a '
                                 f'`name`.')
@@ -153,8 +154,10 @@ def payload_of(hub:Hub, row:RepoRow, scope:str, action:str, num:int=None, # of a
                changed:dict=None, # settings
                refs:list=None)->dict:
     "Write down what has happened to a repo."
-    repo = dict(type=row.kind, name=row.id, id=row.key, private=row.private, tags=row.info.get('tags',[]),
-        url=dict(web=f'/{row.url}', api=f'/api/{KINDS[row.kind]}/{row.id}'), owner=dict(id=row.owner))
+    repo = dict(type=row.kind, name=row.id, id=row.key, private=row.private,
+                tags=row.info.get('tags',[]),
+        url=dict(web=f'/{row.url}', api=f'/api/{KINDS[row.kind]}/{row.id}'),
+        owner=dict(id=row.owner))
     d = dict(event=dict(action=action, scope=scope), repo=repo)
     if num is not None: return d|_talk(hub, row, num, id, action=='create')
     repo['headSha'] = row.sha
@@ -171,12 +174,14 @@ def _talk(hub, row, num, id, new):
         url=dict(web=at, api=f'/api/{KINDS[row.kind]}/{row.id}/discussions/{num}')))
     if d['base']: res['discussion']['changes'] = dict(base=d['base']) | (
         dict(mergeCommitId=d['merged']) if d['merged'] else {})
-    e = hub.db.one("SELECT * FROM events WHERE key=? AND num=? AND type='comment' AND id=coalesce(?,id) "
+    e = hub.db.one("SELECT * FROM events WHERE key=? AND num=? AND type='comment' AND "
+                   "id=coalesce(?,id) "
                    "ORDER BY seq LIMIT 1", row.key, num, id)
     if e and (id or new):
         data = json.loads(e['data'])
         res['comment'] = dict(id=e['id'], author=dict(id=e['author']), hidden=data['hidden'],
-            content=None if data['hidden'] else data['latest']['raw'], url=dict(web=f"{at}#{e['id']}"))
+            content=None if data['hidden'] else data['latest']['raw'],
+            url=dict(web=f"{at}#{e['id']}"))
     return res
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #7fba14ed
@@ -204,7 +209,8 @@ def look_around(hub:Hub, watched:list):
     "Note where the refs of watched repos stand."
     for i in watched:
         rows = hub.db.all('SELECT key FROM repos WHERE owner=?', i['name']) if i['type'] in ('user',
-            'org') else hub.db.all('SELECT key FROM repos WHERE kind=? AND id=?', i['type'], i['name'])
+            'org') else hub.db.all('SELECT key FROM repos WHERE kind=? AND id=?', i['type'],
+                                   i['name'])
         for r in rows:
             try:
                 with hub.store.lock(r['key']): pass # leaving it compares
@@ -218,7 +224,8 @@ def watch(hub:Hub):
         try:
             hooks = watchers(hub, row, scope)
             if not hooks: return
-            with hub.db.tx() as c: enqueue(hub, c, hooks, payload_of(hub, row, scope, action, **more))
+            with hub.db.tx() as c:
+                enqueue(hub, c, hooks, payload_of(hub, row, scope, action, **more))
             hub.wake.set()
         except Exception: traceback.print_exc() # what was announced has happened all the same
     def left(key):
@@ -352,7 +359,8 @@ def deliveries_of(hub:Hub, id:str, most:int=50)->list:
     "List the newest entries of a webhook's queue."
     return [dict(id=r['seq'], createdAt=iso(r['created']), status=r['status'], tries=r['tries'],
                  answer=r['answer'], payload=json.loads(r['payload'])) for r in
-            hub.db.all('SELECT * FROM deliveries WHERE webhook=? ORDER BY seq DESC LIMIT ?', id, most)]
+            hub.db.all('SELECT * FROM deliveries WHERE webhook=? ORDER BY seq DESC LIMIT ?', id,
+                       most)]
 
 @webhook_routes('GET', '/api/settings/webhooks/{id}/deliveries')
 def list_deliveries(call:Call)->list:

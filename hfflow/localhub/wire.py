@@ -60,7 +60,8 @@ class Hub:
         from io import BytesIO
         return open(self.store.lfs.path(e.lfs.oid),'rb') if e.lfs else BytesIO(repo.read(e.oid))
 
-    def announce(self, row:RepoRow, scope:str, # as webhooks name it: repo, repo.config, discussion, …
+    def announce(self, row:RepoRow,
+                 scope:str, # as webhooks name it: repo, repo.config, discussion, …
                  action:str, # create | update | move | delete
                  **more):
         "Tell whoever listens what has happened to a repo."
@@ -309,7 +310,8 @@ async def _answer(f, kind, request):
 # %% ../../nbs/localhub/05_wire.ipynb #3c5178a6
 def seal(hub:Hub, purpose:str, text:str)->str:
     "Make a mark that only this Hub can make."
-    return hmac.new(hub.db.secret, f'{purpose}:{text}'.encode('utf-8','replace'), sha256).hexdigest()
+    return hmac.new(hub.db.secret, f'{purpose}:{text}'.encode('utf-8','replace'),
+                    sha256).hexdigest()
 
 def session(hub:Hub, who:Caller, exp:int=None # Unix time; in 30 days where None
            )->str: # value of the cookie
@@ -320,7 +322,8 @@ def session(hub:Hub, who:Caller, exp:int=None # Unix time; in 30 days where None
 def browser_user(call:Call)->Caller: # None where nobody is logged in
     "Read the cookie; with its token it ends."
     text,_,mark = call.request.cookies.get('hub','').rpartition(':')
-    if not hmac.compare_digest(mark.encode('utf-8','replace'), seal(call.hub,'session',text).encode()):
+    if not hmac.compare_digest(mark.encode('utf-8','replace'),
+                               seal(call.hub,'session',text).encode()):
         return None
     exp,_,id = text.partition(':')
     return call.hub.db.holder(id) if int(exp)>time.time() else None
