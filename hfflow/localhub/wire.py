@@ -49,6 +49,7 @@ class Hub:
         self.data,self.limits = Path(data),limits
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
+        self.uploads = {} # those in parts that are under way
 
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
