@@ -54,6 +54,7 @@ class Hub:
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
         self.listeners = [] # functions that `announce` calls
         self.local = True # whether only this machine can reach this Hub
+        self.uploads = {} # those in parts that are under way
 
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
