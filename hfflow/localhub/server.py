@@ -17,9 +17,10 @@ from .buckets import bucket_routes
 from .copies import copy_routes
 from .discussions import disc_routes
 from .download import download_routes
-from .endpoints import endpoint_routes
+from .endpoints import endpoint_routes, open_endpoints
 from .githttp import git_routes
-from .jobs import job_routes
+from .jobs import job_routes, open_jobs
+from .jobspage import jobspage_routes
 from .pages import fallback_routes, page_routes
 from .processes import stop_all
 from .repos import repo_routes
@@ -85,8 +86,8 @@ def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
     return [git_routes, xet_routes, bucket_routes, token_routes, webhook_routes, viewer_routes,
         app_routes, job_routes, endpoint_routes, copy_routes, shelf_routes, repo_routes,
-        disc_routes, upload_routes, download_routes, settings_routes, page_routes,
-        fallback_routes]
+        disc_routes, upload_routes, download_routes, settings_routes,
+        jobspage_routes, page_routes, fallback_routes]
 
 @contextmanager
 def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits(), may:tuple=()):
@@ -94,5 +95,5 @@ def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits(), may:
     with own(data):
         hub = open_hub(data, users, orgs, limits, may)
         with serving(make_app(hub, all_routes())) as hub.url:
-            try: yield hub.url,hub
+            try: open_jobs(hub); open_endpoints(hub); yield hub.url,hub
             finally: stop_all(hub)
