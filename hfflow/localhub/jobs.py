@@ -222,7 +222,8 @@ def add_job(hub:Hub, owner:str, creator:str, spec:dict, secrets:dict,
     "Put a Job into the queue."
     id = f'{int(time.time()):08x}{token_hex(8)}'
     with hub.db.tx() as c: c.execute('INSERT INTO jobs(id,owner,creator,origin,source,spec,'
-        "secrets,stage,message,created) VALUES(?,?,?,?,?,?,?,'SCHEDULING',?,?)", (id, owner, creator,
+        "secrets,stage,message,created) VALUES(?,?,?,?,?,?,?,'SCHEDULING',?,?)",
+        (id, owner, creator,
         origin, source or creator, json.dumps(spec), json.dumps(secrets),
         f'waits for one of {os.cpu_count()} places', time.time()))
     dispatch(hub)
@@ -520,7 +521,8 @@ def run_schedule(hub:Hub, s)->str: # id of the Job
 
 def open_jobs(hub:Hub):
     "Take up what the last server left: what ran has failed, what waits may start, schedules go on."
-    with hub.db.tx() as c: c.execute("UPDATE jobs SET stage='ERROR', message='the Hub stopped while "
+    with hub.db.tx() as c:
+        c.execute("UPDATE jobs SET stage='ERROR', message='the Hub stopped while "
         "it ran', finished=? WHERE stage='RUNNING'", (time.time(),))
     for work in (hub.data/'jobs').glob('*/work'): shutil.rmtree(work, ignore_errors=True)
     if 'jobs' not in hub.may: return
