@@ -10,7 +10,7 @@ __all__ = ['TYPES', 'UP', 'endpoint_routes', 'proxy', 'check_endpoint', 'set_sta
            'endpoint_logs', 'pause_endpoint', 'sleep_endpoint', 'wake', 'resume_endpoint', 'delete_endpoint',
            'update_endpoint', 'list_providers', 'list_catalog', 'deploy_recipe', 'ask']
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #df6c7125
+# %% ../../nbs/localhub/08j_endpoints.ipynb #7b8c0a9e
 import asyncio, json, os, re, shutil, sys, threading, time, traceback
 from datetime import datetime
 from secrets import token_hex
@@ -24,7 +24,7 @@ from .processes import Log, base_env, check_may, start
 from .store import HubError
 from .wire import Call, Hub, Routes, iso
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #895d5841
+# %% ../../nbs/localhub/08j_endpoints.ipynb #ca5b0f07
 _hop = {'connection','keep-alive','proxy-authenticate','proxy-authorization','proxy-connection',
         'te',
     'trailer','transfer-encoding','upgrade','host','date','server'} # these concern one connection
@@ -53,7 +53,7 @@ async def proxy(call:Call, target:str, # URL of the program, with path and query
         if k not in _hop: out.headers.append(k,v)
     return out
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #bf5a21a1
+# %% ../../nbs/localhub/08j_endpoints.ipynb #148a9568
 TYPES = ('public','authenticated','protected','private')
 _name = re.compile('[a-z0-9][a-z0-9-]{2,30}[a-z0-9]')
 
@@ -82,7 +82,7 @@ def _scaling(d):
     return dict(minReplica=low, maxReplica=high, **(dict(measure=measure) if measure else {}),
         scaleToZeroTimeout=_count(d,'scaleToZeroTimeout',None if low else 15,1,10**6))
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #faef4801
+# %% ../../nbs/localhub/08j_endpoints.ipynb #9de55a0e
 def _env(d, key):
     v = _dict(d,key)
     if len(v)>200 or not all(isinstance(x,str) and len(x)<=10_000 and '\0' not in x
@@ -117,7 +117,7 @@ def _model(call, d):
     return dict(repository=row.id, revision=str(commit.id), task=task, image=_image(d),
         framework=call.text(d,'framework','pytorch',limit=200), env=_env(d,'env'))
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #f7367091
+# %% ../../nbs/localhub/08j_endpoints.ipynb #e0b7621f
 def check_endpoint(call:Call, d:dict)->tuple: # (what may be shown, secrets)
     "Check what an endpoint should be."
     for k in ('privateService','route'):
@@ -134,7 +134,7 @@ def check_endpoint(call:Call, d:dict)->tuple: # (what may be shown, secrets)
             |dict(scaling=_scaling(_dict(compute,'scaling'))),
         cacheHttpResponses=d.get('cacheHttpResponses') is True), _env(model,'secrets')
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #cc45cc1c
+# %% ../../nbs/localhub/08j_endpoints.ipynb #b431e4d8
 UP = ('pending','initializing','updating','running')
 
 def _row(hub, owner, name): return hub.db.one('SELECT * FROM endpoints WHERE owner=? AND name=?',
@@ -163,7 +163,7 @@ def endpoint_json(call:Call, e)->dict:
     spec['model']['secrets'] = {k:'***' for k in json.loads(e['secrets'])}
     return dict(name=e['name'], accountId=None, healthRoute='/health', status=status, **spec)
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #84d2f2cf
+# %% ../../nbs/localhub/08j_endpoints.ipynb #9ed1cb07
 def launch(hub:Hub, e):
     "Start an endpoint's program in a thread that watches it."
     threading.Thread(target=_keep, args=(hub,e['owner'],e['name']), daemon=True).start()
@@ -175,11 +175,11 @@ def _keep(hub, owner, name):
     try:
         p = _load(hub, e)
         if p.address: set_state(hub, e, 'running', 'Runs as a process of this machine.', UP[:3])
-        minutes = json.loads(e['spec'])['compute']['scaling']['scaleToZeroTimeout']
-        while p.wait(1) is None:
+        while p.wait(1) is None and (now:=_row(hub,owner,name)):
+            minutes = json.loads(now['spec'])['compute']['scaling']['scaleToZeroTimeout']
             if minutes and p.address and not p.busy and time.time()-p.used>60*minutes:
                 rest(hub, e, 'scaledToZero')
-        if p.why: return # as somebody wanted
+        if p.why or p.running: return # as somebody wanted
         last = p.log.lines(1)
         why = last[0]['data'] if last else f'exit code {p.code}'
     except HubError as x: why = x.message
@@ -216,14 +216,14 @@ def rest(hub:Hub, e, state:str)->bool: # whether it was up
     if p:=hub.programs.pop(_key(e),None): p.stop(); p.wait(10)
     return ok
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #aac960d7
+# %% ../../nbs/localhub/08j_endpoints.ipynb #30f0acf2
 def open_endpoints(hub:Hub):
     "Take up what the last server left: what was up sleeps until somebody asks."
     with hub.db.tx() as c: c.execute("UPDATE endpoints SET state='scaledToZero', message='The Hub "
         "was restarted; a request starts it.' WHERE state IN ('pending','initializing',"
         "'updating','running')")
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #fafedc5f
+# %% ../../nbs/localhub/08j_endpoints.ipynb #a587ed43
 endpoint_routes = Routes()
 _api = '/api/endpoints/v2/endpoint/{ns}'
 
@@ -273,7 +273,7 @@ def endpoint_logs(call:Call)->Response:
     lines = endpoint_log(call.hub, find_endpoint(call)).lines(1000)
     return Response('\n'.join(l['data'] for l in lines), media_type='text/plain')
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #7d04fb44
+# %% ../../nbs/localhub/08j_endpoints.ipynb #0d498acb
 @endpoint_routes('POST', _api+'/{name}/pause')
 def pause_endpoint(call:Call)->dict:
     "Stop it until somebody resumes it."
@@ -311,7 +311,7 @@ def delete_endpoint(call:Call)->dict:
     shutil.rmtree(_home(call.hub,e), ignore_errors=True)
     return dict(name=e['name'])
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #7d019642
+# %% ../../nbs/localhub/08j_endpoints.ipynb #896f3f74
 def _over(old, new): return {**old, **{k:_over(old[k],v) if isinstance(v,dict)
     and isinstance(old.get(k),dict) and k not in ('image','env','secrets','measure') else v
     for k,v in new.items()}}
@@ -322,20 +322,21 @@ def update_endpoint(call:Call)->dict:
     e,d = find_endpoint(call,_write),call.json()
     check_may(call.hub, 'jobs')
     old,model = json.loads(e['spec']),_dict(d,'model')
+    before = (old['model'],json.loads(e['secrets']))
     if 'repository' in model: old['model'] = {k:v for k,v in old['model'].items()
         if k not in ('revision','task')} # those of the old one
-    old['model']['secrets'] = json.loads(e['secrets'])
+    old['model'] = old['model']|dict(secrets=before[1])
     spec,secrets = check_endpoint(call, _over(old,d))
     with call.hub.db.tx() as c: c.execute('UPDATE endpoints SET spec=?, secrets=?, updated=? '
         'WHERE owner=? AND name=?', (json.dumps(spec), json.dumps(secrets), time.time(),
         e['owner'], e['name']))
-    if e['state'] in UP or e['state'].lower().endswith('failed'):
+    if (spec['model'],secrets)!=before and e['state'] in (*UP,'failed','updateFailed'):
         rest(call.hub, e, 'paused')
         if set_state(call.hub, e, 'updating', 'Starts with the change.',
             ('paused','failed','updateFailed')): launch(call.hub, e)
     return get_endpoint(call)
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #63351ad3
+# %% ../../nbs/localhub/08j_endpoints.ipynb #497cf3cd
 @endpoint_routes('GET', '/api/endpoints/v2/provider/{ns}')
 def list_providers(call:Call)->dict:
     "List what can compute an endpoint: this machine."
@@ -361,7 +362,7 @@ def deploy_recipe(call:Call):
     "Refuse to deploy from a catalogue without entries."
     raise HubError(404, 'the catalogue of this Hub is empty: use create_inference_endpoint.')
 
-# %% ../../nbs/localhub/08j_endpoints.ipynb #ac045063
+# %% ../../nbs/localhub/08j_endpoints.ipynb #29b7d01b
 def _open(call):
     e = _row(call.hub, call.p['ns'], call.p['name'])
     if e is None or json.loads(e['spec'])['type']!='public': e = find_endpoint(call)

@@ -7,13 +7,13 @@ Docs: https://hfflow.github.io/hfflow/localhub/jobs.html.md"""
 # %% auto #0
 __all__ = ['SECONDS', 'MOST', 'ACTIVE', 'STAGES', 'job_routes', 'hardware', 'check_labels', 'readable', 'check_spec',
            'check_owner', 'find_job', 'job_json', 'add_job', 'dispatch', 'job_log', 'copy_files', 'end_job',
-           'list_hardware', 'run_job', 'inspect_job', 'list_jobs', 'cancel_job', 'stop_job', 'duplicate_job',
-           'label_job', 'expose_job', 'log_stream', 'job_logs', 'job_events', 'usage', 'job_metrics', 'next_time',
-           'run_due', 'run_schedule', 'open_jobs', 'schedule_json', 'find_schedule', 'list_schedules',
+           'list_hardware', 'run_job', 'inspect_job', 'find_jobs', 'list_jobs', 'cancel_job', 'stop_job',
+           'duplicate_job', 'label_job', 'expose_job', 'log_stream', 'job_logs', 'job_events', 'usage', 'job_metrics',
+           'next_time', 'run_due', 'run_schedule', 'open_jobs', 'schedule_json', 'find_schedule', 'list_schedules',
            'create_schedule', 'inspect_schedule', 'delete_schedule', 'suspend_schedule', 'resume_schedule',
            'reschedule', 'label_schedule', 'trigger_schedule']
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #6c29b58d
+# %% ../../nbs/localhub/08i_jobs.ipynb #82f8700b
 import asyncio, csv, json, os, posixpath, re, shutil, subprocess, sys, threading, time, traceback
 from datetime import datetime, timezone
 from functools import lru_cache
@@ -30,7 +30,7 @@ from .processes import Log, Program, base_env, check_may, follow, start
 from .store import HubError
 from .wire import Call, Hub, Json, Routes, iso, next_link
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #4bd97d2b
+# %% ../../nbs/localhub/08i_jobs.ipynb #3c65c1e0
 def _gpus(): # (name, MiB) of each
     try: out = subprocess.run(['nvidia-smi','--query-gpu=name,memory.total',
         '--format=csv,noheader,nounits'], capture_output=True, text=True, timeout=20)
@@ -51,7 +51,7 @@ def hardware()->list:
             accelerator=acc, **here))
     return res
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #86940c2b
+# %% ../../nbs/localhub/08i_jobs.ipynb #a18dd38b
 SECONDS = 30*60 # without a `timeoutSeconds`
 MOST = dict(seconds=7*86400, attempts=10, text=100_000, all=1<<20) # of one Job
 _env_name,_label = re.compile('[A-Za-z_][A-Za-z0-9_]*'),re.compile('[A-Za-z0-9._-]{0,100}')
@@ -79,7 +79,7 @@ def _environment(d, key):
     return {k:_text(f'a value of `{key}`', str(x) if type(x) in (int,float) else x)
             for k,x in v.items()}
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #dfc51df8
+# %% ../../nbs/localhub/08i_jobs.ipynb #15ffb03d
 def check_labels(v)->dict:
     "Check labels: short words for short words."
     if not isinstance(v,dict) or len(v)>50 or not all(isinstance(x,str) and k
@@ -102,7 +102,7 @@ def _flavor(d):
             f'{" or ".join(names)}.')
     return v
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #361432ac
+# %% ../../nbs/localhub/08i_jobs.ipynb #fd28f573
 def readable(hub:Hub, row:RepoRow, who)->bool:
     "Tell whether somebody may read a repo's files."
     if row is None or row.disabled or not hub.db.visible(row,who): return False
@@ -121,11 +121,11 @@ def _volume(call, v):
     if v.get('type')=='bucket':
         raise HubError(501, 'this Hub does not mount buckets in Jobs: mount a repo, or fetch the '
             'files in the command.')
-    if v.get('type') not in KINDS:
+    if v.get('type') not in tuple(KINDS):
         raise HubError(400, f'the type of a volume must be one of {", ".join(KINDS)}.')
     if v.get('readOnly') is False: raise HubError(400, 'a repo can only be mounted read-only.')
     row,path = _source(call, v['type'], v.get('source')),_text('`mountPath`', v.get('mountPath'))
-    if not path.startswith('/') or posixpath.normpath(path)!=path or path.strip('/')=='':
+    if not re.match('/[^/]',path) or posixpath.normpath(path)!=path:
         raise HubError(400, f'`{path[:100]}` is no path to mount at: use one like /data.')
     sub = _text('`path`', v.get('path') or '').strip('/')
     rev = _text('`revision`', v.get('revision') or 'main')
@@ -133,7 +133,7 @@ def _volume(call, v):
     return dict(type=v['type'], source=row.id, mountPath=path, readOnly=True, revision=rev,
         **(dict(path=sub) if sub else {}))
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #5b1c9243
+# %% ../../nbs/localhub/08i_jobs.ipynb #d4f56afa
 def check_spec(call:Call, d)->tuple: # (what may be shown, secrets)
     "Check what a Job should be."
     if not isinstance(d,dict): raise HubError(400, 'a Job must be an object.')
@@ -161,7 +161,7 @@ def check_spec(call:Call, d)->tuple: # (what may be shown, secrets)
         attempts=_number(d,'attempts',1,MOST['attempts']),
         labels=check_labels(d.get('labels') or {})), secrets
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #ef63102c
+# %% ../../nbs/localhub/08i_jobs.ipynb #b826d63f
 def check_owner(call:Call, permission:str # as `job.write`
                )->dict: # row of the owner
     "Find the namespace that the address names, and check what the caller may do in it."
@@ -189,7 +189,7 @@ def find_job(call:Call, write:bool=False)->dict: # row of `jobs`
     if write: check_owner(call, 'job.write')
     return j
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #0ea6ca5f
+# %% ../../nbs/localhub/08i_jobs.ipynb #7419800c
 ACTIVE = ('SCHEDULING','RUNNING')
 STAGES = (*ACTIVE,'COMPLETED','CANCELED','ERROR','DELETED')
 _own = 'A process of this machine: no container isolates it, and the image is not used.'
@@ -214,7 +214,7 @@ def job_json(hub:Hub, j)->dict:
         owner=_person(hub,j['owner']), initiator=dict(type=j['origin'], id=j['source'],
             name=j['source'] if j['origin']=='user' else None))
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #ce56ecf9
+# %% ../../nbs/localhub/08i_jobs.ipynb #6ae0be3c
 def add_job(hub:Hub, owner:str, creator:str, spec:dict, secrets:dict,
             origin:str='user', # user | duplicated-job | scheduled-job
             source:str=None # user name, or id of that Job or schedule
@@ -243,7 +243,7 @@ def dispatch(hub:Hub):
 def _folder(hub, id): return hub.data/'jobs'/id
 def job_log(hub:Hub, id:str)->Log: return Log(_folder(hub,id)/'log')
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #ab7cbc1a
+# %% ../../nbs/localhub/08i_jobs.ipynb #08736966
 def copy_files(hub:Hub, row:RepoRow, rev:str, to:Path, path:str=''):
     "Copy the files of a repo, or of one folder in it, to a folder."
     repo = hub.store.open(row.key)
@@ -275,7 +275,7 @@ def _placed(text, mounts): # the path of a mount becomes the path of its copy
         if text==m or text.startswith(m+'/'): return f'{to}{text[len(m):]}'
     return text
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #d488644a
+# %% ../../nbs/localhub/08i_jobs.ipynb #ba2968d4
 def _argv(spec, mounts, path):
     argv = [_placed(a,mounts) for a in spec['command']+spec['arguments']]
     if argv[0] in ('python','python3'): argv[0] = sys.executable
@@ -299,7 +299,7 @@ def _program(hub, j, spec, log, work):
     return start(hub, f"job {j['id']}", 'jobs', argv, work/'app', env, log,
                  seconds=spec['timeoutSeconds'])
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #541c6998
+# %% ../../nbs/localhub/08i_jobs.ipynb #68428737
 def _run(hub, id):
     j = hub.db.one('SELECT * FROM jobs WHERE id=?', id)
     work,log = _folder(hub,id)/'work',job_log(hub,id)
@@ -330,7 +330,7 @@ def end_job(hub:Hub, id:str, stage:str, message:str):
     with hub.db.tx() as c: c.execute('UPDATE jobs SET stage=?, message=?, finished=? WHERE id=? '
         "AND stage IN ('SCHEDULING','RUNNING')", (stage, message, time.time(), id))
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #a095ce01
+# %% ../../nbs/localhub/08i_jobs.ipynb #35cd7b00
 job_routes = Routes()
 
 def _answer(call, id): return job_json(call.hub,
@@ -364,11 +364,9 @@ def _by_label(call, table):
         args += [k,v]
     return sql,args
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #9dcc6b9d
-@job_routes('GET', '/api/jobs/{ns}')
-def list_jobs(call:Call)->Json:
-    "List Jobs, newest first."
-    owner = check_owner(call, 'job.read')['name']
+# %% ../../nbs/localhub/08i_jobs.ipynb #afab118d
+def find_jobs(call:Call, owner:str)->tuple: # (rows, where the next page begins or None)
+    "Find the Jobs of a namespace that a list asks for, newest first."
     stages = [s.upper() for s in call.q.getlist('stage')]
     if bad:=[s for s in stages if s not in STAGES]:
         raise HubError(400, f'there is no stage `{bad[0][:50]}`: use {", ".join(STAGES)}.')
@@ -378,8 +376,14 @@ def list_jobs(call:Call)->Json:
     n,start = call.int('limit',50,1,100),call.int('cursor',1<<40,0,1<<40)
     rows = call.hub.db.all(f'SELECT * FROM jobs WHERE owner=? AND seq<?{sql} ORDER BY seq DESC '
                            'LIMIT ?', owner, start, *args, n+1)
-    link = next_link(call, cursor=rows[n-1]['seq']) if len(rows)>n else {}
-    return Json([job_json(call.hub,j) for j in rows[:n]], headers=link)
+    return rows[:n],rows[n-1]['seq'] if len(rows)>n else None
+
+@job_routes('GET', '/api/jobs/{ns}')
+def list_jobs(call:Call)->Json:
+    "List Jobs, newest first."
+    rows,cursor = find_jobs(call, check_owner(call, 'job.read')['name'])
+    return Json([job_json(call.hub,j) for j in rows],
+                headers=next_link(call, cursor=cursor) if cursor else {})
 
 @job_routes('POST', '/api/jobs/{ns}/{job}/cancel')
 def cancel_job(call:Call)->dict:
@@ -394,7 +398,7 @@ def stop_job(hub:Hub, id:str, by:str):
     if p:=hub.programs.get(f'job {id}'): p.stop('canceled'); p.wait(10)
     dispatch(hub)
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #85950d16
+# %% ../../nbs/localhub/08i_jobs.ipynb #3b54b961
 @job_routes('POST', '/api/jobs/{ns}/{job}/duplicate')
 def duplicate_job(call:Call)->dict:
     "Start a Job once more."
@@ -421,7 +425,7 @@ def expose_job(call:Call)->dict:
     if any(d.values()): check_spec(call, dict(expose=d))
     return job_json(call.hub, j)
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #72f8b3bb
+# %% ../../nbs/localhub/08i_jobs.ipynb #820d049f
 def _sse(lines): return StreamingResponse(lines, media_type='text/event-stream',
     headers={'Cache-Control':'no-cache'})
 
@@ -450,7 +454,7 @@ def job_events(call:Call)->StreamingResponse:
             else: await asyncio.sleep(.25)
     return _sse(changes())
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #58273d2f
+# %% ../../nbs/localhub/08i_jobs.ipynb #bf9fb6a3
 def usage(p:Program)->tuple: # (seconds of processor time, bytes of memory)
     "Add up what a program and everything that it has started use."
     cpu = mem = 0
@@ -481,7 +485,7 @@ def job_metrics(call:Call)->StreamingResponse:
             await asyncio.sleep(pause)
     return _sse(measure())
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #ddaf773b
+# %% ../../nbs/localhub/08i_jobs.ipynb #1c3d3388
 _words = {'@annually':'0 0 1 1 *', '@yearly':'0 0 1 1 *', '@monthly':'0 0 1 * *',
     '@weekly':'0 0 * * 0', '@daily':'0 0 * * *', '@hourly':'0 * * * *'}
 
@@ -497,7 +501,7 @@ def next_time(schedule:str, after:float # Unix time
         raise HubError(400, f'`{schedule[:100]}` is no schedule that ever comes: use five fields '
             f'like `0 9 * * 1`, or {", ".join(_words)}.') from None
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #569b70ae
+# %% ../../nbs/localhub/08i_jobs.ipynb #2a973b16
 def run_due(hub:Hub, now:float # Unix time
            ):
     "Start the Jobs whose time has come."
@@ -533,7 +537,7 @@ def open_jobs(hub:Hub):
     dispatch(hub)
     threading.Thread(target=tick, daemon=True).start()
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #e4b36470
+# %% ../../nbs/localhub/08i_jobs.ipynb #c07feae7
 def schedule_json(hub:Hub, s)->dict:
     "Write a schedule as the API does."
     last = dict(id=s['last_job'], at=iso(s['last_at'])) if s['last_job'] else None
@@ -562,7 +566,7 @@ def _change(call, **values):
         for k,v in values.items(): c.execute(f'UPDATE schedules SET {k}=? WHERE id=?', (v,id))
     return schedule_json(call.hub, find_schedule(call))
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #67147bb9
+# %% ../../nbs/localhub/08i_jobs.ipynb #67ce4ba3
 @job_routes('GET', '/api/scheduled-jobs/{ns}')
 def list_schedules(call:Call)->list:
     "List schedules."
@@ -598,7 +602,7 @@ def delete_schedule(call:Call)->dict:
     with call.hub.db.tx() as c: c.execute('DELETE FROM schedules WHERE id=?', (s['id'],))
     return dict(success=True)
 
-# %% ../../nbs/localhub/08i_jobs.ipynb #5620c1e1
+# %% ../../nbs/localhub/08i_jobs.ipynb #4e300fd1
 @job_routes('POST', '/api/scheduled-jobs/{ns}/{id}/suspend')
 def suspend_schedule(call:Call)->dict:
     "Let a schedule rest."
