@@ -32,7 +32,8 @@ def parser()->argparse.ArgumentParser:
         help='an organisation and its admin')
     p.add_argument('--spaces', action='store_true',
         help='run Spaces as local processes (not here yet)')
-    p.add_argument('--jobs', action='store_true', help='run Jobs as local processes (not here yet)')
+    p.add_argument('--jobs', action='store_true',
+        help='run Jobs and Inference Endpoints as local processes; no container isolates them')
     return p
 
 # %% ../../nbs/localhub/11_main.ipynb #ea1160bf
@@ -58,8 +59,9 @@ def address(host:str, sock:socket.socket)->str:
 def serve(sock:socket.socket, app, url:str):
     "Answer until the process is told to stop."
     import uvicorn
-    server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False, ws='none',
-        lifespan='off', timeout_graceful_shutdown=5, h11_max_incomplete_event_size=1<<17))
+    server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False,
+        date_header=False, ws='none', lifespan='off',
+        timeout_graceful_shutdown=5, h11_max_incomplete_event_size=1<<17))
     async def startup(sockets=None, start=server.startup):
         await start(sockets=sockets)
         if server.started: print(f'Hub at {url}', flush=True)

@@ -91,12 +91,13 @@ def html(call:Call, name:str, status:int=200, **values)->Response:
 # %% ../../nbs/localhub/09_pages.ipynb #a9c8db99
 page_routes,fallback_routes = Routes(),Routes()
 
-_static = {'hub.css':'text/css; charset=utf-8', 'icon.svg':'image/svg+xml',
+_static = {'hub.css':'text/css; charset=utf-8', 'jobs.js':'text/javascript; charset=utf-8',
+    'icon.svg':'image/svg+xml',
     'avatar.svg':'image/svg+xml'}
 
 @page_routes('GET', '/static/{name}')
 def static(call:Call)->Response:
-    "Send the stylesheet or an icon."
+    "Send the stylesheet, a script or an icon."
     if call.p['name'] not in _static: raise HubError(404, 'Not Found')
     return Response((_package()/'static'/call.p['name']).read_bytes(), 200,
         {'Cache-Control':'max-age=300', 'X-Content-Type-Options':'nosniff'},

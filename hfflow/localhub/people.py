@@ -96,8 +96,25 @@ CREATE TABLE devices(
   code TEXT PRIMARY KEY, word TEXT NOT NULL UNIQUE, expires REAL NOT NULL, polled REAL,
   user TEXT COLLATE NOCASE) WITHOUT ROWID;
 """
+_jobs = """
+CREATE TABLE jobs(
+  seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, owner TEXT NOT NULL COLLATE NOCASE, creator TEXT NOT NULL,
+  origin TEXT NOT NULL, source TEXT NOT NULL, spec TEXT NOT NULL, secrets TEXT NOT NULL, stage TEXT NOT NULL,
+  message TEXT, created REAL NOT NULL, started REAL, finished REAL);
+CREATE INDEX jobs_owner ON jobs(owner,seq);
+CREATE INDEX jobs_stage ON jobs(stage);
+CREATE INDEX jobs_source ON jobs(source);
+CREATE TABLE schedules(
+  id TEXT PRIMARY KEY, owner TEXT NOT NULL COLLATE NOCASE, creator TEXT NOT NULL, spec TEXT NOT NULL,
+  secrets TEXT NOT NULL, schedule TEXT NOT NULL, concurrency INTEGER NOT NULL, suspend INTEGER NOT NULL,
+  created REAL NOT NULL, next REAL, last_job TEXT, last_at REAL) WITHOUT ROWID;
+CREATE TABLE endpoints(
+  owner TEXT NOT NULL COLLATE NOCASE, name TEXT NOT NULL, creator TEXT NOT NULL, spec TEXT NOT NULL,
+  secrets TEXT NOT NULL, state TEXT NOT NULL, message TEXT NOT NULL, created REAL NOT NULL,
+  updated REAL NOT NULL, PRIMARY KEY(owner,name)) WITHOUT ROWID;
+"""
 SCHEMAS = (SCHEMA, _discussions, _collections,
-           _settings) # a data folder of an older hfflow gets what it lacks
+           _settings, _jobs) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:

@@ -17,9 +17,10 @@ from .buckets import bucket_routes
 from .copies import copy_routes
 from .discussions import disc_routes
 from .download import download_routes
-from .endpoints import endpoint_routes
+from .endpoints import endpoint_routes, open_endpoints
 from .githttp import git_routes
-from .jobs import job_routes
+from .jobs import job_routes, open_jobs
+from .jobspage import jobspage_routes
 from .pages import fallback_routes, page_routes
 from .processes import stop_all
 from .repos import repo_routes
@@ -86,13 +87,14 @@ def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
     return [git_routes, xet_routes, bucket_routes, token_routes, webhook_routes, viewer_routes,
         app_routes, job_routes, endpoint_routes, copy_routes, shelf_routes, repo_routes,
-        disc_routes, upload_routes, download_routes, settings_routes, page_routes,
-        fallback_routes]
+        disc_routes, upload_routes, download_routes, settings_routes,
+        jobspage_routes, page_routes, fallback_routes]
 
 @contextmanager
 def working(hub:Hub):
-    "Do what a Hub does besides answering: deliver webhooks; no program outlives it."
+    "Do what a Hub does besides answering: run Jobs, deliver webhooks; no program outlives it."
     try:
+        open_jobs(hub); open_endpoints(hub)
         with delivering(hub, hub.url): yield
     finally: stop_all(hub)
 

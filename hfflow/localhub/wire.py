@@ -15,6 +15,7 @@ import base64, hmac, inspect, json, re, sys, threading, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from email.utils import formatdate
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -50,6 +51,7 @@ class Hub:
         self.data,self.limits = Path(data),limits
         self.url = None # where it answers
         self.may,self.programs = frozenset(),{} # `spaces`, `jobs`: whether it may start programs, and those that run
+        self.stopping = threading.Event() # set when it ends
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
         self.listeners = [] # functions that `announce` calls
@@ -378,6 +380,8 @@ async def _guarded(f, kind, request):
         traceback.print_exc()
         res = error(HubError(500, f'internal error: {type(e).__name__}'))
     res.headers.setdefault('X-Request-Id', _header_text(rid)[:100])
+    # uvicorn's own is up to a second old, and clients cut logs by it
+    res.headers['Date'] = formatdate(usegmt=True)
     return res
 
 def make_routes(routes:Routes)->list:
@@ -431,7 +435,8 @@ def serving(app, host:str='127.0.0.1', port:int=0 # 0 for any free one
     "Serve an application from a thread, for notebooks and tests."
     import uvicorn
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level='error',
-        access_log=False, ws='none', lifespan='off', timeout_graceful_shutdown=3))
+        access_log=False, date_header=False, ws='none', lifespan='off',
+        timeout_graceful_shutdown=3))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
