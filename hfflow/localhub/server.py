@@ -15,6 +15,7 @@ from pathlib import Path
 from .apps import app_routes
 from .buckets import bucket_routes
 from .copies import copy_routes
+from .dataserver import viewer_routes
 from .discussions import disc_routes
 from .download import download_routes
 from .endpoints import endpoint_routes
@@ -27,7 +28,6 @@ from .shelves import shelf_routes
 from .store import HubError
 from .tokens import token_routes
 from .upload import upload_routes
-from .viewer import viewer_routes
 from .webhooks import webhook_routes
 from .wire import LOOPBACK, Hub, Limits, make_app, serving
 from .xet import xet_routes
