@@ -106,7 +106,7 @@ def no_api(call:Call):
     raise HubError(404, 'this Hub has no such call.')
 
 # %% ../../nbs/localhub/09_pages.ipynb #e8a6baa6
-def page(*paths, methods='GET'):
+def page(*paths, methods='GET', routes:Routes=page_routes):
     "Register a handler whose errors are pages too."
     def add(f):
         @wraps(f)
@@ -118,7 +118,7 @@ def page(*paths, methods='GET'):
                 for k,v in error(e).headers.items():
                     if k.startswith('x-'): res.headers[k] = v
                 return res
-        page_routes(methods, *paths)(g)
+        routes(methods, *paths)(g)
         return f
     return add
 

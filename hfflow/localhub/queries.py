@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/queries.html.md"""
 # %% auto #0
 __all__ = ['database', 'check_condition', 'stream', 'filter_rows', 'search_rows', 'statistics']
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #de85db69
+# %% ../../nbs/localhub/08f1_queries.ipynb #e4dd46c5
 import json, re, threading
 from contextlib import contextmanager
 from itertools import chain
@@ -15,7 +15,7 @@ from itertools import chain
 from .store import HubError
 from .viewer import Split, View
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #6be1150f
+# %% ../../nbs/localhub/08f1_queries.ipynb #8e38033a
 _closed = dict(enable_external_access='false', python_enable_replacements='false',
     autoinstall_known_extensions='false', autoload_known_extensions='false',
     memory_limit='512MB', threads='1')
@@ -38,7 +38,7 @@ def database(seconds:float=20 # after which the question is given up
             'InvalidParameter') from None
     finally: timer.cancel(); db.close()
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #8abd1e06
+# %% ../../nbs/localhub/08f1_queries.ipynb #9d25a918
 _parts = {'COMPARISON','CONJUNCTION','CONSTANT','COLUMN_REF','FUNCTION','OPERATOR','BETWEEN','CAST',
     'TYPE'}
 _functions = set('~~ !~~ ~~* !~~* + - * / % || lower upper length len contains starts_with '
@@ -56,7 +56,7 @@ def check_condition(text:str, columns:list # names
     def refuse(why): raise HubError(422, f"Parameter 'where' is invalid: {why}", 'InvalidParameter')
     if len(text)>2000: refuse('it is longer than 2000 characters.')
     with database() as db:
-        told = db.execute('SELECT json_serialize_sql(?)', [f'SELECT (\n{text}\n)']).fetchone()[0]
+        told = db.execute('SELECT json_serialize_sql(?)', [f'SELECT (\n{text}\n)']).fetchall()[0][0]
     try: d = json.loads(told)
     except RecursionError: refuse('it is nested too deeply.')
     if d['error']: refuse(str(d.get('error_message'))[:200])
@@ -67,7 +67,7 @@ def check_condition(text:str, columns:list # names
         refuse('it must be one condition.')
     return _used(node['select_list'], {c.lower():c for c in columns}, refuse)
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #076c31b2
+# %% ../../nbs/localhub/08f1_queries.ipynb #8922209b
 def _used(tree, columns, refuse):
     used = {}
     for part in _nodes(tree):
@@ -83,13 +83,14 @@ def _used(tree, columns, refuse):
             used[name] = 1
     return list(used)
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #113923ca
+# %% ../../nbs/localhub/08f1_queries.ipynb #9a428669
 def _quote(name): return '"'+name.replace('"','""')+'"'
 
-def stream(view:View, split:Split, form:dict, columns:list):
+def stream(view:View, split:Split, form:dict, columns:list, stop:int=None # rows
+          ):
     "Make an Arrow stream of some columns; the last one, `#`, is the number of the row."
     import pyarrow as pa
-    batches = view.scan(split, form, columns=columns)
+    batches = view.scan(split, form, 0, stop, columns)
     head = next(batches)
     fields = [head[1].schema.field(c) for c in columns]
     number = '#'*(1+max([len(c) for c in columns if not c.strip('#')], default=0))
@@ -103,7 +104,7 @@ def stream(view:View, split:Split, form:dict, columns:list):
 def _find(view, split, form, columns, condition, args, order, start, n):
     count,page = 0,[]
     if not form['num_rows']: return 0,[]
-    with database() as db:
+    with view.reading(), database() as db:
         rows = stream(view, split, form, columns)
         db.register('t', rows)
         number = _quote(rows.schema.names[-1])
@@ -113,7 +114,7 @@ def _find(view, split, form, columns, condition, args, order, start, n):
             count += len(some)
     return count,page
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #c7fdd65b
+# %% ../../nbs/localhub/08f1_queries.ipynb #658d7f41
 _order_re = re.compile(r'\s*(?:"((?:[^"]|"")+)"|(\w+))(?:\s+(ASC|DESC))?\s*', re.I)
 
 def filter_rows(view:View, split:Split, form:dict, where:str='', # a condition
@@ -132,7 +133,7 @@ def filter_rows(view:View, split:Split, form:dict, where:str='', # a condition
     where = f'(\n{where}\n)' if where else 'true'
     return _find(view, split, form, used, where, [], order, start, n)
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #b6d88840
+# %% ../../nbs/localhub/08f1_queries.ipynb #e1f13568
 def _has_text(feature):
     if isinstance(feature,list): return any(map(_has_text,feature))
     kind = feature.get('_type') if isinstance(feature,dict) else 'none'
@@ -148,7 +149,7 @@ def search_rows(view:View, split:Split, form:dict, query:str,
     hit = ' OR '.join(f'contains(lower({_quote(c)}::VARCHAR), lower($1))' for c in columns)
     return _find(view, split, form, columns, hit, [query], '', start, n)
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #e04bd41a
+# %% ../../nbs/localhub/08f1_queries.ipynb #0c3051c6
 _most = 1_000_000 # rows that statistics look at
 _kinds = [('bool','bool'), ('u?int.*','int'), ('float.*','float'), ('(large_)?string','string')]
 
@@ -160,53 +161,58 @@ def _kind(feature):
     dtype = str(feature['dtype']) if t=='Value' else ''
     return next((k for r,k in _kinds if re.fullmatch(r,dtype)), None)
 
-def _numbers(db, v, whole):
-    "Describe numbers: an SQL expression over `t`."
-    n,mean,low,high,median,std = db.execute(f'SELECT count(v), avg(v), min(v), max(v), median(v), '
-        f'stddev_samp(v) FROM (SELECT {v} v FROM t)').fetchone()
+def _numbers(db, whole):
+    "Describe the numbers in a column of `t`."
+    (n,mean,low,high,median,std), = db.execute('SELECT count(v), avg(v), min(v), max(v), median(v), '
+        'stddev_samp(v) FROM t').fetchall()
     if not n: return dict(min=None, max=None, mean=None, median=None, std=None, histogram=None)
     step = max(-(-(high-low+1)//10),1) if whole else (high-low)/10 or 1.
     bins = int((high-low)//step)+1 if whole else 10
-    hist = dict(db.execute(f'SELECT least(floor((v-$1)/$2),$3)::INT b, count(*) FROM (SELECT {v} v '
-        f'FROM t) WHERE v IS NOT NULL GROUP BY b', [low,step,bins-1]).fetchall())
+    hist = dict(db.execute('SELECT least(floor((v-$1)/$2),$3)::INT b, count(*) FROM t WHERE v IS '
+        'NOT NULL GROUP BY b', [low,step,bins-1]).fetchall())
     edges = [low+i*step for i in range(bins)]+[high]
     r = lambda x: x if x is None or isinstance(x,int) else round(x,5)
     return dict(min=r(low), max=r(high), mean=r(mean), median=r(median), std=r(std),
         histogram=dict(hist=[hist.get(i,0) for i in range(bins)], bin_edges=[r(e) for e in edges]))
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #d185bf23
-def _frequencies(db):
-    return dict(db.execute('SELECT v, count(*) n FROM t WHERE v IS NOT NULL GROUP BY v '
-        'ORDER BY n DESC, v').fetchall())
+# %% ../../nbs/localhub/08f1_queries.ipynb #e93135b3
+def _frequencies(db, name):
+    return dict(db.execute(f'SELECT {_quote(name)} v, count(*) n FROM s WHERE v IS NOT NULL '
+        'GROUP BY v ORDER BY n DESC, v').fetchall())
 
-def _describe(db, kind, feature, n):
-    v = 'CASE WHEN isfinite(v) THEN v END' if kind=='float' else 'v'
-    none = n-db.execute(f'SELECT count({v}) FROM t').fetchone()[0]
-    d = dict(nan_count=none, nan_proportion=round(none/n,5))
-    if kind in ('int','float'): return kind,d|_numbers(db,v,kind=='int')
-    if kind=='bool':
-        return kind,d|dict(frequencies={str(k):n for k,n in _frequencies(db).items()})
-    if kind=='class_label':
-        names,found = feature['names'],_frequencies(db)
-        return kind,d|dict(no_label_count=found.pop(-1,0), no_label_proportion=0.0,
-            n_unique=len(names), frequencies={x:found.get(i,0) for i,x in enumerate(names)})
-    if kind=='string':
-        many = db.execute('SELECT count(DISTINCT v) FROM t').fetchone()[0]
-        if many<=30: return 'string_label',d|dict(no_label_count=0, no_label_proportion=0.0,
-                n_unique=many, frequencies=_frequencies(db))
-        kind = 'string_text'
-    return kind,d|_numbers(db, 'length(v)' if kind=='string_text' else 'len(v)', True)
+def _describe(db, kind, name, feature, n, again):
+    "Describe a column: what is needed of it is gathered in a small table."
+    v = dict(string='length({})', list='len({})', float='CASE WHEN isfinite({0}) THEN {0} END')
+    v,distinct = v.get(kind,'{}').format(_quote(name)),kind=='string'
+    key = f'hash({_quote(name)})' if distinct else '0'
+    db.execute(f'CREATE TABLE t AS SELECT {v} v, {key} h FROM s').fetchall()
+    (found,many), = db.execute('SELECT count(v), count(DISTINCT h) FROM t WHERE v IS NOT NULL'
+        ).fetchall()
+    d = dict(nan_count=n-found, nan_proportion=round((n-found)/n,5))
+    if distinct and many<=30:
+        again()
+        return 'string_label',d|dict(no_label_count=0, no_label_proportion=0.0, n_unique=many,
+            frequencies=_frequencies(db,name))
+    if kind in ('bool','class_label'): return kind,d|_counted(db, kind, feature)
+    return ('string_text' if distinct else kind),d|_numbers(db, kind!='float')
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #087a5cd7
+def _counted(db, kind, feature):
+    found = dict(db.execute('SELECT v, count(*) FROM t WHERE v IS NOT NULL GROUP BY v').fetchall())
+    if kind=='bool': return dict(frequencies={str(k):n for k,n in found.items()})
+    return dict(no_label_count=found.pop(-1,0), no_label_proportion=0.0,
+        n_unique=len(feature['names']),
+        frequencies={x:found.get(i,0) for i,x in enumerate(feature['names'])})
+
+# %% ../../nbs/localhub/08f1_queries.ipynb #d48c6577
 def statistics(view:View, split:Split, form:dict)->dict: # {num_examples, statistics, partial}
     "Describe the columns of a split."
     n,res = min(form['num_rows'],_most),[]
     for name,feature in form['features'].items():
         kind = _kind(feature)
         if kind is None or not n: continue
-        with database() as db:
-            db.register('s', stream(view,split,form,[name]))
-            db.execute(f'CREATE TABLE t AS SELECT {_quote(name)} v FROM s LIMIT {_most}')
-            column_type,d = _describe(db, kind, feature, n)
+        with view.reading(), database() as db:
+            open_ = lambda: db.register('s', stream(view,split,form,[name],n))
+            open_()
+            column_type,d = _describe(db, kind, name, feature, n, open_)
         res.append(dict(column_name=name, column_type=column_type, column_statistics=d))
     return dict(num_examples=n, statistics=res, partial=form['partial'] or n<form['num_rows'])

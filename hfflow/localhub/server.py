@@ -23,6 +23,7 @@ from .githttp import git_routes
 from .jobs import job_routes
 from .pages import fallback_routes, page_routes
 from .repos import repo_routes
+from .rowspage import rows_routes
 from .settingspages import settings_routes
 from .shelves import shelf_routes
 from .store import HubError
@@ -81,8 +82,8 @@ def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
     return [git_routes, xet_routes, bucket_routes, token_routes, webhook_routes, viewer_routes,
         app_routes, job_routes, endpoint_routes, copy_routes, shelf_routes, repo_routes,
-        disc_routes, upload_routes, download_routes, settings_routes, page_routes,
-        fallback_routes]
+        disc_routes, upload_routes, download_routes, settings_routes, rows_routes,
+        page_routes, fallback_routes]
 
 @contextmanager
 def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits()):
