@@ -114,7 +114,7 @@ def no_api(call:Call):
     raise HubError(404, 'this Hub has no such call.')
 
 # %% ../../nbs/localhub/09_pages.ipynb #e8a6baa6
-def page(*paths, methods='GET', routes=page_routes):
+def page(*paths, methods='GET', routes:Routes=page_routes):
     "Register a handler whose errors are pages too."
     def add(f):
         @wraps(f)

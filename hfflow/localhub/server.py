@@ -15,6 +15,7 @@ from pathlib import Path
 from .apps import app_routes
 from .buckets import bucket_routes
 from .copies import copy_routes
+from .dataserver import viewer_routes
 from .discussions import disc_routes
 from .download import download_routes
 from .endpoints import endpoint_routes, open_endpoints
@@ -24,12 +25,12 @@ from .jobspage import jobspage_routes
 from .pages import fallback_routes, page_routes
 from .processes import stop_all
 from .repos import repo_routes
+from .rowspage import rows_routes
 from .settingspages import settings_routes
 from .shelves import shelf_routes
 from .store import HubError
 from .tokens import token_routes
 from .upload import upload_routes
-from .viewer import viewer_routes
 from .webhooks import delivering, watch, webhook_routes
 from .wire import LOOPBACK, Hub, Limits, make_app, serving
 from .xet import xet_routes
@@ -87,8 +88,8 @@ def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
     return [git_routes, xet_routes, bucket_routes, token_routes, webhook_routes, viewer_routes,
         app_routes, job_routes, endpoint_routes, copy_routes, shelf_routes, repo_routes,
-        disc_routes, upload_routes, download_routes, settings_routes,
-        jobspage_routes, page_routes, fallback_routes]
+        disc_routes, upload_routes, download_routes, settings_routes, jobspage_routes,
+        rows_routes, page_routes, fallback_routes]
 
 @contextmanager
 def working(hub:Hub):

@@ -253,6 +253,8 @@ class RawPath:
             scope = {**scope, 'path':raw.split(b'?')[0].decode('ascii','replace')}
             host = dict(scope['headers']).get(b'host',b'').decode('latin1')
             name = re.sub(r':\d+$','',host).strip('[]').lower()
+            if name.startswith('datasets-server.'): # the clients' name for the viewer
+                scope['path'] = '/api/viewer'+scope['path']
             if self.hosts is not None and name not in self.hosts and not name.endswith('.localhost'):
                 return await error(HubError(421, f'this Hub is not called `{name[:80]}`.'))(scope,
                     receive,send)
