@@ -49,11 +49,17 @@ class Hub:
         self.data,self.limits = Path(data),limits
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
+        self.spent = {} # signed addresses that worked once and do so no more
 
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
         from io import BytesIO
         return open(self.store.lfs.path(e.lfs.oid),'rb') if e.lfs else BytesIO(repo.read(e.oid))
+
+    def lfs_size(self, key:str, oid:str, who:Caller)->int: # None where a commit may not name it
+        "As `Db.borrow_lfs`, of an object whose bytes are here."
+        size = self.db.borrow_lfs(key, oid, who)
+        return None if size is None or self.store.lfs.size(oid) is None else size
 
     def describe(self, repo:Repo, commit, kind:str)->dict:
         "As `cards.describe`; a card that it stumbles over must not make the repo unreadable."
@@ -370,7 +376,7 @@ def check_signed(call:Call)->dict:
     sig = d.pop('sig','')
     good = hmac.new(call.hub.db.secret, urlencode(sorted(d.items())).encode(), sha256).hexdigest()
     if not hmac.compare_digest(sig.encode(),good.encode()) or int(d['exp'])<time.time():
-        raise HubError(403, 'this upload address has expired or was altered: start the upload again.')
+        raise HubError(403, 'this address has expired or was altered: start again.')
     return d
 
 # %% ../../nbs/localhub/05_wire.ipynb #4cff4e1e
