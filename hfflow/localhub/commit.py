@@ -13,6 +13,7 @@ __all__ = ['Header', 'LOOSE', 'DEFAULT_LFS', 'MEDIA_LFS', 'check_path', 'Change'
 import base64, binascii, json, os, re, shutil, struct, zlib
 from bisect import bisect_right
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -403,13 +404,15 @@ class Quarantine:
         self.main = store.path(key)
         self.folder = store.lfs.tmp/f'{token_hex(12)}.git'
         bare(self.folder).free()
-        self.repo = Repo(self.folder)
+        self.repo,self.held = Repo(self.folder),ExitStack()
+        self.held.enter_context(store.using()) # what is found there stays until this closes
         self.repo.git.odb.add_disk_alternate(str(self.main/'objects'))
 
     def close(self):
         "Forget what was not released."
         self.repo.git.free()
         shutil.rmtree(self.folder, ignore_errors=True)
+        self.held.close()
     def __enter__(self): return self
     def __exit__(self, *args): self.close()
 

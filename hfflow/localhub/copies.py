@@ -52,12 +52,14 @@ def duplicate(call:Call)->dict:
     return dict(url=f'{call.base}/{new.url}', filesCopyPending=False)
 
 def _copy_of(call, row, id, private):
-    db,key = call.hub.db,call.hub.store.copy(row.key)
-    try:
-        db.add_repo(key, row.kind, id, private, row.sdk)
-        with db.tx() as c: c.execute('INSERT INTO lfs SELECT ?,oid,size,created FROM lfs WHERE '
-            'key=?', (key, row.key))
-    except BaseException: call.hub.store.delete(key); raise
+    db,store = call.hub.db,call.hub.store
+    with store.using(): # its LFS objects stay, even if the original goes meanwhile
+        key = store.copy(row.key)
+        try:
+            db.add_repo(key, row.kind, id, private, row.sdk)
+            with db.tx() as c: c.execute('INSERT INTO lfs SELECT ?,oid,size,created FROM lfs '
+                'WHERE key=?', (key, row.key))
+        except BaseException: store.delete(key); raise
     new = call.hub.index(db.by_key(key))
     call.hub.announce(new, 'repo', 'create')
     return new

@@ -170,7 +170,7 @@ def inspect(call:Call, q:Quarantine, row:RepoRow, news:list, olds:list):
         if size>BIG: raise HubError(400, f'{path} has {size} bytes, files over {BIG} belong into '
                 f'LFS: git lfs track "{path}"')
         pointer = q.repo.pointer(oid, size)
-        if pointer and call.hub.db.borrow_lfs(row.key, pointer.oid, call.who) is None:
+        if pointer and call.hub.lfs_size(row.key, pointer.oid, call.who) is None:
             raise HubError(400, f'the LFS object of {path} has not arrived: git lfs push --all')
 
 # %% ../../nbs/localhub/07a_git.ipynb #f3ec345f

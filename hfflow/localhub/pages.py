@@ -6,9 +6,9 @@ Docs: https://hfflow.github.io/hfflow/localhub/pages.html.md"""
 
 # %% auto #0
 __all__ = ['CSP', 'page_routes', 'fallback_routes', 'size_text', 'count_text', 'when', 'templates', 'html', 'static', 'no_api',
-           'page', 'login', 'logout', 'home', 'search_all', 'read_lineage', 'users_of', 'how_to_use', 'repo_page',
-           'crumbs', 'tree_page', 'blob_page', 'commits_page', 'commit_page', 'patches', 'discussions_page',
-           'discussion_page', 'owner_page', 'nothing']
+           'page', 'login', 'logout', 'sign_in_link', 'home', 'search_all', 'read_lineage', 'users_of', 'how_to_use',
+           'repo_page', 'crumbs', 'tree_page', 'blob_page', 'commits_page', 'commit_page', 'patches',
+           'discussions_page', 'discussion_page', 'owner_page', 'nothing']
 
 # %% ../../nbs/localhub/09_pages.ipynb #7e0bd158
 import json, re, time
@@ -30,7 +30,8 @@ from .people import KINDS, PREFIX, RepoRow, no_repo
 from .render import highlight, render_card, resolve_url, url_path
 from .search import search
 from .store import HubError
-from .wire import Call, Routes, error, session, truthy
+from .wire import (Call, Hub, Routes, check_signed, error, session, sign,
+                                  truthy)
 
 # %% ../../nbs/localhub/09_pages.ipynb #653ffcc8
 def size_text(n:int)->str:
@@ -133,14 +134,18 @@ def page(*paths, methods='GET', routes:Routes=page_routes):
 # %% ../../nbs/localhub/09_pages.ipynb #0132c454
 @page('/login', methods='GET POST')
 def login(call:Call)->Response:
-    "Let a browser in by a token."
+    "Let a browser in by a token, or by an address made for it."
     to = call.q.get('to','/')
     if not re.fullmatch(r'/(?![/\\])[\x21-\x5b\x5d-\x7e]*', to): to = '/' # stay on this Hub
+    if 'sig' in call.q and call.request.method=='GET': return _by_link(call)
     if call.request.method=='GET': return html(call, 'login.html', title='Log in')
     call.same_origin()
     token = (call.form().get('token') or [''])[0].strip()
     try: who = call.hub.db.caller(token)
     except HubError: return html(call, 'login.html', 401, title='Log in', wrong=True)
+    return _signed_in(call, who, to)
+
+def _signed_in(call, who, to):
     res = RedirectResponse(to, 303)
     res.set_cookie('hub', session(call.hub,who), max_age=30*86400, httponly=True,
         samesite='strict')
@@ -153,6 +158,23 @@ def logout(call:Call)->Response:
     res = RedirectResponse('/', 303)
     res.delete_cookie('hub')
     return res
+
+# %% ../../nbs/localhub/09_pages.ipynb #500096bc
+def sign_in_link(hub:Hub, name:str, to:str='/', # path shown to whoever comes in
+                 seconds:int=300)->str: # path that signs a browser in, once
+    "Make an address that is worth a token for a moment."
+    return '/login?'+sign(hub, seconds, do='login', name=name, to=to)
+
+def _by_link(call):
+    d,sig,now,spent = check_signed(call),call.q['sig'],time.time(),call.hub.spent
+    for s,(exp,_) in list(spent.items()):
+        if exp<now: spent.pop(s, None)
+    me = object()
+    if d.get('do')!='login' or spent.setdefault(sig, (int(d['exp']),me))[1] is not me:
+        raise HubError(403, 'this address has signed somebody in already: log in with a token, or '
+            'run `hfflow hub open` again.')
+    token = call.hub.db.add_token(d['name'], name='browser', expires=now+30*86400)
+    return _signed_in(call, call.hub.db.caller(token), d['to'])
 
 # %% ../../nbs/localhub/09_pages.ipynb #90c8015b
 @page('/')

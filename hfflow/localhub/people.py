@@ -398,9 +398,9 @@ Db.visible = visible
 
 # %% ../../nbs/localhub/02_people.ipynb #94a552b1
 def link_lfs(self, key:str, oid:str, size:int):
-    "Note that a repo may use an LFS object, because its bytes were sent to it."
-    with self.tx() as c: c.execute('INSERT OR IGNORE INTO lfs VALUES(?,?,?,?)',
-            (key,oid,size,time.time()))
+    "Note that a repo may use an LFS object, because its bytes were sent to it, and when that was."
+    with self.tx() as c: c.execute('INSERT INTO lfs VALUES(?,?,?,?) ON CONFLICT DO UPDATE SET '
+            'created=excluded.created', (key,oid,size,time.time()))
 Db.link_lfs = link_lfs
 
 def lfs_size(self, key:str, oid:str)->int: # None where this repo has no such object

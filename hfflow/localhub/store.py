@@ -7,10 +7,10 @@ Docs: https://hfflow.github.io/hfflow/localhub/store.html.md"""
 # %% auto #0
 __all__ = ['Pointer', 'Entry', 'HubError', 'write_pointer', 'read_pointer', 'LfsStore', 'LfsWriter', 'fsync_dir', 'keep', 'bare',
            'signature', 'Repo', 'no_revision', 'resolve', 'entry', 'walk', 'history', 'refs', 'last_commits', 'Store',
-           'fsync_all', 'create', 'lock', 'delete', 'sweep']
+           'fsync_all', 'create', 'using', 'alone', 'lock', 'delete', 'sweep']
 
 # %% ../../nbs/localhub/00_store.ipynb #62dcface
-import os, re, shutil, threading
+import fcntl, os, re, shutil, threading, time
 from bisect import bisect_right
 from collections import namedtuple
 from contextlib import contextmanager
@@ -297,6 +297,7 @@ class Store:
         self.lfs = LfsStore(self.folder/'lfs')
         self._locks,self._guard,self._clean,self._depth = {},threading.Lock(),set(),{}
         self.on_write = lambda key: None # told, still under the lock, after each change
+        self._cleaner = None # the thread that is alone here
 
     def path(self, key:str # 24 hex digits, never a name that a user chose
             )->Path:
@@ -345,12 +346,40 @@ def _place(self, tmp, key):
     for d in (dest.parent, self.repos): fsync_dir(d)
 Store._place = _place
 
+# %% ../../nbs/localhub/00_store.ipynb #6b307562
+@contextmanager
+def using(self):
+    "Keep the cleaner out while what lies here becomes part of a commit."
+    if self._cleaner==threading.get_ident(): yield; return
+    with open(self.folder/'gate','a') as f: # closing it lets go
+        fcntl.flock(f, fcntl.LOCK_SH)
+        yield
+Store.using = using
+
+@contextmanager
+def alone(self, limit:float=60 # seconds to wait for the others
+         ): # yields the open file: a child that gets it holds the gate too
+    "Keep every writer out, those of other processes too."
+    with open(self.folder/'gate','a') as f:
+        end = time.monotonic()+limit
+        while True:
+            try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB); break
+            except OSError: pass
+            if time.monotonic()>end:
+                raise HubError(503, f'somebody has been writing for {limit:.0f} seconds: try '
+                    f'again later.')
+            time.sleep(.01)
+        self._cleaner = threading.get_ident()
+        try: yield f
+        finally: self._cleaner = None
+Store.alone = alone
+
 # %% ../../nbs/localhub/00_store.ipynb #2a97c3a4
 @contextmanager
 def lock(self, key:str):
     "Let one writer at a time into a repository; yields its `Repo`, and tells `on_write` when it leaves."
     with self._guard: guard = self._locks.setdefault(key, threading.RLock())
-    with guard:
+    with self.using(), guard:
         if key not in self._clean: # locks that a killed server left behind
             for f in self.path(key).rglob('*.lock'): f.unlink(missing_ok=True)
             self._clean.add(key)

@@ -91,13 +91,13 @@ def _batch_one(call, row, o, operation, multipart):
     if size>call.hub.limits.lfs:
         return {**base, 'error':dict(code=422,
             message=f'the object has {size} bytes, at most {call.hub.limits.lfs} are allowed')}
-    have = call.hub.db.borrow_lfs(row.key, oid,
-        call.who) if operation=='upload' else call.hub.db.lfs_size(row.key, oid)
-    if have is not None and call.hub.store.lfs.size(oid) is None: have = None
     if operation=='upload':
+        with call.hub.store.using():
+            have = call.hub.lfs_size(row.key, oid, call.who)
+            if have==size: call.hub.db.link_lfs(row.key, oid, size) # it counts as sent just now
         return base if have==size else {**base, 'authenticated':True,
             'actions':_upload_action(call,row,oid,size,multipart)}
-    if have is None:
+    if call.hub.db.lfs_size(row.key, oid) is None or call.hub.store.lfs.size(oid) is None:
         return {**base, 'error':dict(code=404, message='Object does not exist on the server')}
     return {**base, 'authenticated':True,
         'actions':{'download':{'href':f"{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, get='1')}"}}}
@@ -152,8 +152,9 @@ async def put_lfs(call:Call)->Response:
     if 'part' in d: return await _put_part(call, d)
     size = int(d['size'])
     def done(w):
-        w.keep(d['oid'], size)
-        call.hub.db.link_lfs(d['key'], d['oid'], size)
+        with call.hub.store.using():
+            w.keep(d['oid'], size)
+            call.hub.db.link_lfs(d['key'], d['oid'], size)
     with LfsWriter(call.hub.store.lfs, size) as w:
         await receive(call, w.write, size)
         await run_in_threadpool(done, w)
@@ -236,8 +237,9 @@ def _keep_parts(call, d, size, tmp, got):
         if n!=size or got!=d['oid']:
             raise HubError(400, f"the parts have {n} bytes and sha256 {got}, announced were {size} "
                 f"and {d['oid']}.")
-        _keep(call.hub.store.lfs, f, tmp, d['oid'])
-    call.hub.db.link_lfs(d['key'], d['oid'], size)
+        with call.hub.store.using():
+            _keep(call.hub.store.lfs, f, tmp, d['oid'])
+            call.hub.db.link_lfs(d['key'], d['oid'], size)
 
 def _sha256(f):
     h = sha256()
@@ -308,7 +310,7 @@ def _swap(call, row, rev, q, req):
     if rev=='main':
         db.set_repo(row.key, stale=1) # a kill after the commit leaves a note that the index lags
     oid = make_commit(call.hub.store, row.key, rev, q, req, call.who.name,
-        lambda o: db.borrow_lfs(row.key, o, call.who))
+        lambda o: call.hub.lfs_size(row.key, o, call.who))
     if rev=='main': call.hub.index(row)
     if num:=pr_number(rev): add_event(call, row, num, 'commit', dict(subject=req.summary, oid=oid))
     return oid

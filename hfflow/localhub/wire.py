@@ -57,11 +57,17 @@ class Hub:
         self.listeners = [] # functions that `announce` calls
         self.local = True # whether only this machine can reach this Hub
         self.uploads = {} # those in parts that are under way
+        self.spent = {} # signed addresses that worked once and do so no more
 
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
         from io import BytesIO
         return open(self.store.lfs.path(e.lfs.oid),'rb') if e.lfs else BytesIO(repo.read(e.oid))
+
+    def lfs_size(self, key:str, oid:str, who:Caller)->int: # None where a commit may not name it
+        "As `Db.borrow_lfs`, of an object whose bytes are here."
+        size = self.db.borrow_lfs(key, oid, who)
+        return None if size is None or self.store.lfs.size(oid) is None else size
 
     def announce(self, row:RepoRow,
                  scope:str, # as webhooks name it: repo, repo.config, discussion, …
@@ -462,7 +468,7 @@ def check_signed(call:Call)->dict:
     sig = d.pop('sig','')
     good = hmac.new(call.hub.db.secret, urlencode(sorted(d.items())).encode(), sha256).hexdigest()
     if not hmac.compare_digest(sig.encode(),good.encode()) or int(d['exp'])<time.time():
-        raise HubError(403, 'this upload address has expired or was altered: start the upload again.')
+        raise HubError(403, 'this address has expired or was altered: start again.')
     return d
 
 # %% ../../nbs/localhub/05_wire.ipynb #4cff4e1e
