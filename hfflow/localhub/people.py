@@ -74,7 +74,15 @@ CREATE TABLE items(
   id TEXT PRIMARY KEY, collection TEXT NOT NULL, type TEXT NOT NULL, target TEXT NOT NULL,
   note TEXT, position INTEGER NOT NULL, UNIQUE(collection,type,target)) WITHOUT ROWID;
 """
-SCHEMAS = (SCHEMA, _discussions, _collections) # a data folder of an older hfflow gets what it lacks
+_apps = """
+CREATE TABLE apps(
+  key TEXT PRIMARY KEY, subdomain TEXT NOT NULL UNIQUE, paused INTEGER NOT NULL DEFAULT 0,
+  sleep INTEGER, hardware TEXT, volumes TEXT) WITHOUT ROWID;
+CREATE TABLE app_env(
+  key TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, secret INTEGER NOT NULL,
+  description TEXT, updated REAL NOT NULL, PRIMARY KEY(key,name)) WITHOUT ROWID;
+"""
+SCHEMAS = (SCHEMA, _discussions, _collections, _apps) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:
@@ -275,7 +283,8 @@ Db.add_repo = add_repo
 def drop_repo(self, key:str):
     "Forget a repo."
     with self.tx() as c:
-        for t in ('repos','moved','tags','lfs','likes','access','discussions','events'):
+        for t in ('repos','moved','tags','lfs','likes','access','discussions','events',
+                  'apps','app_env'):
             c.execute(f'DELETE FROM {t} WHERE key=?', (key,))
 Db.drop_repo = drop_repo
 

@@ -14,6 +14,7 @@ import base64, hmac, inspect, json, re, sys, threading, time, traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from email.utils import formatdate
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +25,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 
 from .cards import describe
 from .commit import gitattributes
@@ -45,10 +46,14 @@ class Limits:
 # %% ../../nbs/localhub/05_wire.ipynb #0974c98c
 class Hub:
     "A data folder with everything that the handlers need."
+    on_index = [] # what else wants to know of a new commit: functions of the hub and the row
+    def space_facts(self, row, base): return {} # where a Space answers and how it is: see `apps`
+
     def __init__(self, data:Path, limits:Limits=Limits()):
         self.data,self.limits = Path(data),limits
         self.url = None # where it answers
         self.may,self.programs = frozenset(),{} # `spaces`, `jobs`: whether it may start programs, and those that run
+        self.apps = {} # Spaces that were started, by the key of their repo
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
 
@@ -70,6 +75,7 @@ class Hub:
             commit = repo.resolve('main')
             info = self.describe(repo, commit, row.kind)
             self.db.set_index(row.key, str(commit.id), float(commit.commit_time), info)
+        for f in self.on_index: f(self, self.db.by_key(row.key))
         return self.db.by_key(row.key)
 
 # %% ../../nbs/localhub/05_wire.ipynb #bbfb70ca
@@ -319,12 +325,15 @@ async def _guarded(f, kind, request):
     except Exception as e:
         traceback.print_exc()
         res = error(HubError(500, f'internal error: {type(e).__name__}'))
+    # uvicorn's own is up to a second old, and clients cut logs by it
+    res.headers['Date'] = formatdate(usegmt=True)
     res.headers.setdefault('X-Request-Id', _header_text(rid)[:100])
     return res
 
 def make_routes(routes:Routes)->list:
-    "Turn collected handlers into Starlette's routes."
-    return [Route(p, partial(_guarded, f, kind), methods=m) for p,m,f,kind in routes]
+    "Turn collected handlers into Starlette's routes; what is a route already stays as it is."
+    return [r if isinstance(r,BaseRoute) else Route(r[0], partial(_guarded,*r[2:]), methods=r[1])
+            for r in routes]
 
 # %% ../../nbs/localhub/05_wire.ipynb #1dc1d015
 LOOPBACK = {'127.0.0.1','localhost','::1'}
@@ -348,7 +357,8 @@ def serving(app, host:str='127.0.0.1', port:int=0 # 0 for any free one
     "Serve an application from a thread, for notebooks and tests."
     import uvicorn
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level='error',
-        access_log=False, ws='none', lifespan='off', timeout_graceful_shutdown=3))
+        access_log=False, date_header=False, ws='none', lifespan='off',
+        timeout_graceful_shutdown=3))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
