@@ -59,7 +59,7 @@ def serve(sock:socket.socket, app, url:str):
     "Answer until the process is told to stop."
     import uvicorn
     server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False,
-        date_header=False, ws='none', lifespan='off',
+        date_header=False, ws='websockets-sansio', lifespan='off',
         timeout_graceful_shutdown=5, h11_max_incomplete_event_size=1<<17))
     async def startup(sockets=None, start=server.startup):
         await start(sockets=sockets)

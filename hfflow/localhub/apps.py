@@ -75,7 +75,8 @@ class App:
         self.build_log,self.run_log = self._log('build'),self._log('run')
         self.program = None # whose log `run_log` is
 
-    def _log(self, kind): return _Lines(self.folder/'logs'/f'{self.turn:06}.{kind}')
+    def _log(self, kind, turn=None):
+        return _Lines(self.folder/'logs'/f'{turn or self.turn:06}.{kind}')
 
     def at(self, turn:int, stage:str, message:str=None):
         "Go to a stage, if the turn is still the current one."
@@ -214,12 +215,13 @@ def app_env(hub:Hub, row:RepoRow, plan:Plan, where:Path, home:Path, port:int, py
     env = base_env(home, hub.url)
     env['PATH'] = str(Path(python).parent)+os.pathsep+env['PATH']
     title = (row.info.get('cardData') or {}).get('title')
-    env |= dict(PORT=str(port), HOST='127.0.0.1', SYSTEM='spaces', SPACE_ID=row.id,
+    env |= dict(PORT=str(port), HOST='127.0.0.1', SPACE_ID=row.id,
         SPACE_HOST=f'{subdomain(hub,row)}.localhost', SPACE_AUTHOR_NAME=row.owner,
         SPACE_REPO_NAME=row.name, SPACE_TITLE=title if isinstance(title,str) else row.name,
         GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port), GRADIO_SSR_MODE='False',
         GRADIO_ANALYTICS_ENABLED='False', GRADIO_TEMP_DIR=str(home/'gradio'),
         STREAMLIT_SERVER_PORT=str(port), STREAMLIT_SERVER_ADDRESS='127.0.0.1',
+        STREAMLIT_BROWSER_SERVER_ADDRESS=f'{subdomain(hub,row)}.localhost', # allowed as an origin
         STREAMLIT_SERVER_HEADLESS='true', STREAMLIT_BROWSER_GATHER_USAGE_STATS='false',
         UVICORN_PORT=str(port), UVICORN_HOST='127.0.0.1', PYTHONDONTWRITEBYTECODE='1')
     env |= {k:plan.here(v,where) for k,v in plan.env.items() if k not in ('HOME','PATH','PORT')}
@@ -257,7 +259,7 @@ def _start(self, turn, argv, kw):
         if name.startswith(f'space {self.key} ') and old is not self.live: old.wait(10)
     self.at(turn, 'RUNNING_APP_STARTING' if self.live else 'APP_STARTING')
     env = app_env(self.hub, row, plan, where, kw['home'], port, kw['python'])
-    log = self._log('run')
+    log = self._log('run', turn)
     log.add(f'===== Application started at {_now()} =====')
     p = start(self.hub, f'space {self.key} {turn}', 'spaces', argv, plan.start_in(where), env, log)
     p.turn,self.run_log,self.program = str(turn),log,p

@@ -231,13 +231,14 @@ _use = dict(
     transformers='from transformers import {auto}, {proc}\n\nmodel = '
         '{auto}.from_pretrained("{id}")\nprocessor = {proc}.from_pretrained("{id}")',
     dataset='from datasets import load_dataset\n\nds = load_dataset("{id}")',
+    gradio='from gradio_client import Client\n\nclient = Client("{id}")\nclient.view_api()',
     other='from huggingface_hub import snapshot_download\n\nfolder = '
           'snapshot_download("{id}"{kind})')
 
 def how_to_use(row:RepoRow)->str:
     "Write the Python lines that fetch a repo."
     t = row.info.get('transformersInfo') or {}
-    which = 'dataset' if row.kind=='dataset' else row.info.get('library_name') if row.kind=='model' else 'other'
+    which = 'dataset' if row.kind=='dataset' else row.info.get('library_name') if row.kind=='model' else row.info.get('sdk')
     return _use.get(which,_use['other']).format(id=row.id, auto=t.get('auto_model','AutoModel'),
         proc=t.get('processor','AutoTokenizer'), kind='' if row.kind=='model'
         else f', repo_type="{row.kind}"')
@@ -278,13 +279,19 @@ def repo_page(call:Call)->Response:
     text = text_of(repo, commit, 'README.md')
     front,body = split_card(text or '')
     files = [e for e in repo.walk(commit, recursive=True) if e.type=='file']
+    lineage,made = read_lineage(call,repo,commit),_made_from(call,row)
     space = space_frame(call,row) if row.kind=='space' else {}
     return html(call, 'repo.html', csp=space.get('csp',''), space=space,
         **_head(call, row, repo, 'card'),
         card=render_card(body,row) if text else None, files=files,
         total=sum(e.size for e in files), commit=commit,
-                lineage=read_lineage(call,repo,commit), users=users_of(call,row),
-                    use=how_to_use(row), made=_made_from(call,row))
+                lineage=lineage, users=users_of(call,row),
+                    use=how_to_use(row), made=made, below=_below(call, row, lineage, made))
+
+def _below(call, row, lineage, made):
+    "What the models of a Space were made from in turn, by their keys."
+    rows = [a['row'] for a in (lineage['inputs'] if lineage else made) if a['row']]
+    return {r.key:_made_from(call,r) for r in rows if r.kind=='model'} if row.kind=='space' else {}
 
 def _made_from(call, row):
     ts = row.info.get('tags',[])

@@ -6,7 +6,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/visits.html.md"""
 
 # %% auto #0
 __all__ = ['COOKIES', 'SANDBOX', 'WAIT', 'visit_routes', 'app_url', 'make_pass', 'read_pass', 'visitor', 'to_app', 'from_app',
-           'forward', 'ready', 'not_running', 'static_file', 'Visits', 'visit']
+           'forward', 'tunnel', 'ready', 'not_running', 'static_file', 'Visits', 'visit']
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0005
 import asyncio, hmac, mimetypes, re, time, traceback
@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Match
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .apps import app_of, is_static, stage, subdomain, trouble
 from .download import read_range
@@ -159,6 +160,43 @@ async def forward(hub:Hub, app, # `App`
     return answer
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0018
+async def tunnel(hub:Hub, ws:WebSocket, row:RepoRow, prefix:str, rest:str):
+    "Connect a visitor's WebSocket with the app's."
+    from websockets.asyncio.client import connect
+    from websockets.exceptions import WebSocketException
+    try:
+        if row is None: raise no_repo(NOBODY)
+        who,hub_auth = await run_in_threadpool(visitor, hub, row, ws, prefix)
+        if not hub.db.visible(row,who) or row.disabled: raise no_repo(who)
+    except HubError: return await ws.close(1008)
+    app = app_of(hub,row)
+    if is_static(row) or await ready(hub,row,app,True) is None: return await ws.close(1013)
+    query = ws.scope['query_string'].decode('latin1')
+    head = [(k.decode('latin1'),v.decode('latin1')) for k,v in to_app(ws,prefix,hub_auth)
+            if k!=b'host' and not k.startswith(b'sec-websocket-')]
+    app.open += 1
+    try:
+        async with connect(f"ws://{ws.headers.get('host','')}{rest or '/'}"+(f'?{query}' if query else ''),
+                host='127.0.0.1', port=app.port, proxy=None, additional_headers=head,
+                subprotocols=ws.scope['subprotocols'] or None, max_size=64<<20) as up:
+            await ws.accept(up.subprotocol)
+            jobs = [asyncio.create_task(f(ws,up)) for f in (_inward,_outward)]
+            await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
+            for j in jobs: j.cancel()
+            if jobs[1].done(): await ws.close(up.close_code or 1000)
+    except (OSError,WebSocketException,WebSocketDisconnect,RuntimeError):
+        try: await ws.close(1011)
+        except RuntimeError: pass # it was closed already
+    finally: app.open -= 1; app.visited = time.monotonic()
+
+async def _inward(ws, up):
+    while (m:=await ws.receive())['type']!='websocket.disconnect':
+        await up.send(m['text'] if m.get('text') is not None else m['bytes'])
+
+async def _outward(ws, up):
+    async for m in up: await (ws.send_text if isinstance(m,str) else ws.send_bytes)(m)
+
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0020
 WAIT = 60 # seconds that a program waits for a Space to start
 
 async def ready(hub:Hub, row:RepoRow, app, patient:bool)->int: # port; None where it does not run
@@ -196,7 +234,7 @@ content="width=device-width"><meta name="color-scheme" content="light dark"><tit
 code{{font-size:.9em;opacity:.7}}</style><p><code>{stage}</code><p>{why}
 <p><a href="{link}" target="_top">Logs and settings</a></html>'''
 
-# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0020
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0022
 def static_file(hub:Hub, row:RepoRow, request:Request, prefix:str, rest:str)->Response:
     "Send a file of a static Space."
     if bad:=trouble(hub,row): raise HubError(404, bad.message)
@@ -226,13 +264,13 @@ def _pieces(hub, e, repo, start, end):
         f.seek(start)
         while start<end and (data:=f.read(min(1<<20,end-start))): start += len(data); yield data
 
-# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0022
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0024
 _path_re = re.compile('/spaces/([^/]+)/([^/]+)/app(/.*)?')
 
 class Visits(BaseRoute):
     "Whatever goes to a Space: to a host of its own, or below the Hub's address."
     def matches(self, scope):
-        if scope['type']!='http': return Match.NONE,{}
+        if scope['type'] not in ('http','websocket'): return Match.NONE,{}
         hub,path = scope['app'].state.hub,scope['path']
         host = re.sub(r':\d+$','',dict(scope['headers']).get(b'host',b'').decode('latin1')).lower()
         if host.endswith('.localhost'):
@@ -244,7 +282,10 @@ class Visits(BaseRoute):
         return Match.FULL,dict(visit=(row,f'/spaces/{m[1]}/{m[2]}/app',m[3] or ''))
 
     async def handle(self, scope, receive, send):
-        request,hub = Request(scope,receive,send),scope['app'].state.hub
+        hub = scope['app'].state.hub
+        if scope['type']=='websocket':
+            return await tunnel(hub, WebSocket(scope,receive,send), *scope['visit'])
+        request = Request(scope,receive,send)
         try: res = await visit(hub, request, *scope['visit'])
         except ClientDisconnect: return
         except HubError as e: res = error(e)
@@ -255,7 +296,7 @@ class Visits(BaseRoute):
 
 visit_routes = Routes([Visits()])
 
-# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0023
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0025
 async def visit(hub:Hub, request:Request, row:RepoRow, prefix:str, rest:str)->Response:
     "Let somebody in, and pass on what they ask."
     if row is None: raise no_repo(NOBODY)

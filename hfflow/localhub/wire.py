@@ -228,7 +228,7 @@ class RawPath:
                 ): self.app,self.hosts = app,hosts
 
     async def __call__(self, scope, receive, send):
-        if scope['type']=='http':
+        if scope['type'] in ('http','websocket'):
             raw = scope.get('raw_path') or quote(scope['path']).encode()
             scope = {**scope, 'path':raw.split(b'?')[0].decode('ascii','replace')}
             host = dict(scope['headers']).get(b'host',b'').decode('latin1')
@@ -357,7 +357,7 @@ def serving(app, host:str='127.0.0.1', port:int=0 # 0 for any free one
     "Serve an application from a thread, for notebooks and tests."
     import uvicorn
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level='error',
-        access_log=False, date_header=False, ws='none', lifespan='off',
+        access_log=False, date_header=False, ws='websockets-sansio', lifespan='off',
         timeout_graceful_shutdown=3))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
