@@ -25,7 +25,7 @@ from .people import RepoRow
 from .plans import (Plan, Trouble, check_out, make_venv, missing, read_plan,
                                    satisfied, venv_name)
 from .processes import Log, base_env, check_may, follow, start
-from .repos import _visibility, create_repo, delete_repo, new_id
+from .repos import _named, _visibility, create_repo, delete_repo, new_id
 from .store import HubError
 from .wire import Call, Hub, Json, Routes, iso, truthy
 
@@ -199,10 +199,11 @@ App._packages = _packages
 
 def _pip(self, turn, python, args, where, home, log):
     log.add(f'pip install {" ".join(args)}'.replace(str(where),'.'))
-    self.at(turn, self.stage)
-    p = start(self.hub, f'space {self.key} {turn} pip', 'spaces', [python,'-m','pip','install',
-        '--disable-pip-version-check','--no-input','--progress-bar=off',*args], where,
-        base_env(home,self.hub.url), log, seconds=BUILD_SECONDS)
+    with self.lock:
+        self.at(turn, self.stage)
+        p = start(self.hub, f'space {self.key} {turn} pip', 'spaces', [python,'-m','pip','install',
+            '--disable-pip-version-check','--no-input','--progress-bar=off',*args], where,
+            base_env(home,self.hub.url), log, seconds=BUILD_SECONDS)
     code = p.wait()
     self.at(turn, self.stage)
     if code: raise Trouble('BUILD_ERROR', f'pip ended with exit code {code}: the build log says why.'
@@ -261,8 +262,11 @@ def _start(self, turn, argv, kw):
     env = app_env(self.hub, row, plan, where, kw['home'], port, kw['python'])
     log = self._log('run', turn)
     log.add(f'===== Application started at {_now()} =====')
-    p = start(self.hub, f'space {self.key} {turn}', 'spaces', argv, plan.start_in(where), env, log)
-    p.turn,self.run_log,self.program = str(turn),log,p
+    with self.lock: # or a later turn would not see the program that it has to stop
+        self.at(turn, self.stage)
+        p = start(self.hub, f'space {self.key} {turn}', 'spaces', argv, plan.start_in(where), env,
+                  log)
+        p.turn,self.run_log,self.program = str(turn),log,p
     end = time.monotonic()+START_SECONDS
     while True:
         if turn!=self.turn: p.stop(); raise _Stale
@@ -292,7 +296,7 @@ def _watch(self, turn, p, port, sha):
         sleep = row['sleep'] if row and row['sleep'] and row['sleep']>0 else None
         idle = time.monotonic()-self.visited
         if sleep and idle>sleep and not self.open and turn==self.turn: self.halt('SLEEPING')
-        p.wait(min(5, sleep/2) if sleep else 5)
+        p.wait(min(1, sleep/2) if sleep else 1)
     with self.lock:
         if self.live is not p: raise _Stale
         self.live = self.port = None
@@ -619,10 +623,10 @@ def duplicate_space(call:Call)->dict:
 def delete_space(call:Call)->dict:
     "Delete a repo; a Space ends first."
     d = call.json()
-    name = '/'.join(str(x) for x in (d.get('organization') or call.who.name, d.get('name')) if x)
-    row = call.hub.db.find('space', str(d.get('name')) if '/' in str(d.get('name')) else name)
+    named = d.get('type')=='space' and call.who.name and '/'.join(_named(call,d))
+    row = call.hub.db.find('space', named) if named else None
     res = delete_repo(call)
-    if d.get('type')=='space' and row: remove(call.hub, row.key)
+    if row: remove(call.hub, row.key)
     return res
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00037

@@ -11,7 +11,6 @@ __all__ = ['Trouble', 'Plan', 'read_plan', 'read_dockerfile', 'docker_plan', 'he
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0005
 import importlib.metadata, json, posixpath, re, shlex, shutil, sys, venv
 from dataclasses import dataclass, field
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 
@@ -128,7 +127,7 @@ def docker_plan(text:str, port)->Plan:
     for what,rest in read_dockerfile(text):
         if what=='FROM': p,args = _Stage(port),{} # the last stage is the one that runs
         elif p is None: continue
-        elif what=='ARG': args |= {k:v for k,v in _variables(rest).items()}
+        elif what=='ARG': args |= _variables(rest)
         else: p.read(what, rest, args|p.plan.env)
     argv = p.command() if p else None
     if not argv: raise Trouble('CONFIG_ERROR', 'the Dockerfile needs a FROM and a CMD line.')

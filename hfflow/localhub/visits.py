@@ -24,7 +24,7 @@ from .apps import app_of, is_static, stage, subdomain, trouble
 from .download import read_range
 from .people import NOBODY, Caller, RepoRow, no_repo
 from .store import HubError
-from .wire import LOOPBACK, Hub, Routes, browser_user, error
+from .wire import LOOPBACK, Call, Hub, Routes, browser_user, error
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0010
 def app_url(hub:Hub, row:RepoRow, request:Request, who:Caller)->str:
@@ -72,7 +72,7 @@ def visitor(hub:Hub, row:RepoRow, request:Request, prefix:str)->tuple: # (Caller
     if who: return who,theirs
     user = read_pass(hub, row, request.query_params.get('__sign') or request.cookies.get('hub_space'))
     if user is None and prefix: # below the Hub's own address its own cookie counts
-        user = browser_user(SimpleNamespace(hub=hub, request=request))
+        user = browser_user(Call(hub, request))
     return (hub.db.person(user,'read') if user else NOBODY),False
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0014
@@ -308,9 +308,9 @@ async def visit(hub:Hub, request:Request, row:RepoRow, prefix:str, rest:str)->Re
     if prefix and page and (url:=app_url(hub,row,request,who)).startswith('http'):
         return RedirectResponse(url, 307)
     if prefix and not rest: return RedirectResponse(prefix+'/', 307)
-    if not prefix and (p:=request.query_params.get('__sign')) and row.private: return _let_in(
-        request, p)
-    if request.url.hostname and not prefix and row.stale: row = await run_in_threadpool(hub.index, row)
+    p = request.query_params.get('__sign')
+    if not prefix and read_pass(hub,row,p): return _let_in(request, p)
+    if row.stale: row = await run_in_threadpool(hub.index, row)
     if is_static(row): return await run_in_threadpool(static_file,hub,row,request,prefix,rest)
     app = app_of(hub,row)
     port = await ready(hub, row, app, not page)
