@@ -31,7 +31,7 @@ def parser()->argparse.ArgumentParser:
     p.add_argument('--org', action='append', default=[], metavar='NAME:USER',
         help='an organisation and its admin')
     p.add_argument('--spaces', action='store_true',
-        help='run Spaces as local processes (not here yet)')
+        help='run Spaces as processes of this machine, without a container around them')
     p.add_argument('--jobs', action='store_true',
         help='run Jobs and Inference Endpoints as local processes; no container isolates them')
     return p
@@ -60,7 +60,7 @@ def serve(sock:socket.socket, app, url:str):
     "Answer until the process is told to stop."
     import uvicorn
     server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False,
-        date_header=False, ws='none', lifespan='off',
+        date_header=False, ws='websockets-sansio', lifespan='off',
         timeout_graceful_shutdown=5, h11_max_incomplete_event_size=1<<17))
     async def startup(sockets=None, start=server.startup):
         await start(sockets=sockets)

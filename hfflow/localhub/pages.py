@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/pages.html.md"""
 # %% auto #0
 __all__ = ['CSP', 'page_routes', 'fallback_routes', 'size_text', 'count_text', 'when', 'templates', 'html', 'static', 'no_api',
            'page', 'login', 'logout', 'sign_in_link', 'home', 'search_all', 'read_lineage', 'users_of', 'how_to_use',
-           'repo_page', 'crumbs', 'tree_page', 'blob_page', 'commits_page', 'commit_page', 'patches',
+           'space_frame', 'repo_page', 'crumbs', 'tree_page', 'blob_page', 'commits_page', 'commit_page', 'patches',
            'discussions_page', 'discussion_page', 'owner_page', 'nothing']
 
 # %% ../../nbs/localhub/09_pages.ipynb #7e0bd158
@@ -22,6 +22,7 @@ from urllib.parse import quote, urlencode
 import pygit2
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
+from .apps import stage
 from .cards import read_meta, read_safetensors, split_card
 from .commit import text_of
 from .discussions import (PAGE, ends, find_discussion, fork_point, get_discussion,
@@ -30,6 +31,7 @@ from .people import KINDS, PREFIX, RepoRow, no_repo
 from .render import highlight, render_card, resolve_url, url_path
 from .search import search
 from .store import HubError
+from .visits import app_url
 from .wire import (Call, Hub, Routes, check_signed, error, session, sign,
                                   truthy)
 
@@ -81,20 +83,22 @@ CSP = ("default-src 'none'; style-src 'self'; "
        "img-src 'self' data:; media-src 'self'; form-action 'self'; base-uri 'none'; "
        "frame-ancestors 'none'")
 
-def html(call:Call, name:str, status:int=200, **values)->Response:
+def html(call:Call, name:str, status:int=200,
+         csp:str='', # what this page may do besides
+         **values)->Response:
     "Answer with a page."
     body = templates().get_template(name).render(call=call, who=call.who, **values)
     return HTMLResponse(body.encode('utf-8','replace'), status,
-        {'Content-Security-Policy':CSP, 'X-Content-Type-Options':'nosniff',
+        {'Content-Security-Policy':CSP+csp, 'X-Content-Type-Options':'nosniff',
         'Referrer-Policy':'same-origin', 'Cross-Origin-Resource-Policy':'same-origin',
         'Cache-Control':'no-cache'})
 
 # %% ../../nbs/localhub/09_pages.ipynb #a9c8db99
 page_routes,fallback_routes = Routes(),Routes()
 
-_static = {'hub.css':'text/css; charset=utf-8', 'jobs.js':'text/javascript; charset=utf-8',
-    'icon.svg':'image/svg+xml',
-    'avatar.svg':'image/svg+xml'}
+_static = {'hub.css':'text/css; charset=utf-8', 'icon.svg':'image/svg+xml',
+    'avatar.svg':'image/svg+xml', 'jobs.js':'text/javascript; charset=utf-8',
+    'space.js':'text/javascript; charset=utf-8'}
 
 @page_routes('GET', '/static/{name}')
 def static(call:Call)->Response:
@@ -261,13 +265,14 @@ _use = dict(
     transformers='from transformers import {auto}, {proc}\n\nmodel = '
         '{auto}.from_pretrained("{id}")\nprocessor = {proc}.from_pretrained("{id}")',
     dataset='from datasets import load_dataset\n\nds = load_dataset("{id}")',
+    gradio='from gradio_client import Client\n\nclient = Client("{id}")\nclient.view_api()',
     other='from huggingface_hub import snapshot_download\n\nfolder = '
           'snapshot_download("{id}"{kind})')
 
 def how_to_use(row:RepoRow)->str:
     "Write the Python lines that fetch a repo."
     t = row.info.get('transformersInfo') or {}
-    which = 'dataset' if row.kind=='dataset' else row.info.get('library_name') if row.kind=='model' else 'other'
+    which = 'dataset' if row.kind=='dataset' else row.info.get('library_name') if row.kind=='model' else row.info.get('sdk')
     return _use.get(which,_use['other']).format(id=row.id, auto=t.get('auto_model','AutoModel'),
         proc=t.get('processor','AutoTokenizer'), kind='' if row.kind=='model'
         else f', repo_type="{row.kind}"')
@@ -284,6 +289,17 @@ def _head(call, row, repo, tab, rev='main', **more):
         repo_tags=sorted(refs['tags']), title=row.id, **more)
 
 # %% ../../nbs/localhub/09_pages.ipynb #8ec5ff8b
+def space_frame(call:Call, row:RepoRow)->dict:
+    "Prepare the frame in which a Space's page shows its app: on another host, so that its scripts stay there."
+    url = app_url(call.hub, row, call.request, call.who)
+    apart = url.startswith('http')
+    origin = '/'.join(url.split('/')[:3]) if apart else "'self'"
+    now,message = stage(call.hub, row)
+    return dict(url=url, stage=now, message=message, member=call.who.role_in(row.owner),
+        sandbox='allow-scripts allow-forms allow-popups allow-downloads allow-modals'
+        +' allow-same-origin'*apart,
+        csp=f"; script-src 'self'; connect-src 'self'; frame-src {origin}")
+
 @page('/{P}{ns}/{name}')
 def repo_page(call:Call)->Response:
     "Show a repo: its card, what it is, what it was made from."
@@ -297,11 +313,19 @@ def repo_page(call:Call)->Response:
     text = text_of(repo, commit, 'README.md')
     front,body = split_card(text or '')
     files = [e for e in repo.walk(commit, recursive=True) if e.type=='file']
-    return html(call, 'repo.html', **_head(call, row, repo, 'card'),
+    lineage,made = read_lineage(call,repo,commit),_made_from(call,row)
+    space = space_frame(call,row) if row.kind=='space' else {}
+    return html(call, 'repo.html', csp=space.get('csp',''), space=space,
+        **_head(call, row, repo, 'card'),
         card=render_card(body,row) if text else None, files=files,
         total=sum(e.size for e in files), commit=commit,
-                lineage=read_lineage(call,repo,commit), users=users_of(call,row),
-                    use=how_to_use(row), made=_made_from(call,row))
+                lineage=lineage, users=users_of(call,row),
+                    use=how_to_use(row), made=made, below=_below(call, row, lineage, made))
+
+def _below(call, row, lineage, made):
+    "What the models of a Space were made from in turn, by their keys."
+    rows = [a['row'] for a in (lineage['inputs'] if lineage else made) if a['row']]
+    return {r.key:_made_from(call,r) for r in rows if r.kind=='model'} if row.kind=='space' else {}
 
 def _made_from(call, row):
     ts = row.info.get('tags',[])

@@ -113,8 +113,16 @@ CREATE TABLE endpoints(
   secrets TEXT NOT NULL, state TEXT NOT NULL, message TEXT NOT NULL, created REAL NOT NULL,
   updated REAL NOT NULL, PRIMARY KEY(owner,name)) WITHOUT ROWID;
 """
+_apps = """
+CREATE TABLE apps(
+  key TEXT PRIMARY KEY, subdomain TEXT NOT NULL UNIQUE, paused INTEGER NOT NULL DEFAULT 0,
+  sleep INTEGER, hardware TEXT, volumes TEXT) WITHOUT ROWID;
+CREATE TABLE app_env(
+  key TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, secret INTEGER NOT NULL,
+  description TEXT, updated REAL NOT NULL, PRIMARY KEY(key,name)) WITHOUT ROWID;
+"""
 SCHEMAS = (SCHEMA, _discussions, _collections,
-           _settings, _jobs) # a data folder of an older hfflow gets what it lacks
+           _settings, _jobs, _apps) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:
@@ -361,7 +369,7 @@ def drop_repo(self, key:str):
     "Forget a repo."
     with self.tx() as c:
         for t in ('repos','moved','tags','lfs','likes','access','discussions','events','seen',
-                  'publishers'):
+                  'publishers','apps','app_env'):
             c.execute(f'DELETE FROM {t} WHERE key=?', (key,))
 Db.drop_repo = drop_repo
 

@@ -147,6 +147,8 @@ class Program:
 
     @property
     def running(self)->bool: return self.code is None
+    @property
+    def pid(self)->int: return self._p.pid # of the guard, whose child the program is
 
     @property
     def pid(self)->int: return self._p.pid # of the guard, whose child the program is

@@ -211,11 +211,8 @@ def _facts(call, row, sha, info, modified):
     if row.kind=='dataset': d |= dict(citation=None, description=info.get('description'),
             paperswithcode_id=None, mainSize=info.get('usedStorage',0))
     if row.kind=='space':
-        host = re.sub('[^a-z0-9]+','-',row.id.lower())
         d |= dict(sdk=info.get('sdk') or row.sdk, models=info.get('models',[]),
-            datasets=info.get('datasets',[]), subdomain=host, host=f'{call.base}/spaces/{row.id}',
-            runtime=dict(stage='PAUSED', hardware=dict(current=None, requested='cpu-basic'),
-            storage=None, gcTimeout=None))
+            datasets=info.get('datasets',[]), **call.hub.space_facts(row, call.base))
     return d
 
 # %% ../../nbs/localhub/08_repos.ipynb #b281e071

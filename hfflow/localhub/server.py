@@ -28,9 +28,11 @@ from .repos import repo_routes
 from .rowspage import rows_routes
 from .settingspages import settings_routes
 from .shelves import shelf_routes
+from .spacepage import space_routes
 from .store import HubError
 from .tokens import token_routes
 from .upload import upload_routes
+from .visits import visit_routes
 from .webhooks import delivering, watch, webhook_routes
 from .wire import LOOPBACK, Hub, Limits, make_app, serving
 from .xet import xet_routes
@@ -86,10 +88,10 @@ def catch_up(hub:Hub):
 # %% ../../nbs/localhub/10_server.ipynb #ca3d2057
 def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
-    return [git_routes, xet_routes, bucket_routes, token_routes, webhook_routes, viewer_routes,
+    return [visit_routes, git_routes, xet_routes, bucket_routes, token_routes, webhook_routes, viewer_routes,
         app_routes, job_routes, endpoint_routes, copy_routes, shelf_routes, repo_routes,
         disc_routes, upload_routes, download_routes, settings_routes, jobspage_routes,
-        rows_routes, page_routes, fallback_routes]
+        rows_routes, space_routes, page_routes, fallback_routes]
 
 @contextmanager
 def working(hub:Hub):

@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import BaseRoute, Route, Router
 
 from .cards import describe
 from .commit import gitattributes
@@ -47,11 +47,15 @@ class Limits:
 # %% ../../nbs/localhub/05_wire.ipynb #0974c98c
 class Hub:
     "A data folder with everything that the handlers need."
+    on_index = [] # what else wants to know of a new commit: functions of the hub and the row
+    def space_facts(self, row, base): return {} # where a Space answers and how it is: see `apps`
+
     def __init__(self, data:Path, limits:Limits=Limits()):
         self.data,self.limits = Path(data),limits
         self.url = None # where it answers
         self.may,self.programs = frozenset(),{} # `spaces`, `jobs`: whether it may start programs, and those that run
         self.stopping = threading.Event() # set when it ends
+        self.apps = {} # Spaces that were started, by the key of their repo
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
         self.listeners = [] # functions that `announce` calls
@@ -89,6 +93,7 @@ class Hub:
             commit = repo.resolve('main')
             info = self.describe(repo, commit, row.kind)
             self.db.set_index(row.key, str(commit.id), float(commit.commit_time), info)
+        for f in self.on_index: f(self, self.db.by_key(row.key))
         return self.db.by_key(row.key)
 
 # %% ../../nbs/localhub/05_wire.ipynb #bbfb70ca
@@ -254,7 +259,7 @@ class RawPath:
                 ): self.app,self.hosts = app,hosts
 
     async def __call__(self, scope, receive, send):
-        if scope['type']=='http':
+        if scope['type'] in ('http','websocket'):
             raw = scope.get('raw_path') or quote(scope['path']).encode()
             scope = {**scope, 'path':raw.split(b'?')[0].decode('ascii','replace')}
             host = dict(scope['headers']).get(b'host',b'').decode('latin1')
@@ -387,14 +392,17 @@ async def _guarded(f, kind, request):
     except Exception as e:
         traceback.print_exc()
         res = error(HubError(500, f'internal error: {type(e).__name__}'))
+    # uvicorn's own is up to a second old, and clients cut logs by it
+    res.headers['Date'] = formatdate(usegmt=True)
     res.headers.setdefault('X-Request-Id', _header_text(rid)[:100])
     # uvicorn's own is up to a second old, and clients cut logs by it
     res.headers['Date'] = formatdate(usegmt=True)
     return res
 
 def make_routes(routes:Routes)->list:
-    "Turn collected handlers into Starlette's routes."
-    return [Route(p, partial(_guarded, f, kind), methods=m) for p,m,f,kind in routes]
+    "Turn collected handlers into Starlette's routes; what is a route already stays as it is."
+    return [r if isinstance(r,BaseRoute) else Route(r[0], partial(_guarded,*r[2:]), methods=r[1])
+            for r in routes]
 
 # %% ../../nbs/localhub/05_wire.ipynb #830b1a37
 def _begin(path):
@@ -406,7 +414,7 @@ class Table(Router):
     "A router that tries only the routes whose beginning fits the path."
     def __init__(self, routes:list):
         super().__init__(routes, redirect_slashes=False)
-        self.begins = [_begin(r.path) for r in routes]
+        self.begins = [_begin(r.path) if isinstance(r,Route) else (None,None) for r in routes]
         self.known,self.groups = [set(s) for s in zip(*self.begins)],{}
 
     def group(self, path:str)->Router:
@@ -443,7 +451,7 @@ def serving(app, host:str='127.0.0.1', port:int=0 # 0 for any free one
     "Serve an application from a thread, for notebooks and tests."
     import uvicorn
     server = uvicorn.Server(uvicorn.Config(app, host=host, port=port, log_level='error',
-        access_log=False, date_header=False, ws='none', lifespan='off',
+        access_log=False, date_header=False, ws='websockets-sansio', lifespan='off',
         timeout_graceful_shutdown=3))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
