@@ -98,6 +98,7 @@ def _image(d):
         raise HubError(400, '`image` must be an object with one kind of image.')
     return {next(iter(v)):{k:y for k,y in x.items() if k!='credentials'}}
 
+# %% ../../nbs/localhub/08j_endpoints.ipynb #f83701c3
 def _model(call, d):
     id,rev = call.text(d,'repository','',limit=200),call.text(d,'revision','main',limit=200)
     row = call.hub.db.find('model', id)
@@ -186,6 +187,7 @@ def _keep(hub, owner, name):
     except Exception as x: traceback.print_exc(); why = f'{type(x).__name__} in the Hub'
     if not hub.stopping.is_set(): set_state(hub, e, failed, why)
 
+# %% ../../nbs/localhub/08j_endpoints.ipynb #5b3376eb
 def _load(hub, e):
     model,home,key,log = json.loads(e['spec'])['model'],_home(hub,e),token_hex(16),endpoint_log(hub,
         e)
@@ -244,6 +246,7 @@ def list_endpoints(call:Call)->dict:
     return dict(items=[endpoint_json(call,e) for e in call.hub.db.all('SELECT * FROM endpoints '
         'WHERE owner=? ORDER BY name', u['name'])])
 
+# %% ../../nbs/localhub/08j_endpoints.ipynb #3bb8fae1
 @endpoint_routes('POST', _api)
 def create_endpoint(call:Call)->dict:
     "Make an endpoint."
@@ -293,6 +296,7 @@ def wake(hub:Hub, e, was:tuple)->bool: # whether it was in one of these states
     if ok:=set_state(hub, e, 'pending', 'Waits for its program.', was): launch(hub, e)
     return ok
 
+# %% ../../nbs/localhub/08j_endpoints.ipynb #92c4b7e5
 @endpoint_routes('POST', _api+'/{name}/resume')
 def resume_endpoint(call:Call)->dict:
     "Start it again."
@@ -372,6 +376,7 @@ def _open(call):
             f"this endpoint is {e['state']}: {e['message']}")
     return e
 
+# %% ../../nbs/localhub/08j_endpoints.ipynb #f17f7248
 @endpoint_routes('GET POST', '/-/endpoints/{ns}/{name}', '/-/endpoints/{ns}/{name}/{rest:path}')
 async def ask(call:Call)->Response:
     "Pass a request on to an endpoint's program, waking it where it sleeps."

@@ -256,6 +256,7 @@ def copy_files(hub:Hub, row:RepoRow, rev:str, to:Path, path:str=''):
         else:
             with hub.open_file(e,repo) as f, open(at,'wb') as g: shutil.copyfileobj(f,g,1<<20)
 
+# %% ../../nbs/localhub/08i_jobs.ipynb #8ce27bef
 def _prepare(hub, j, spec, work):
     "Fill a Job's folder; returns where its mounts lie."
     who,mounts = hub.db.person(j['creator']),{}
@@ -349,6 +350,7 @@ def run_job(call:Call)->dict:
     spec,secrets = check_spec(call, call.json())
     return _answer(call, add_job(call.hub, owner, call.who.name, spec, secrets))
 
+# %% ../../nbs/localhub/08i_jobs.ipynb #231835f5
 @job_routes('GET', '/api/jobs/{ns}/{job}')
 def inspect_job(call:Call)->dict:
     "Show a Job."
@@ -378,6 +380,7 @@ def find_jobs(call:Call, owner:str)->tuple: # (rows, where the next page begins 
                            'LIMIT ?', owner, start, *args, n+1)
     return rows[:n],rows[n-1]['seq'] if len(rows)>n else None
 
+# %% ../../nbs/localhub/08i_jobs.ipynb #fa0100ed
 @job_routes('GET', '/api/jobs/{ns}')
 def list_jobs(call:Call)->Json:
     "List Jobs, newest first."
@@ -523,6 +526,7 @@ def run_schedule(hub:Hub, s)->str: # id of the Job
         (id, time.time(), s['id']))
     return id
 
+# %% ../../nbs/localhub/08i_jobs.ipynb #7e24c573
 def open_jobs(hub:Hub):
     "Take up what the last server left: what ran has failed, what waits may start, schedules go on."
     with hub.db.tx() as c:
@@ -590,6 +594,7 @@ def create_schedule(call:Call)->dict:
         *flags, time.time(), due))
     return schedule_json(call.hub, find_schedule(call))
 
+# %% ../../nbs/localhub/08i_jobs.ipynb #b9d8b0da
 @job_routes('GET', '/api/scheduled-jobs/{ns}/{id}')
 def inspect_schedule(call:Call)->dict:
     "Show a schedule."
@@ -620,6 +625,7 @@ def reschedule(call:Call)->dict:
     schedule,due = _schedule(call, call.json())
     return _change(call, schedule=schedule, next=due)
 
+# %% ../../nbs/localhub/08i_jobs.ipynb #bc2034f7
 @job_routes('PUT', '/api/scheduled-jobs/{ns}/{id}/labels')
 def label_schedule(call:Call)->dict:
     "Replace the labels of the Jobs to come."
