@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/wire.html.md"""
 # %% auto #0
 __all__ = ['LOOPBACK', 'Limits', 'Hub', 'make_repo', 'iso', 'truthy', 'Json', 'error', 'Moved', 'Call', 'text', 'int_',
            'get_repo', 'check_gate', 'Routes', 'RawPath', 'read_body', 'session', 'browser_user', 'identify',
-           'make_routes', 'make_app', 'serving', 'sign', 'check_signed', 'next_link']
+           'make_routes', 'make_app', 'serving', 'sign', 'read_signed', 'check_signed', 'next_link']
 
 # %% ../../nbs/localhub/05_wire.ipynb #12964f84
 import base64, hmac, inspect, json, re, sys, threading, time, traceback
@@ -18,7 +18,7 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
-from urllib.parse import parse_qs, quote, unquote, urlencode
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -27,6 +27,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from .cards import describe
+from .chunks import Chunks
 from .commit import gitattributes
 from .people import KINDS, NOBODY, PREFIX, Caller, Db, RepoRow, no_repo
 from .search import set_index
@@ -49,11 +50,12 @@ class Hub:
         self.data,self.limits = Path(data),limits
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
+        self.chunks = self.store.lfs.also = Chunks(self.store, self.db)
 
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
         from io import BytesIO
-        return open(self.store.lfs.path(e.lfs.oid),'rb') if e.lfs else BytesIO(repo.read(e.oid))
+        return self.store.lfs.open(e.lfs.oid) if e.lfs else BytesIO(repo.read(e.oid))
 
     def describe(self, repo:Repo, commit, kind:str)->dict:
         "As `cards.describe`; a card that it stumbles over must not make the repo unreadable."
@@ -267,7 +269,7 @@ async def _answer(f, kind, request):
     try:
         if '\0' in ''.join(call.p.values()) or '\ufffd' in ''.join(call.p.values()):
             raise HubError(400, 'the address is no valid UTF-8.')
-        call.who = await run_in_threadpool(call.identify)
+        call.who = await run_in_threadpool(getattr(f,'identify',Call.identify), call)
         if inspect.iscoroutinefunction(f): res = await f(call)
         else:
             if request.method in ('POST','PUT','PATCH',
@@ -364,13 +366,21 @@ def sign(hub:Hub, seconds:int=6*3600, **fields)->str: # query string
     q = urlencode(sorted(fields.items()))
     return f'{q}&sig={hmac.new(hub.db.secret, q.encode(), sha256).hexdigest()}'
 
-def check_signed(call:Call)->dict:
-    "Return the fields of a signed URL; 403 where the signature is wrong or too old."
-    d = dict(call.q)
+def read_signed(hub:Hub, query:str)->dict: # None where the signature is wrong or too old
+    "Read what `sign` has signed."
+    d = dict(parse_qsl(query, keep_blank_values=True))
     sig = d.pop('sig','')
-    good = hmac.new(call.hub.db.secret, urlencode(sorted(d.items())).encode(), sha256).hexdigest()
-    if not hmac.compare_digest(sig.encode(),good.encode()) or int(d['exp'])<time.time():
-        raise HubError(403, 'this upload address has expired or was altered: start the upload again.')
+    good = hmac.new(hub.db.secret, urlencode(sorted(d.items())).encode(), sha256).hexdigest()
+    ok = hmac.compare_digest(sig.encode('utf-8','replace'),good.encode())
+    return d if ok and int(d['exp'])>=time.time() else None
+
+def check_signed(call:Call, name:str='oid' # field that must be as in the path
+                )->dict:
+    "Return the fields of a signed URL."
+    d = read_signed(call.hub, call.request.url.query)
+    if d is None:
+        raise HubError(403, 'this address has expired or was altered: start again.')
+    if d.get(name)!=call.p[name]: raise HubError(403, 'this address is for another object.')
     return d
 
 # %% ../../nbs/localhub/05_wire.ipynb #4cff4e1e
