@@ -9,7 +9,7 @@ __all__ = ['CHUNK', 'XORB', 'CHUNKS', 'Index', 'TERM', 'FILE', 'File', 'to_hex',
            'file_hash', 'unpack_chunk', 'read_chunks', 'Chunks', 'ChunkedFile', 'claim', 'check', 'leaves', 'row',
            'add', 'may_read', 'size', 'open_file', 'open_oid', 'hashes', 'collect', 'epoch']
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #1c4c9524
+# %% ../../nbs/localhub/02a_chunks.ipynb #e52a1ecf
 import io, json, re, time
 from bisect import bisect_right
 from collections import namedtuple
@@ -24,7 +24,7 @@ from lz4.frame import LZ4FrameDecompressor
 from .people import Db
 from .store import HubError, LfsStore, Store, _keep
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #a8cdc472
+# %% ../../nbs/localhub/02a_chunks.ipynb #1bff4cce
 _chunk_key = bytes.fromhex('6697f5775b9550de3135cbaca597181c9de421109beb2b58b4d0b04b93adf229')
 _node_key = bytes.fromhex('017ec5c7a5472996fd946666b48a02e65ddd536f37c76dd2f86352e64a53713f')
 
@@ -44,7 +44,7 @@ def chunk_hash(data:bytes)->bytes:
     "Name a chunk by its content."
     return blake3(data, key=_chunk_key).digest()
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #4689be29
+# %% ../../nbs/localhub/02a_chunks.ipynb #6d0da02c
 def _groups(nodes):
     "The next level of a tree of (hash, size)."
     group = []
@@ -70,7 +70,7 @@ def file_hash(chunks)->bytes:
     "Name a file by its chunks."
     return blake3(xorb_hash(chunks), key=bytes(32)).digest()
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #aa1a41db
+# %% ../../nbs/localhub/02a_chunks.ipynb #464e728b
 CHUNK,XORB,CHUNKS = 1<<20,64<<20,1<<16 # most bytes in a chunk and in a xorb, most chunks in a xorb
 
 def _bad(why): return HubError(400, f'the xorb is refused: {why}.')
@@ -109,7 +109,7 @@ def read_chunks(f # a xorb, open at its start
         at += 8+packed
         yield unpack_chunk(head[4], data, size), at
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #b5466472
+# %% ../../nbs/localhub/02a_chunks.ipynb #b1cbf3df
 Index = namedtuple('Index', 'hashes packed raw') # raw[i] is where chunk i begins, unpacked
 
 class Chunks:
@@ -158,7 +158,7 @@ class Chunks:
         _keep(self.xorbs, f, f.name, xorb)
         return True
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #7efb81cd
+# %% ../../nbs/localhub/02a_chunks.ipynb #4eddcb4a
 TERM = Struct('<32s4xIII') # xorb, bytes, first chunk, end
 
 class ChunkedFile(io.RawIOBase):
@@ -166,7 +166,8 @@ class ChunkedFile(io.RawIOBase):
     def __init__(self, chunks:Chunks, terms:bytes):
         super().__init__()
         self.chunks,self.terms,self.ends = chunks,terms,[]
-        for _,n,_,_ in TERM.iter_unpack(terms): self.ends.append(n+(self.ends[-1] if self.ends else 0))
+        for _,n,_,_ in TERM.iter_unpack(terms):
+            self.ends.append(n+(self.ends[-1] if self.ends else 0))
         self.size,self.pos,self._xorb,self._file,self._last = self.ends[-1],0,None,None,None
 
     def readable(self): return True
@@ -207,7 +208,7 @@ class ChunkedFile(io.RawIOBase):
         self._file.seek(x.packed[i])
         return next(read_chunks(self._file))[0]
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #a0799f0b
+# %% ../../nbs/localhub/02a_chunks.ipynb #159a9f01
 FILE = 1<<40 # most bytes in a file
 
 def claim(self:Chunks, user:str, terms:bytes):
@@ -238,7 +239,7 @@ def check(self:Chunks, hash:bytes, # the file's Xet hash
     return size
 Chunks.check = check
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #6817c2c0
+# %% ../../nbs/localhub/02a_chunks.ipynb #36ca2018
 def leaves(self:Chunks, terms:bytes): # yields (hash, size)
     "Walk through the chunks of a file."
     for xorb,_,a,b in TERM.iter_unpack(terms):
@@ -258,7 +259,7 @@ def row(self:Chunks, hash:str): # None where there is no such file
     return self.db.one('SELECT * FROM xet_files WHERE hash=?', hash)
 Chunks.row = row
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #d00764eb
+# %% ../../nbs/localhub/02a_chunks.ipynb #6bb459bc
 File = namedtuple('File', 'hash oid size terms') # names as text
 
 def add(self:Chunks, key:str, # of the repo, or of whatever else may use them
@@ -289,7 +290,7 @@ def may_read(self:Chunks, key:str, hash:str)->bool:
         key, hash, key, hash) is not None
 Chunks.may_read = may_read
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #e9ef9bd9
+# %% ../../nbs/localhub/02a_chunks.ipynb #8a59ffe0
 def size(self:Chunks, oid:str # sha256
         )->int: # None where no file of chunks has it
     "Tell the size of a file."
@@ -316,7 +317,7 @@ def hashes(self:Chunks, key:str, oids:list)->dict: # sha256 -> Xet hash
     return {r['oid']:r['hash'] for r in rows}
 Chunks.hashes = hashes
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #8d398223
+# %% ../../nbs/localhub/02a_chunks.ipynb #09a8ec03
 def _dead(c, xorb, cutoff):
     return not c.execute('SELECT 1 FROM xet_uses WHERE xorb=? UNION ALL SELECT 1 FROM xet_known '
                          'WHERE xorb=? AND created>=?', (xorb,xorb,cutoff)).fetchone()

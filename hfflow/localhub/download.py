@@ -27,7 +27,7 @@ def no_entry(path, commit):
         {'X-Repo-Commit':str(commit.id)})
 
 # %% ../../nbs/localhub/06_download.ipynb #1ae1d236
-_range_re = re.compile(r'bytes=(\d{0,18})-(\d{0,18})')
+_range_re = re.compile(r'bytes=(\d{0,20})-(\d{0,20})')
 
 def read_range(header:str, # of the request; None for the whole file
                size:int # of the file, in bytes
