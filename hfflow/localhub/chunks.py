@@ -6,10 +6,10 @@ Docs: https://hfflow.github.io/hfflow/localhub/chunks.html.md"""
 
 # %% auto #0
 __all__ = ['CHUNK', 'XORB', 'CHUNKS', 'Index', 'TERM', 'FILE', 'File', 'to_hex', 'from_hex', 'chunk_hash', 'xorb_hash',
-           'file_hash', 'unpack_chunk', 'read_chunks', 'Chunks', 'ChunkedFile', 'claim', 'check', 'leaves', 'row',
-           'add', 'may_read', 'size', 'open_file', 'open_oid', 'hashes', 'collect', 'epoch']
+           'file_hash', 'unpack_chunk', 'read_chunks', 'Chunks', 'know', 'keep', 'ChunkedFile', 'xorbs_of', 'claim',
+           'check', 'leaves', 'row', 'add', 'may_read', 'size', 'open_file', 'open_oid', 'hashes', 'collect', 'epoch']
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #e52a1ecf
+# %% ../../nbs/localhub/02a_chunks.ipynb #2c091230
 import io, json, re, time
 from bisect import bisect_right
 from collections import namedtuple
@@ -24,7 +24,7 @@ from lz4.frame import LZ4FrameDecompressor
 from .people import Db
 from .store import HubError, LfsStore, Store, _keep
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #1bff4cce
+# %% ../../nbs/localhub/02a_chunks.ipynb #c36982a1
 _chunk_key = bytes.fromhex('6697f5775b9550de3135cbaca597181c9de421109beb2b58b4d0b04b93adf229')
 _node_key = bytes.fromhex('017ec5c7a5472996fd946666b48a02e65ddd536f37c76dd2f86352e64a53713f')
 
@@ -44,7 +44,7 @@ def chunk_hash(data:bytes)->bytes:
     "Name a chunk by its content."
     return blake3(data, key=_chunk_key).digest()
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #6d0da02c
+# %% ../../nbs/localhub/02a_chunks.ipynb #e2b2ce85
 def _groups(nodes):
     "The next level of a tree of (hash, size)."
     group = []
@@ -70,7 +70,7 @@ def file_hash(chunks)->bytes:
     "Name a file by its chunks."
     return blake3(xorb_hash(chunks), key=bytes(32)).digest()
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #464e728b
+# %% ../../nbs/localhub/02a_chunks.ipynb #4ae3dd1f
 CHUNK,XORB,CHUNKS = 1<<20,64<<20,1<<16 # most bytes in a chunk and in a xorb, most chunks in a xorb
 
 def _bad(why): return HubError(400, f'the xorb is refused: {why}.')
@@ -93,23 +93,24 @@ def unpack_chunk(scheme:int, # 0 as it is | 1 LZ4 | 2 LZ4 of bytes in four group
         at += n
     return bytes(out)
 
+# %% ../../nbs/localhub/02a_chunks.ipynb #bb08c23a
 def read_chunks(f # a xorb, open at its start
                ): # yields (content, where its packed bytes end)
     "Walk through the chunks of a xorb."
     at = total = count = 0
-    while (head:=f.read(8)) and head[:7]!=b'XETBLOB': # what follows that word repeats what we know
+    while (head:=f.read(8)) and head[:7]!=b'XETBLOB':
         if len(head)<8 or head[0]: raise _bad(f'no chunk begins at byte {at}')
         packed,size = (int.from_bytes(head[i:i+3],'little') for i in (1,5))
         total,count = total+size,count+1
-        if size>CHUNK or total>XORB or count>CHUNKS:
-            raise _bad(f'more than {CHUNK} bytes in a chunk, or {XORB} bytes or {CHUNKS} chunks '
-                       f'in all')
+        if not 0<size<=CHUNK or total>XORB or count>CHUNKS:
+            raise _bad(f'a chunk has 1 to {CHUNK} bytes, all together at most {XORB}, and there '
+                       f'are at most {CHUNKS} of them')
         data = f.read(packed)
         if len(data)<packed: raise _bad('the last chunk is cut off')
         at += 8+packed
         yield unpack_chunk(head[4], data, size), at
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #b1cbf3df
+# %% ../../nbs/localhub/02a_chunks.ipynb #71f57f1a
 Index = namedtuple('Index', 'hashes packed raw') # raw[i] is where chunk i begins, unpacked
 
 class Chunks:
@@ -129,36 +130,39 @@ class Chunks:
             f.seek(-4-40*n,2)
             return Index(f.read(32*n), *((0,*unpack(f'<{n}I',f.read(4*n))) for _ in range(2)))
 
-    def know(self, xorb:str, user:str, chunks:list=() # hashes by which others will ask for it
-            ):
-        "Note that a user may build files from a xorb."
-        with self.db.tx() as c:
-            c.execute('INSERT INTO xet_known VALUES(?,?,?) ON CONFLICT DO UPDATE SET '
-                      'created=excluded.created', (xorb,user,time.time()))
-            c.executemany('INSERT OR IGNORE INTO xet_asked VALUES(?,?)',
-                          [(to_hex(h),xorb) for h in chunks])
+# %% ../../nbs/localhub/02a_chunks.ipynb #2ff6e9a4
+def know(self:Chunks, xorb:str, user:str, chunks:list=() # hashes by which others will ask for it
+        ):
+    "Note that a user may build files from a xorb."
+    with self.db.tx() as c:
+        c.execute('INSERT INTO xet_known VALUES(?,?,?) ON CONFLICT DO UPDATE SET '
+                  'created=excluded.created', (xorb,user,time.time()))
+        c.executemany('INSERT OR IGNORE INTO xet_asked VALUES(?,?)',
+                      [(to_hex(h),xorb) for h in chunks])
+Chunks.know = know
 
-    def keep(self, f, # temporary file, open for reading and writing
-             xorb:str, # its name
-             user:str # who sent it
-            )->bool: # False where it was here already
-        "Check a xorb, and keep it."
-        f.seek(0)
-        hashes,packed,raw = [],[],[0]
-        for data,end in read_chunks(f):
-            hashes.append(chunk_hash(data)); packed.append(end); raw.append(raw[-1]+len(data))
-        n = len(hashes)
-        if not n or to_hex(xorb_hash(zip(hashes,(raw[i+1]-raw[i] for i in range(n)))))!=xorb:
-            raise _bad(f'its chunks do not have the name {xorb}')
-        self.know(xorb, user, [h for h in hashes if int.from_bytes(h[24:],'little')%1024==0])
-        if self.xorbs.size(xorb) is not None: return False
-        f.truncate(packed[-1])
-        f.seek(packed[-1])
-        f.write(b''.join(hashes)+pack(f'<{2*n+1}I', *packed, *raw[1:], n))
-        _keep(self.xorbs, f, f.name, xorb)
-        return True
+def keep(self:Chunks, f, # temporary file, open for reading and writing
+         xorb:str, # its name
+         user:str # who sent it
+        )->bool: # False where it was here already
+    "Check a xorb, and keep it."
+    f.seek(0)
+    hashes,packed,raw = [],[],[0]
+    for data,end in read_chunks(f):
+        hashes.append(chunk_hash(data)); packed.append(end); raw.append(raw[-1]+len(data))
+    n = len(hashes)
+    if not n or to_hex(xorb_hash(zip(hashes,(raw[i+1]-raw[i] for i in range(n)))))!=xorb:
+        raise _bad(f'its chunks do not have the name {xorb}')
+    self.know(xorb, user, [h for h in hashes if int.from_bytes(h[24:],'little')%1024==0])
+    if self.xorbs.size(xorb) is not None: return False
+    f.truncate(packed[-1])
+    f.seek(packed[-1])
+    f.write(b''.join(hashes)+pack(f'<{2*n+1}I', *packed, *raw[1:], n))
+    _keep(self.xorbs, f, f.name, xorb)
+    return True
+Chunks.keep = keep
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #4eddcb4a
+# %% ../../nbs/localhub/02a_chunks.ipynb #91c1b85b
 TERM = Struct('<32s4xIII') # xorb, bytes, first chunk, end
 
 class ChunkedFile(io.RawIOBase):
@@ -190,35 +194,44 @@ class ChunkedFile(io.RawIOBase):
         self.pos += n
         return n
 
-    def _chunk(self):
-        "The chunk at the present position, and the position in it."
-        t = bisect_right(self.ends, self.pos)
-        xorb,n,a,_ = TERM.unpack_from(self.terms, t*TERM.size)
-        x = self.chunks.index(to_hex(xorb))
-        at = x.raw[a]+self.pos-self.ends[t]+n
-        i = bisect_right(x.raw, at)-1
-        if self._last is None or self._last[:2]!=(xorb,i):
-            self._last = xorb,i,self._read(xorb, x, i)
-        return self._last[2],at-x.raw[i]
+# %% ../../nbs/localhub/02a_chunks.ipynb #17d3d877
+def _chunk(self):
+    "The chunk at the present position, and the position in it."
+    t = bisect_right(self.ends, self.pos)
+    xorb,n,a,_ = TERM.unpack_from(self.terms, t*TERM.size)
+    x = self.chunks.index(to_hex(xorb))
+    at = x.raw[a]+self.pos-self.ends[t]+n
+    i = bisect_right(x.raw, at)-1
+    if self._last is None or self._last[:2]!=(xorb,i):
+        self._last = xorb,i,self._read(xorb, x, i)
+    return self._last[2],at-x.raw[i]
+ChunkedFile._chunk = _chunk
 
-    def _read(self, xorb, x, i):
-        if xorb!=self._xorb:
-            if self._file: self._file.close()
-            self._file,self._xorb = open(self.chunks.xorbs.path(to_hex(xorb)),'rb'),xorb
-        self._file.seek(x.packed[i])
-        return next(read_chunks(self._file))[0]
+def _read(self, xorb, x, i):
+    if xorb!=self._xorb:
+        if self._file: self._file.close()
+        self._file,self._xorb = open(self.chunks.xorbs.path(to_hex(xorb)),'rb'),xorb
+    self._file.seek(x.packed[i])
+    return next(read_chunks(self._file))[0]
+ChunkedFile._read = _read
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #159a9f01
-FILE = 1<<40 # most bytes in a file
+# %% ../../nbs/localhub/02a_chunks.ipynb #4e0a0115
+def xorbs_of(terms:bytes)->set: # names
+    "Tell from which xorbs a file is made."
+    return {to_hex(t[0]) for t in TERM.iter_unpack(terms)}
 
-def claim(self:Chunks, user:str, terms:bytes):
-    "Check that a user may build a file from these chunks, and keep the cleaner away from them."
+def claim(self:Chunks, user:str, xorbs:set # names
+         ):
+    "Check that a user may build files from these xorbs, and keep the cleaner away from them."
     with self.db.tx() as c:
-        for xorb in {to_hex(t[0]) for t in TERM.iter_unpack(terms)}:
+        for xorb in xorbs:
             if not c.execute('UPDATE xet_known SET created=? WHERE xorb=? AND user=?',
                              (time.time(),xorb,user)).rowcount:
                 raise HubError(400, f'the xorb {xorb} has not been uploaded.')
 Chunks.claim = claim
+
+# %% ../../nbs/localhub/02a_chunks.ipynb #cbae18b3
+FILE = 1<<40 # most bytes in a file
 
 def check(self:Chunks, hash:bytes, # the file's Xet hash
           terms:bytes, oid:str=None # its sha256, if it has to have one
@@ -239,7 +252,7 @@ def check(self:Chunks, hash:bytes, # the file's Xet hash
     return size
 Chunks.check = check
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #36ca2018
+# %% ../../nbs/localhub/02a_chunks.ipynb #57e9cc28
 def leaves(self:Chunks, terms:bytes): # yields (hash, size)
     "Walk through the chunks of a file."
     for xorb,_,a,b in TERM.iter_unpack(terms):
@@ -259,7 +272,7 @@ def row(self:Chunks, hash:str): # None where there is no such file
     return self.db.one('SELECT * FROM xet_files WHERE hash=?', hash)
 Chunks.row = row
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #6bb459bc
+# %% ../../nbs/localhub/02a_chunks.ipynb #0d316f84
 File = namedtuple('File', 'hash oid size terms') # names as text
 
 def add(self:Chunks, key:str, # of the repo, or of whatever else may use them
@@ -272,8 +285,8 @@ def add(self:Chunks, key:str, # of the repo, or of whatever else may use them
             new = c.execute('INSERT OR IGNORE INTO xet_files VALUES(?,?,?,?,?)',
                             (f.hash,f.oid,f.size,f.terms,now)).rowcount
             if new:
-                names = {to_hex(t[0]) for t in TERM.iter_unpack(f.terms)}
-                c.executemany('INSERT INTO xet_uses VALUES(?,?)', [(x,f.hash) for x in names])
+                c.executemany('INSERT INTO xet_uses VALUES(?,?)',
+                              [(x,f.hash) for x in xorbs_of(f.terms)])
                 first = next(self.leaves(f.terms))[0] # the chunk that others will ask for first
                 c.execute('INSERT OR IGNORE INTO xet_asked VALUES(?,?)',
                           (to_hex(first), to_hex(f.terms[:32])))
@@ -290,7 +303,7 @@ def may_read(self:Chunks, key:str, hash:str)->bool:
         key, hash, key, hash) is not None
 Chunks.may_read = may_read
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #8a59ffe0
+# %% ../../nbs/localhub/02a_chunks.ipynb #ab2c0782
 def size(self:Chunks, oid:str # sha256
         )->int: # None where no file of chunks has it
     "Tell the size of a file."
@@ -317,7 +330,7 @@ def hashes(self:Chunks, key:str, oids:list)->dict: # sha256 -> Xet hash
     return {r['oid']:r['hash'] for r in rows}
 Chunks.hashes = hashes
 
-# %% ../../nbs/localhub/02a_chunks.ipynb #09a8ec03
+# %% ../../nbs/localhub/02a_chunks.ipynb #ec6014a0
 def _dead(c, xorb, cutoff):
     return not c.execute('SELECT 1 FROM xet_uses WHERE xorb=? UNION ALL SELECT 1 FROM xet_known '
                          'WHERE xorb=? AND created>=?', (xorb,xorb,cutoff)).fetchone()

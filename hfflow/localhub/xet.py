@@ -9,7 +9,7 @@ __all__ = ['xet_routes', 'LIFE', 'SCOPES', 'SHARD', 'cas_url', 'xet_token', 'wri
            'put_xorb', 'no_grants', 'telemetry', 'read_shard', 'put_shard', 'may_know', 'write_shard', 'find_chunk',
            'cut_terms', 'runs', 'reconstruction', 'get_xorb']
 
-# %% ../../nbs/localhub/07b_xet.ipynb #30cd70f4
+# %% ../../nbs/localhub/07b_xet.ipynb #80a0be1d
 import time
 from functools import partial
 from hashlib import blake2b
@@ -21,15 +21,15 @@ from urllib.parse import parse_qs
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from .chunks import TERM, XORB, Chunks, File, from_hex, to_hex
-from .discussions import committable, signed_in
+from .chunks import TERM, XORB, Chunks, File, from_hex, to_hex, xorbs_of
+from .discussions import committable
 from .download import _pieces, read_range
 from .people import NOBODY, Caller
 from .store import HubError
 from .upload import receive
-from .wire import Call, Hub, Json, Routes, check_signed, read_signed, sign
+from .wire import Call, Json, Routes, check_signed, read_signed, sign
 
-# %% ../../nbs/localhub/07b_xet.ipynb #d978162e
+# %% ../../nbs/localhub/07b_xet.ipynb #8ff353bc
 xet_routes = Routes()
 LIFE = 900 # seconds that a token lives; clients ask for the next one a minute before
 
@@ -59,7 +59,7 @@ def read_token(call:Call)->Json:
     "Give a token that may fetch a repo's chunks."
     return xet_token(call, call.repo(content=True).key)
 
-# %% ../../nbs/localhub/07b_xet.ipynb #130ab1e6
+# %% ../../nbs/localhub/07b_xet.ipynb #45af37ec
 def _repo_scope(call, key):
     row = call.hub.db.by_key(key)
     if row is None or row.disabled or not call.hub.db.visible(row, call.who): return False
@@ -87,7 +87,7 @@ def cas(methods:str, *paths:str, write:bool=False):
         return xet_routes(methods, *[f'/api/xet/{{scope}}{p}' for p in paths])(f)
     return add
 
-# %% ../../nbs/localhub/07b_xet.ipynb #4bf2714a
+# %% ../../nbs/localhub/07b_xet.ipynb #f851474d
 @cas('POST', '/v1/xorbs/{prefix}/{xorb}', write=True)
 async def put_xorb(call:Call)->dict:
     "Take a xorb."
@@ -110,7 +110,7 @@ def telemetry(call:Call)->dict:
     "Forget how it went."
     return {}
 
-# %% ../../nbs/localhub/07b_xet.ipynb #e2b8d187
+# %% ../../nbs/localhub/07b_xet.ipynb #4ddecbaa
 _tag = b'HFRepoMetaData\0'+bytes.fromhex('556967456a7b815783a5bdd95ccdd14aa9')
 _row,_end = Struct('<32sIIII'),b'\xff'*32
 SHARD = 68<<20 # most bytes of a shard
@@ -132,7 +132,7 @@ def read_shard(f, # open at its start
         if flags>>31: take(48*n) # a second hash of each term; that of the file says as much
         yield hash, terms, to_hex(take(48)[:32]) if flags>>30&1 else None
 
-# %% ../../nbs/localhub/07b_xet.ipynb #f17fdc41
+# %% ../../nbs/localhub/07b_xet.ipynb #54a03651
 @cas('POST', '/v1/shards', '/v2/shards', write=True)
 async def put_shard(call:Call)->Response:
     "Make the files that a shard names: all of them, or none."
@@ -147,13 +147,12 @@ async def put_shard(call:Call)->Response:
     return Json(dict(result=1))
 
 def _make_files(call, f, size):
-    chunks,files = call.hub.chunks,[]
-    for hash,terms,oid in read_shard(f, size):
-        chunks.claim(call.who.name, terms)
-        files.append(File(to_hex(hash), oid, chunks.check(hash,terms,oid), terms))
-    chunks.add(call.key, files)
+    chunks,files = call.hub.chunks,list(read_shard(f, size))
+    chunks.claim(call.who.name, set().union(*(xorbs_of(terms) for _,terms,_ in files)))
+    chunks.add(call.key, [File(to_hex(hash), oid, chunks.check(hash,terms,oid), terms)
+                          for hash,terms,oid in files])
 
-# %% ../../nbs/localhub/07b_xet.ipynb #94dff8d9
+# %% ../../nbs/localhub/07b_xet.ipynb #5ada3b3a
 def _open_chunks(chunks, key, xorb):
     "Which chunks of a xorb lie in files that this repo or the public has."
     rows = chunks.db.all('SELECT DISTINCT f.hash,f.terms FROM xet_uses u JOIN xet_files f ON '
@@ -169,6 +168,7 @@ def may_know(chunks:Chunks, user:str, key:str, xorb:str)->bool:
     chunks.know(xorb, user)
     return True
 
+# %% ../../nbs/localhub/07b_xet.ipynb #b94c8b8a
 def write_shard(chunks:Chunks, xorbs:list)->bytes:
     "Write a shard that lists the chunks of xorbs."
     out = [_tag, pack('<QQ',2,200), _end, bytes(16)]
@@ -184,7 +184,7 @@ def write_shard(chunks:Chunks, xorbs:list)->bytes:
     return b''.join(out)+pack('<9Q32s2Q6Q4Q', 1, 48, 96, at, 0, at, 0, at, 0, bytes(32), now,
                               now+86400, *[0]*6, 0, 0, 0, at)
 
-# %% ../../nbs/localhub/07b_xet.ipynb #1768a4d5
+# %% ../../nbs/localhub/07b_xet.ipynb #eac2d341
 @cas('GET', '/v1/chunks/{prefix}/{chunk}', write=True)
 def find_chunk(call:Call)->Response:
     "Say in which xorbs a chunk and its neighbours lie."
@@ -192,15 +192,15 @@ def find_chunk(call:Call)->Response:
     from_hex(call.p['chunk'])
     have = [r['xorb'] for r in db.all('SELECT xorb FROM xet_asked WHERE chunk=? LIMIT 20',
                                       call.p['chunk'])]
-    near = [r['xorb'] for x in have for r in db.all('SELECT DISTINCT o.xorb FROM xet_uses u JOIN '
-        'xet_uses o ON o.file=u.file WHERE u.xorb=? LIMIT 100', x)]
     may = partial(may_know, chunks, call.who.name, call.key)
     have = [x for x in have if may(x)]
     if not have: raise HubError(404, 'no such chunk is known here.')
+    near = [r['xorb'] for x in have for r in db.all('SELECT DISTINCT o.xorb FROM xet_uses u JOIN '
+        'xet_uses o ON o.file=u.file WHERE u.xorb=? LIMIT 32', x)]
     return Response(write_shard(chunks, list(dict.fromkeys(have+[x for x in near if may(x)]))),
                     media_type='application/octet-stream')
 
-# %% ../../nbs/localhub/07b_xet.ipynb #421c316a
+# %% ../../nbs/localhub/07b_xet.ipynb #6ed1bdd2
 def cut_terms(chunks:Chunks, terms:bytes, start:int, end:int # bytes of the file
              )->tuple: # (bytes to skip, [(xorb, first chunk, end, bytes)])
     "Cut the terms of a file down to a piece of it."
@@ -218,6 +218,7 @@ def cut_terms(chunks:Chunks, terms:bytes, start:int, end:int # bytes of the file
         at += n
     return skip,res
 
+# %% ../../nbs/localhub/07b_xet.ipynb #374ba5ae
 def runs(terms:list)->dict: # xorb -> [[first chunk, end]]
     "Join the terms of each xorb where they touch."
     res = {}
@@ -227,7 +228,7 @@ def runs(terms:list)->dict: # xorb -> [[first chunk, end]]
         else: of.append([a,b])
     return res
 
-# %% ../../nbs/localhub/07b_xet.ipynb #adcb6cb5
+# %% ../../nbs/localhub/07b_xet.ipynb #8eb6311f
 @cas('GET', '/v1/reconstructions/{hash}', '/v2/reconstructions/{hash}')
 def reconstruction(call:Call)->dict:
     "Say what a file is made of, and where to get it."
@@ -251,6 +252,7 @@ def _offer(call, xorb, a, b, first, last, v2):
     if v2: return dict(url=url, ranges=[dict(chunks=chunks, bytes=at)])
     return dict(url=url, range=chunks, url_range=at)
 
+# %% ../../nbs/localhub/07b_xet.ipynb #bd742c75
 @xet_routes('GET', '/api/xet/{xorb}')
 def get_xorb(call:Call)->Response:
     "Send the piece of a xorb for which an address was signed."
