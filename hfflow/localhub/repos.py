@@ -300,7 +300,8 @@ def tags_by_type(call:Call)->dict:
         call.who)
 
 # %% ../../nbs/localhub/08_repos.ipynb #3332d6d6
-def entry_json(e, last=None, expand:bool=False, xet:dict=()  # sha256 -> Xet hash
+def entry_json(e, last=None, expand:bool=False,
+               xet:dict=() # sha256 -> Xet hash, of files that have one
               )->dict:
     "Write one entry of a tree as the API does."
     d = dict(type=e.type, oid=e.oid, size=e.size, path=e.path)
