@@ -15,6 +15,7 @@ from urllib.parse import quote
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
+from .people import KINDS
 from .store import Entry, HubError
 from .wire import Call, Routes
 
@@ -26,7 +27,7 @@ def no_entry(path, commit):
         {'X-Repo-Commit':str(commit.id)})
 
 # %% ../../nbs/localhub/06_download.ipynb #1ae1d236
-_range_re = re.compile(r'bytes=(\d{0,18})-(\d{0,18})')
+_range_re = re.compile(r'bytes=(\d{0,20})-(\d{0,20})')
 
 def read_range(header:str, # of the request; None for the whole file
                size:int # of the file, in bytes
@@ -43,8 +44,8 @@ def read_range(header:str, # of the request; None for the whole file
     return a,b
 
 # %% ../../nbs/localhub/06_download.ipynb #f5d30911
-def _pieces(path, start, end, step=1<<20):
-    with open(path,'rb') as f:
+def _pieces(f, start, end, step=1<<20):
+    with f:
         f.seek(start)
         while start<end:
             data = f.read(min(step,end-start))
@@ -81,9 +82,15 @@ def find_file(call:Call):
     commit = repo.resolve(call.p['rev'])
     e = repo.entry(commit, call.p['path'])
     if e is None or e.type!='file': raise no_entry(call.p['path'], commit)
-    if e.lfs and call.hub.db.lfs_size(row.key, e.lfs.oid) is None: 
+    if e.lfs and call.hub.db.lfs_size(row.key, e.lfs.oid) is None:
         e = e._replace(lfs=None) # a pointer to bytes that were never sent here is just text
     return row,repo,commit,e
+
+def _in_chunks(call, row, commit, e):
+    "Headers that offer a file by Xet, where it lies in chunks."
+    hash = call.hub.chunks.hashes(row.key, [e.lfs.oid]).get(e.lfs.oid) if e.lfs else None
+    token = f'{call.base}/api/{KINDS[row.kind]}/{row.id}/xet-read-token/{commit.id}'
+    return {'X-Xet-Hash':hash, 'Link':f'<{token}>; rel="xet-auth"'} if hash else {}
 
 # %% ../../nbs/localhub/06_download.ipynb #f29ac0ce
 @download_routes('GET', '/{P}{ns}/{name}/resolve/{rev}/{path:path}',
@@ -93,7 +100,7 @@ def resolve_file(call:Call)->Response:
     row,repo,commit,e = find_file(call)
     data = None if e.lfs else repo.read(e.oid)
     size = e.lfs.size if e.lfs else len(data)
-    headers = file_headers(e, commit, size)
+    headers = file_headers(e, commit, size) | _in_chunks(call, row, commit, e)
     head = call.request.method=='HEAD'
     if call.request.headers.get('if-none-match')==headers['ETag']:
         return Response(status_code=304, headers=headers)
@@ -104,7 +111,7 @@ def resolve_file(call:Call)->Response:
     kind,status = media_type(e.path),206 if part else 200
     if head: return Response(headers=headers, media_type=kind)
     if e.lfs:
-        return StreamingResponse(_pieces(call.hub.store.lfs.path(e.lfs.oid),a,b), status,
+        return StreamingResponse(_pieces(call.hub.store.lfs.open(e.lfs.oid),a,b), status,
             headers, kind)
     return Response(data[a:b], status, headers, kind)
 

@@ -170,7 +170,7 @@ def sign_in_link(hub:Hub, name:str, to:str='/', # path shown to whoever comes in
     return '/login?'+sign(hub, seconds, do='login', name=name, to=to)
 
 def _by_link(call):
-    d,sig,now,spent = check_signed(call),call.q['sig'],time.time(),call.hub.spent
+    d,sig,now,spent = check_signed(call, None),call.q['sig'],time.time(),call.hub.spent
     for s,(exp,_) in list(spent.items()):
         if exp<now: spent.pop(s, None)
     me = object()

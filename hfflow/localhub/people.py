@@ -121,8 +121,22 @@ CREATE TABLE app_env(
   key TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, secret INTEGER NOT NULL,
   description TEXT, updated REAL NOT NULL, PRIMARY KEY(key,name)) WITHOUT ROWID;
 """
+_chunks = """
+CREATE TABLE xet_files(
+  hash TEXT PRIMARY KEY, oid TEXT, size INTEGER NOT NULL, terms BLOB NOT NULL, created REAL NOT NULL);
+CREATE INDEX xet_files_oid ON xet_files(oid);
+CREATE TABLE xet_uses(xorb TEXT NOT NULL, file TEXT NOT NULL, PRIMARY KEY(xorb,file)) WITHOUT ROWID;
+CREATE INDEX xet_uses_file ON xet_uses(file);
+CREATE TABLE xet_links(key TEXT NOT NULL, file TEXT NOT NULL, PRIMARY KEY(key,file)) WITHOUT ROWID;
+CREATE INDEX xet_links_file ON xet_links(file);
+CREATE TABLE xet_known(
+  xorb TEXT NOT NULL, user TEXT NOT NULL COLLATE NOCASE, created REAL NOT NULL,
+  PRIMARY KEY(xorb,user)) WITHOUT ROWID;
+CREATE TABLE xet_asked(chunk TEXT NOT NULL, xorb TEXT NOT NULL, PRIMARY KEY(chunk,xorb)) WITHOUT ROWID;
+CREATE INDEX xet_asked_xorb ON xet_asked(xorb);
+"""
 SCHEMAS = (SCHEMA, _discussions, _collections,
-           _settings, _jobs, _apps) # a data folder of an older hfflow gets what it lacks
+           _settings, _jobs, _apps, _chunks) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:
@@ -369,7 +383,7 @@ def drop_repo(self, key:str):
     "Forget a repo."
     with self.tx() as c:
         for t in ('repos','moved','tags','lfs','likes','access','discussions','events','seen',
-                  'publishers','apps','app_env'):
+                  'publishers','apps','app_env','xet_links'):
             c.execute(f'DELETE FROM {t} WHERE key=?', (key,))
 Db.drop_repo = drop_repo
 

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/repos.html.md"""
 __all__ = ['repo_routes', 'EXPAND', 'STATES', 'whoami', 'validate_yaml', 'new_id', 'create_repo', 'delete_repo', 'move_repo',
            'settings', 'auth_check', 'siblings', 'info', 'list_repos', 'tags_by_type', 'entry_json', 'tree',
            'paths_info', 'refs', 'create_branch', 'delete_branch', 'create_tag', 'delete_tag', 'commits', 'squash',
-           'like', 'user_likes', 'likers', 'access_list', 'access_handle', 'ask_access', 'not_yet', 'bare_name']
+           'like', 'user_likes', 'likers', 'access_list', 'access_handle', 'ask_access', 'bare_name']
 
 # %% ../../nbs/localhub/08_repos.ipynb #6e280807
 import json, re, time
@@ -313,9 +313,12 @@ def tags_by_type(call:Call)->dict:
         call.who)
 
 # %% ../../nbs/localhub/08_repos.ipynb #3332d6d6
-def entry_json(e, last=None, expand:bool=False)->dict:
+def entry_json(e, last=None, expand:bool=False,
+               xet:dict=() # sha256 -> Xet hash, of files that have one
+              )->dict:
     "Write one entry of a tree as the API does."
     d = dict(type=e.type, oid=e.oid, size=e.size, path=e.path)
+    if e.lfs and e.lfs.oid in xet: d['xetHash'] = xet[e.lfs.oid]
     if e.lfs: d['lfs'] = dict(oid=e.lfs.oid, size=e.lfs.size, pointerSize=e.lfs.pointer_size)
     if last is not None: d['lastCommit'] = dict(id=str(last.id), title=last.message.split('\n')[0],
             date=iso(last.commit_time))
@@ -345,7 +348,8 @@ def tree(call:Call)->Json:
         call.q.get('cursor','')), page+1))
     more,es = len(es)>page,es[:page]
     last = repo.last_commits(commit, [e.path for e in es]) if expand else {}
-    return Json([entry_json(e, last.get(e.path), expand) for e in es],
+    xet = call.hub.chunks.hashes(row.key, [e.lfs.oid for e in es if e.lfs])
+    return Json([entry_json(e, last.get(e.path), expand, xet) for e in es],
         headers=next_link(call, cursor=es[-1].path+'/'*(es[-1].type=='directory')) if more else {})
 
 # %% ../../nbs/localhub/08_repos.ipynb #c6d0cb49
@@ -358,7 +362,8 @@ def paths_info(call:Call)->list:
     es = [e for p in dict.fromkeys(str(p) for p in f.get('paths',[])) if _utf8(p)
         and (e:=repo.entry(commit,p.strip('/')))]
     last = repo.last_commits(commit, [e.path for e in es if e.path]) if expand else {}
-    return [entry_json(e, last.get(e.path), expand) for e in es]
+    xet = call.hub.chunks.hashes(row.key, [e.lfs.oid for e in es if e.lfs])
+    return [entry_json(e, last.get(e.path), expand, xet) for e in es]
 
 def _utf8(s):
     try: return bool(s.encode())
@@ -563,14 +568,6 @@ def ask_access(call:Call)->dict:
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #c7ac82f6
-@repo_routes('GET', '/api/{T}/{ns}/{name}/xet-write-token/{rev}',
-             '/api/{T}/{ns}/{name}/xet-read-token/{rev}')
-def not_yet(call:Call):
-    "Say plainly what this Hub does not do yet."
-    call.repo()
-    raise HubError(501, 'this Hub has no Xet yet: set HF_HUB_DISABLE_XET=1 before huggingface_hub '
-        'is imported.')
-
 @repo_routes('GET', '/api/{T}/{name}')
 def bare_name(call:Call):
     "Answer for a name without a namespace, which no repo here has."

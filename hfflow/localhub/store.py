@@ -58,9 +58,12 @@ _oid_re = re.compile('[0-9a-f]{64}')
 
 class LfsStore:
     "Files by the sha256 of their content, each stored once."
-    def __init__(self, folder:Path # holds `objects/` and `tmp/`
+    also = None # whoever has further objects: it answers `size` and `open`
+
+    def __init__(self, folder:Path, # holds `objects/`
+                 tmp:Path=None # for what is on its way; `tmp/` in `folder` where None
                 ):
-        self.objects,self.tmp = Path(folder)/'objects',Path(folder)/'tmp'
+        self.objects,self.tmp = Path(folder)/'objects',Path(tmp or Path(folder)/'tmp')
         for d in (self.objects,self.tmp): d.mkdir(parents=True, exist_ok=True)
 
     def path(self, oid:str)->Path:
@@ -72,7 +75,14 @@ class LfsStore:
     def size(self, oid:str)->int:
         "Tell the size in bytes, or None where the object is absent."
         try: return self.path(oid).stat().st_size
-        except FileNotFoundError: return None
+        except FileNotFoundError: return self.also.size(oid) if self.also else None
+
+    def open(self, oid:str):
+        "Open an object for reading, wherever its bytes are."
+        try: return open(self.path(oid),'rb')
+        except FileNotFoundError:
+            if self.also is None: raise
+            return self.also.open(oid)
 
 # %% ../../nbs/localhub/00_store.ipynb #eed71c5b
 class LfsWriter:

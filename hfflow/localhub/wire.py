@@ -7,8 +7,8 @@ Docs: https://hfflow.github.io/hfflow/localhub/wire.html.md"""
 # %% auto #0
 __all__ = ['LOOPBACK', 'Limits', 'Hub', 'make_repo', 'iso', 'truthy', 'Json', 'error', 'Moved', 'Call', 'text', 'int_', 'user',
            'get_repo', 'check_gate', 'Routes', 'RawPath', 'read_body', 'seal', 'session', 'browser_user', 'identify',
-           'same_origin', 'csrf', 'browser_form', 'make_routes', 'Table', 'make_app', 'serving', 'sign', 'check_signed',
-           'next_link']
+           'same_origin', 'csrf', 'browser_form', 'make_routes', 'Table', 'make_app', 'serving', 'sign', 'read_signed',
+           'check_signed', 'next_link']
 
 # %% ../../nbs/localhub/05_wire.ipynb #12964f84
 import base64, hmac, inspect, json, re, sys, threading, time, traceback
@@ -20,7 +20,7 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
-from urllib.parse import parse_qs, quote, unquote, urlencode
+from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -29,6 +29,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route, Router
 
 from .cards import describe
+from .chunks import Chunks
 from .commit import gitattributes
 from .people import KINDS, NOBODY, PREFIX, Caller, Db, RepoRow, no_repo
 from .search import set_index
@@ -62,11 +63,12 @@ class Hub:
         self.local = True # whether only this machine can reach this Hub
         self.uploads = {} # those in parts that are under way
         self.spent = {} # signed addresses that worked once and do so no more
+        self.chunks = self.store.lfs.also = Chunks(self.store, self.db)
 
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
         from io import BytesIO
-        return open(self.store.lfs.path(e.lfs.oid),'rb') if e.lfs else BytesIO(repo.read(e.oid))
+        return self.store.lfs.open(e.lfs.oid) if e.lfs else BytesIO(repo.read(e.oid))
 
     def lfs_size(self, key:str, oid:str, who:Caller)->int: # None where a commit may not name it
         "As `Db.borrow_lfs`, of an object whose bytes are here."
@@ -304,8 +306,10 @@ def _moved(call, row):
 
 def _response(res): return res if isinstance(res,Response) else Json(res)
 
+def _caller(f, call): return getattr(f,'identify',Call.identify)(call)
+
 def _handle(f, call, first=False):
-    if first: call.who = call.identify()
+    if first: call.who = _caller(f, call)
     return _response(f(call))
 
 async def _answer(f, kind, request):
@@ -316,7 +320,7 @@ async def _answer(f, kind, request):
             raise HubError(400, 'the address is no valid UTF-8.')
         if request.method in ('GET','HEAD') and not inspect.iscoroutinefunction(f):
             return await run_in_threadpool(_handle, f, call, True) # one hop to a thread, not two
-        call.who = await run_in_threadpool(call.identify)
+        call.who = await run_in_threadpool(_caller, f, call)
         if inspect.iscoroutinefunction(f): return _response(await f(call))
         call.body = await read_body(request, call.hub.limits.body)
         return await run_in_threadpool(_handle, f, call)
@@ -470,13 +474,21 @@ def sign(hub:Hub, seconds:int=6*3600, **fields)->str: # query string
     q = urlencode(sorted(fields.items()))
     return f'{q}&sig={hmac.new(hub.db.secret, q.encode(), sha256).hexdigest()}'
 
-def check_signed(call:Call)->dict:
-    "Return the fields of a signed URL; 403 where the signature is wrong or too old."
-    d = dict(call.q)
+def read_signed(hub:Hub, query:str)->dict: # None where the signature is wrong or too old
+    "Read what `sign` has signed."
+    d = dict(parse_qsl(query, keep_blank_values=True))
     sig = d.pop('sig','')
-    good = hmac.new(call.hub.db.secret, urlencode(sorted(d.items())).encode(), sha256).hexdigest()
-    if not hmac.compare_digest(sig.encode(),good.encode()) or int(d['exp'])<time.time():
+    good = hmac.new(hub.db.secret, urlencode(sorted(d.items())).encode(), sha256).hexdigest()
+    ok = hmac.compare_digest(sig.encode('utf-8','replace'),good.encode())
+    return d if ok and int(d['exp'])>=time.time() else None
+
+def check_signed(call:Call, name:str='oid' # field that must be as in the path, if any
+                )->dict:
+    "Return the fields of a signed URL."
+    d = read_signed(call.hub, call.request.url.query)
+    if d is None:
         raise HubError(403, 'this address has expired or was altered: start again.')
+    if name and d.get(name)!=call.p[name]: raise HubError(403, 'this address is for another object.')
     return d
 
 # %% ../../nbs/localhub/05_wire.ipynb #4cff4e1e
