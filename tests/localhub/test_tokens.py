@@ -46,7 +46,7 @@ def token(hub, *scoped, role="fineGrained", user="you", gated=False, **more):
 def routes(repo, kinds):
     "Every writing route, with the names of a repo in it."
     ns, name = repo.split("/")
-    for path, methods, _, kind in (r for rs in all_routes() for r in rs):
+    for path, methods, _, kind in (r for rs in all_routes() for r in rs if isinstance(r, tuple)):
         for method in () if kind and kind not in kinds else set(methods) & {"POST", "PUT", "PATCH", "DELETE"}:
             fill = FILL | dict(ns=ns, name=name)
             if "collections" in path: fill |= dict(ns="you")
