@@ -156,8 +156,8 @@ def _change_repo(call, form):
     row,do = call.repo(write=True),first(form,'do')
     if do=='settings': as_api(call, settings, visibility=first(form,'visibility'),
                               gated=first(form,'gated') or False)
-    elif do=='trust': as_api(call, publishers, **{k:first(form,k) for k in ('issuer','repository',
-        'branch','workflow','environment') if first(form,k)})
+    elif do=='trust': as_api(call, publishers, **{k:first(form,k) for k in ('issuer','audience',
+        'repository','branch','workflow','environment') if first(form,k)})
     elif do=='untrust': call.p['id'] = first(form,'id'); drop_publisher(call)
     elif do=='move':
         to = first(form,'to')

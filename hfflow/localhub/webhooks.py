@@ -299,7 +299,9 @@ class Deliverer:
         with ThreadPoolExecutor(self.most) as pool:
             while not self.ended:
                 self.hub.wake.clear()
-                self.hub.wake.wait(self.step(pool))
+                try: wait = self.step(pool)
+                except Exception: traceback.print_exc(); wait = 5 # a full disk may have room again
+                self.hub.wake.wait(wait)
 
     def _watched(self): return [i for w in self.hub.db.all('SELECT watched FROM webhooks WHERE '
         'disabled=0') for i in json.loads(w['watched'])]
