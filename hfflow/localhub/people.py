@@ -6,9 +6,9 @@ Docs: https://hfflow.github.io/hfflow/localhub/people.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEMA', 'SCHEMAS', 'RESERVED', 'KINDS', 'ANYWHERE', 'NOBODY', 'PREFIX', 'Db', 'check_name', 'add_user', 'add_member',
-           'token_hash', 'add_token', 'Caller', 'caller', 'holder', 'person', 'RepoRow', 'find', 'moved_to', 'by_key',
-           'add_repo', 'drop_repo', 'rename_repo', 'set_repo', 'no_repo', 'visible', 'link_lfs', 'lfs_size',
-           'borrow_lfs']
+           'token_hash', 'add_token', 'Caller', 'may', 'can_write', 'reads', 'caller', 'holder', 'person', 'RepoRow',
+           'find', 'moved_to', 'by_key', 'add_repo', 'drop_repo', 'rename_repo', 'set_repo', 'no_repo', 'visible',
+           'link_lfs', 'lfs_size', 'borrow_lfs']
 
 # %% ../../nbs/localhub/02_people.ipynb #7ff7e298
 import hmac, json, re, sqlite3, threading, time
@@ -81,8 +81,8 @@ CREATE TABLE webhooks(
   id TEXT PRIMARY KEY, user TEXT NOT NULL COLLATE NOCASE, url TEXT NOT NULL, watched TEXT NOT NULL,
   domains TEXT NOT NULL, secret TEXT, disabled INTEGER NOT NULL DEFAULT 0, created REAL NOT NULL);
 CREATE TABLE deliveries(
-  seq INTEGER PRIMARY KEY AUTOINCREMENT, webhook TEXT NOT NULL, created REAL NOT NULL, payload TEXT NOT NULL,
-  status TEXT NOT NULL DEFAULT 'waiting', tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL,
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, webhook TEXT NOT NULL, created REAL NOT NULL,
+  payload TEXT NOT NULL, status TEXT NOT NULL DEFAULT 'waiting', tries INTEGER NOT NULL DEFAULT 0, due REAL NOT NULL,
   answer TEXT);
 CREATE INDEX deliveries_of ON deliveries(webhook,created);
 CREATE INDEX deliveries_waiting ON deliveries(status) WHERE status='waiting';
@@ -269,39 +269,44 @@ class Caller:
         if owner.lower()==self.name.lower(): return 'admin'
         return next((r for o,r in self.orgs if o.lower()==owner.lower()), None)
 
-    def may(self, permission:str, # as `repo.write`
-            owner:str, # namespace
-            key:str=None # of a repo in it; None for what concerns the whole namespace
-           )->bool:
-        "Decide whether the caller may do something."
-        if self.name is None: return False
-        changes,role = not permission.endswith('.read'),self.role_in(owner)
-        if permission not in ANYWHERE and (role is None or changes and role=='read'): return False
-        if self.role!='fineGrained': return self.role=='write' or not changes
-        if permission=='gated.read': return self.scopes['canReadGatedRepos']
-        names = {permission, _given_by.get(permission)}
-        return bool(names&set(self.scopes['global'])) or any(names&set(s['permissions'])
-            and _covers(s['entity'], owner, key) for s in self.scopes['scoped'])
+NOBODY = Caller()
 
-    def can_write(self, owner:str, key:str=None)->bool:
-        "Tell whether the caller may write repos of a namespace, or one of them."
-        return self.may('repo.write', owner, key)
-
-    def reads(self)->tuple: # SQL condition on `repos`, its arguments
-        "Say which private repos the caller may read, for a search."
-        mine = [self.name,*[o for o,_ in self.orgs]] if self.name else []
-        whole = [n for n in mine if self.may('repo.content.read', n)]
-        single = [s['entity']['_id'] for s in (self.scopes or {}).get('scoped',())
-                  if {'repo.content.read','repo.write'}&set(s['permissions'])]
-        marks = lambda items: ','.join('?'*len(items))
-        return (f'owner IN ({marks(whole)}) OR owner IN ({marks(mine)}) AND key IN '
-                f'({marks(single)})', [*whole,*mine,*single])
+# %% ../../nbs/localhub/02_people.ipynb #39d2f383
+def may(self, permission:str, # as `repo.write`
+        owner:str, # namespace
+        key:str=None # of a repo in it; None for what concerns the whole namespace
+       )->bool:
+    "Decide whether the caller may do something."
+    if self.name is None: return False
+    changes,role = not permission.endswith('.read'),self.role_in(owner)
+    if permission not in ANYWHERE and (role is None or changes and role=='read'): return False
+    if self.role!='fineGrained': return self.role=='write' or not changes
+    if permission=='gated.read': return self.scopes['canReadGatedRepos']
+    names = {permission, _given_by.get(permission)}
+    return bool(names&set(self.scopes['global'])) or any(names&set(s['permissions'])
+        and _covers(s['entity'], owner, key) for s in self.scopes['scoped'])
+Caller.may = may
 
 def _covers(entity, owner, key):
     if entity['type'] in ('user','org'): return entity['name'].lower()==owner.lower()
     return entity['_id']==key # by key, so that a repo which takes an old name gains nothing
 
-NOBODY = Caller()
+# %% ../../nbs/localhub/02_people.ipynb #a070aab1
+def can_write(self, owner:str, key:str=None)->bool:
+    "Tell whether the caller may write repos of a namespace, or one of them."
+    return self.may('repo.write', owner, key)
+Caller.can_write = can_write
+
+def reads(self)->tuple: # SQL condition on `repos`, its arguments
+    "Say which private repos the caller may read, for a search."
+    mine = [self.name,*[o for o,_ in self.orgs]] if self.name else []
+    whole = [n for n in mine if self.may('repo.content.read', n)]
+    single = [s['entity']['_id'] for s in (self.scopes or {}).get('scoped',())
+              if {'repo.content.read','repo.write'}&set(s['permissions'])]
+    marks = lambda items: ','.join('?'*len(items))
+    return (f'owner IN ({marks(whole)}) OR owner IN ({marks(mine)}) AND key IN '
+            f'({marks(single)})', [*whole,*mine,*single])
+Caller.reads = reads
 
 # %% ../../nbs/localhub/02_people.ipynb #0fccf0ff
 def caller(self, token:str # as sent; None where no token was sent

@@ -21,8 +21,9 @@ from .repos import delete_repo, move_repo, settings
 from .store import HubError
 from .tokens import (GITHUB, OF_NAMESPACE, OF_USER, PERMISSIONS, answer_device,
                                     drop_publisher, new_token, publishers, publishers_of)
-from .webhooks import (DOMAINS, deliveries_of, find_webhook, replay, switch_webhook,
-                                      webhook, webhook_json, webhooks)
+from .webhooks import (DOMAINS, add_webhook, deliveries_of, find_webhook,
+                                      list_webhooks, replay, switch_webhook,
+                                      webhook, webhook_json)
 from .wire import Call, Routes
 
 # %% ../../nbs/localhub/09a_settings.ipynb #633d9161
@@ -35,8 +36,8 @@ def setting(*paths, act):
         def run(call):
             at = call.request.url.path
             if call.request.method=='GET':
-                return show(call) if call.who.name else RedirectResponse(
-                    f'/login?to={quote(str(call.request.url.replace(scheme="",netloc="")), safe="/")}', 303)
+                to = quote(str(call.request.url.replace(scheme='',netloc='')), safe='/')
+                return show(call) if call.who.name else RedirectResponse(f'/login?to={to}', 303)
             form = call.browser_form()
             try: return act(call, form) or RedirectResponse(at, 303)
             except HubError as e:
@@ -89,6 +90,7 @@ def _scopes(form):
     return {'scoped':res, 'global':form.get('everywhere',[]),
             'canReadGatedRepos':first(form,'gated')=='yes'}
 
+# %% ../../nbs/localhub/09a_settings.ipynb #4b6a2669
 def _change_tokens(call, form):
     db,name = call.hub.db,_whole(call)
     if first(form,'do')=='delete':
@@ -124,18 +126,17 @@ def _hook(form): return dict(url=first(form,'url'), secret=first(form,'secret'),
     for l in first(form,'watched').splitlines() if l.strip()])
 
 def _add_webhook(call, form):
-    as_api(call, webhooks, **_hook(form))
+    as_api(call, add_webhook, **_hook(form))
 
 @setting('/settings/webhooks', act=_add_webhook)
 def webhooks_page(call:Call, problem:HubError=None)->Response:
     "List one's webhooks."
-    call.user('user.webhooks.read')
-    hooks = [webhook_json(w) for w in call.hub.db.all('SELECT * FROM webhooks WHERE user=? ORDER BY '
-                                                      'created', call.who.name)]
+    hooks = list_webhooks(call)
     return html(call, 'webhooks.html', title='Webhooks', tab='Webhooks', hooks=hooks,
                 problem=problem,
         hook=dict(watched=[dict(type='user', name=call.who.name)], domains=DOMAINS))
 
+# %% ../../nbs/localhub/09a_settings.ipynb #7f4b7d16
 def _change_webhook(call, form):
     do = first(form,'do')
     if do=='replay': call.p['seq'] = first(form,'seq'); replay(call)
@@ -155,8 +156,8 @@ def _change_repo(call, form):
     row,do = call.repo(write=True),first(form,'do')
     if do=='settings': as_api(call, settings, visibility=first(form,'visibility'),
                               gated=first(form,'gated') or False)
-    elif do=='trust': as_api(call, publishers, **{k:first(form,k) for k in ('issuer','repository',
-        'branch','workflow','environment') if first(form,k)})
+    elif do=='trust': as_api(call, publishers, **{k:first(form,k) for k in ('issuer','audience',
+        'repository','branch','workflow','environment') if first(form,k)})
     elif do=='untrust': call.p['id'] = first(form,'id'); drop_publisher(call)
     elif do=='move':
         to = first(form,'to')

@@ -387,7 +387,7 @@ Store.alone = alone
 # %% ../../nbs/localhub/00_store.ipynb #2a97c3a4
 @contextmanager
 def lock(self, key:str):
-    "Let one writer at a time into a repository; yields its `Repo`, and tells `on_write` when it leaves."
+    "Let one writer at a time into a repository; yields its `Repo`. `on_write` hears of the end."
     with self._guard: guard = self._locks.setdefault(key, threading.RLock())
     with self.using(), guard:
         if key not in self._clean: # locks that a killed server left behind

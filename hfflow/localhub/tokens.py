@@ -37,6 +37,7 @@ OF_NAMESPACE = {'collection.read':'Read private collections',
 OF_USER = {'user.webhooks.read':'List webhooks', 'user.webhooks.write':'Manage webhooks',
     'user.social.likes.write':'Like repos'}
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #e922fc74
 def _entity(hub, who, e):
     type,name = (e.get('type'),e.get('name')) if isinstance(e,dict) else (None,None)
     if not isinstance(type,str) or not isinstance(name,str): name = type = ''
@@ -50,6 +51,7 @@ def _entity(hub, who, e):
     raise HubError(400, f'a scope needs an entity of yours: your name as `user`, an `org` that you '
                         f'belong to, or a repo in one of them, not `{type} {name}`.'[:300])
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #3bfdb545
 def read_scopes(hub:Hub, who:Caller, d:dict # as `whoami` shows them
                )->dict:
     "Check the scopes that somebody wants for a token of theirs."
@@ -135,6 +137,7 @@ def _keep_upload(hub, data, ext):
         os.replace(f.name, path)
     return path.name
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #c0e42b7e
 @token_routes('GET', '/uploads/{file}')
 def uploaded(call:Call)->FileResponse:
     "Show it."
@@ -158,6 +161,7 @@ def loopback(url:str)->bool:
 _fields = dict(repository=r'[\w.-]{1,100}/[\w.-]{1,100}', branch=r'[^\s~^:?*\[\\]{1,200}',
     workflow=r'[\w.-]{1,100}\.ya?ml', environment=r'[^\x00-\x1f]{1,255}')
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #2c5536a6
 def publisher_fields(call:Call, d:dict)->tuple: # issuer, audience, claims as JSON
     "Check what somebody wants to trust."
     issuer,audience = (call.text(d,'issuer') or GITHUB).rstrip('/'),call.text(d,
@@ -169,9 +173,10 @@ def publisher_fields(call:Call, d:dict)->tuple: # issuer, audience, claims as JS
     for k,v in claims.items():
         if not re.fullmatch(_fields[k], v): raise HubError(400, f'`{k}` cannot be `{v[:100]}`.')
     if 'repository' not in claims:
-        raise HubError(400, '`repository` is needed: else any workflow in the world could write here.')
+        raise HubError(400, '`repository` is needed, or any workflow in the world could write here.')
     return issuer,audience[:500],json.dumps(claims)
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #d4368769
 def publishers_of(hub:Hub, row:RepoRow)->list:
     "List what may publish to a repo."
     return [dict(id=p['id'], issuer=p['issuer'], audience=p['audience'], createdBy=p['user'],
@@ -193,6 +198,7 @@ def publishers(call:Call):
                   (id, row.key, call.who.name, *fields, time.time()))
     return dict(id=id)
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #9a380f5e
 @token_routes('DELETE', '/api/{T}/{ns}/{name}/trusted-publishers/{id}')
 def drop_publisher(call:Call)->dict:
     "Trust it no longer."
@@ -242,6 +248,7 @@ def _fits(want, claims):
         if not ok: return False
     return True
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #fce7026e
 def trusted(hub:Hub, row:RepoRow, token:str # the statement
            )->tuple: # its claims, the publisher; None where there is none that fits
     "Find the publisher that a statement is about."
@@ -289,6 +296,7 @@ def exchange(call:Call, d:dict)->dict:
     return _granted(hub, p['user'], f"[OIDC] {ascii(claims['sub'])[1:-1]}"[:200], 3600, 'hf_jwt_',
                     'fineGrained', {'scoped':[scope], 'global':[], 'canReadGatedRepos':False})
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #39baf215
 def _granted(hub, user, name, seconds, prefix, role, scopes=None):
     token = hub.db.add_token(user, prefix+token_urlsafe(32), name, role, time.time()+seconds,
                              scopes=scopes)
@@ -313,6 +321,7 @@ def start_device(call:Call)->dict:
     return dict(device_code=code, user_code=word, verification_uri=f'{call.base}/device',
         verification_uri_complete=f'{call.base}/device?code={word}', expires_in=DEVICE, interval=5)
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #e639a0a6
 def answer_device(hub:Hub, word:str, user:str # '' to refuse
                  )->bool: # whether somebody waits for this code
     "Let the program in that shows a code, or not."
@@ -320,6 +329,7 @@ def answer_device(hub:Hub, word:str, user:str # '' to refuse
         return c.execute('UPDATE devices SET user=? WHERE word=? AND user IS NULL '
         'AND expires>?', (user, word.strip().upper(), time.time())).rowcount==1
 
+# %% ../../nbs/localhub/08d_tokens.ipynb #d58b2d46
 def poll_device(call:Call, d:dict)->dict:
     "Answer a program that asks whether it has been let in."
     hub,now = call.hub,time.time()

@@ -6,9 +6,9 @@ Docs: https://hfflow.github.io/hfflow/localhub/webhooks.html.md"""
 
 # %% auto #0
 __all__ = ['webhook_routes', 'DOMAINS', 'WATCHED', 'MOST', 'DAILY', 'check_url', 'webhook_fields', 'webhook_json', 'find_webhook',
-           'webhooks', 'webhook', 'switch_webhook', 'watchers', 'enqueue', 'payload_of', 'compare_refs', 'look_around',
-           'watch', 'reach', 'post', 'Deliverer', 'deliver', 'absolute', 'delivering', 'deliveries_of',
-           'list_deliveries', 'replay']
+           'list_webhooks', 'add_webhook', 'webhook', 'switch_webhook', 'watchers', 'enqueue', 'payload_of',
+           'compare_refs', 'look_around', 'watch', 'reach', 'post', 'Deliverer', 'step', 'deliver', 'absolute',
+           'delivering', 'deliveries_of', 'list_deliveries', 'replay']
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #5d781aa3
 import http.client, ipaddress, json, re, socket, ssl, threading, time, traceback
@@ -75,14 +75,16 @@ def find_webhook(call:Call, permission:str='user.webhooks.write'):
     return w
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #25880b1d
-@webhook_routes('GET POST', '/api/settings/webhooks')
-def webhooks(call:Call):
-    "List the caller's webhooks, or make one."
-    db = call.hub.db
-    if call.request.method=='GET':
-        return [webhook_json(w) for w in db.all('SELECT * FROM webhooks WHERE user=? ORDER BY '
-            'created', call.user('user.webhooks.read'))]
-    user,id = call.user('user.webhooks.write'),token_hex(12)
+@webhook_routes('GET', '/api/settings/webhooks')
+def list_webhooks(call:Call)->list:
+    "List the caller's webhooks."
+    return [webhook_json(w) for w in call.hub.db.all('SELECT * FROM webhooks WHERE user=? '
+        'ORDER BY created', call.user('user.webhooks.read'))]
+
+@webhook_routes('POST', '/api/settings/webhooks')
+def add_webhook(call:Call)->dict:
+    "Make a webhook."
+    db,user,id = call.hub.db,call.user('user.webhooks.write'),token_hex(12)
     fields = webhook_fields(call, call.json(), dict(domains=list(DOMAINS)))
     with db.tx() as c:
         if c.execute('SELECT count(*) FROM webhooks WHERE user=?', (user,)).fetchone()[0]>=MOST:
@@ -90,6 +92,7 @@ def webhooks(call:Call):
         c.execute('INSERT INTO webhooks VALUES(?,?,?,?,?,?,0,?)', (id, user, *fields, time.time()))
     return _changed_webhook(call, id)
 
+# %% ../../nbs/localhub/08e_webhooks.ipynb #7e8798ba
 def _changed_webhook(call, id):
     w = call.hub.db.one('SELECT * FROM webhooks WHERE id=?', id)
     look_around(call.hub, json.loads(w['watched']))
@@ -112,6 +115,7 @@ def webhook(call:Call, method:str=None # the call's own where None
                   (*webhook_fields(call, call.json(), webhook_json(w)), w['id']))
     return _changed_webhook(call, w['id'])
 
+# %% ../../nbs/localhub/08e_webhooks.ipynb #89ad676b
 @webhook_routes('POST', '/api/settings/webhooks/{id}/enable', '/api/settings/webhooks/{id}/disable')
 def switch_webhook(call:Call, off:bool=None # as the address says where None
                   )->dict:
@@ -134,6 +138,7 @@ def watchers(hub:Hub, row:RepoRow, scope:str)->list:
             and any((i['type'],i['name'].lower()) in here for i in json.loads(w['watched']))
             and hub.db.visible(row, hub.db.person(w['user']))]
 
+# %% ../../nbs/localhub/08e_webhooks.ipynb #16b41133
 def enqueue(hub:Hub, c, # connection, within a transaction
             hooks:list, payload:dict):
     "Write a payload into the queue, once for each webhook."
@@ -205,6 +210,7 @@ def compare_refs(hub:Hub, key:str):
         if moved: enqueue(hub, c, hooks, payload_of(hub, row, 'repo.content', 'update', refs=moved))
     hub.wake.set() # only now, or the sender would look before there is something to see
 
+# %% ../../nbs/localhub/08e_webhooks.ipynb #b30b0672
 def look_around(hub:Hub, watched:list):
     "Note where the refs of watched repos stand."
     for i in watched:
@@ -251,6 +257,7 @@ def reach(host:str, port:int, timeout:float, # seconds
         except OSError as e: error = e
     raise error
 
+# %% ../../nbs/localhub/08e_webhooks.ipynb #766d81b4
 def post(url:str, body:bytes, headers:dict, timeout:float, local:bool, # as `reach`
          live:set=None # holds the socket meanwhile, so that somebody else can end it
         )->int: # status
@@ -292,22 +299,12 @@ class Deliverer:
         with ThreadPoolExecutor(self.most) as pool:
             while not self.ended:
                 self.hub.wake.clear()
-                self.hub.wake.wait(self.step(pool))
+                try: wait = self.step(pool)
+                except Exception: traceback.print_exc(); wait = 5 # a full disk may have room again
+                self.hub.wake.wait(wait)
 
     def _watched(self): return [i for w in self.hub.db.all('SELECT watched FROM webhooks WHERE '
         'disabled=0') for i in json.loads(w['watched'])]
-
-    def step(self, pool)->float: # seconds until something is due
-        "Start what is due and may start."
-        now,wait = time.time(),60
-        for r in self.hub.db.all("SELECT d.*, url, secret FROM deliveries d JOIN webhooks w ON "
-                "d.webhook=w.id WHERE seq IN (SELECT min(seq) FROM deliveries WHERE "
-                "status='waiting' GROUP BY webhook) ORDER BY due"):
-            if r['webhook'] in self.busy or len(self.busy)>=self.most: continue
-            if r['due']>now: wait = min(wait, r['due']-now); continue
-            self.busy.add(r['webhook'])
-            pool.submit(self.deliver, r)
-        return wait
 
     def stop(self):
         "End at once; what was under way is sent again by the next server."
@@ -315,6 +312,20 @@ class Deliverer:
         self.hub.wake.set()
         for s in list(self.live): _hang_up(s)
         self.thread.join(self.timeout)
+
+# %% ../../nbs/localhub/08e_webhooks.ipynb #d62eb37f
+def step(self, pool)->float: # seconds until something is due
+    "Start what is due and may start."
+    now,wait = time.time(),60
+    for r in self.hub.db.all("SELECT d.*, url, secret FROM deliveries d JOIN webhooks w ON "
+            "d.webhook=w.id WHERE seq IN (SELECT min(seq) FROM deliveries WHERE "
+            "status='waiting' GROUP BY webhook) ORDER BY due"):
+        if r['webhook'] in self.busy or len(self.busy)>=self.most: continue
+        if r['due']>now: wait = min(wait, r['due']-now); continue
+        self.busy.add(r['webhook'])
+        pool.submit(self.deliver, r)
+    return wait
+Deliverer.step = step
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #e8490ace
 def deliver(self, r):
@@ -340,6 +351,7 @@ def deliver(self, r):
     finally: self.busy.discard(r['webhook']); self.hub.wake.set()
 Deliverer.deliver = deliver
 
+# %% ../../nbs/localhub/08e_webhooks.ipynb #6c74a979
 def absolute(payload:dict, base:str # address of the Hub
             )->dict:
     "Put the Hub's address before the paths of a payload."

@@ -335,7 +335,7 @@ def seal(hub:Hub, purpose:str, text:str)->str:
 
 def session(hub:Hub, who:Caller, exp:int=None # Unix time; in 30 days where None
            )->str: # value of the cookie
-    "Make the cookie by which a browser is known: it stands for the token that somebody logged in with."
+    "Make the cookie by which a browser is known: it stands for the token of the login."
     text = f'{exp or int(time.time())+30*86400}:{who.id}'
     return f'{text}:{seal(hub,"session",text)}'
 

@@ -58,6 +58,12 @@ def test_login_leads_nowhere_else(world, to):
     assert b.post("/login", params={"to": to}, data={"token": "tok-you"}, follow_redirects=False).headers["location"] == "/"
 
 
+@pytest.mark.parametrize("path", ["/login", "/logout"])
+def test_no_other_site_logs_a_browser_in_or_out(world, path):
+    r = browser(world[2]).post(path, data={"token": "tok-ann"}, headers={"Origin": "https://evil.example"})
+    assert r.status_code == 403 and "set-cookie" not in r.headers
+
+
 @pytest.mark.parametrize("path", PAGES)
 def test_only_this_hubs_own_form_counts(world, path):
     _, hub, app = world

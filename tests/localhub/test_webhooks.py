@@ -234,6 +234,18 @@ def test_one_that_hangs_delays_nobody_else(world, receiver):
     stuck.close()
 
 
+def test_a_hub_on_a_network_calls_nothing_on_its_own_machine(world, receiver, monkeypatch):
+    you, _, hub = world
+    monkeypatch.setattr(hub, "local", False)
+    you.create_repo("you/network", exist_ok=True)
+    w = watch(you, receiver, "you/network")
+    you.create_tag("you/network", tag="v1")
+    end = time.time() + 5
+    while webhooks.deliveries_of(hub, w.id)[0]["status"] == "waiting" and time.time() < end: time.sleep(0.05)
+    last = webhooks.deliveries_of(hub, w.id)[0]
+    assert (last["status"], last["tries"]) == ("failed", 3) and "machine" in last["answer"] and not receiver.got
+
+
 def test_a_day_has_so_many_calls(world, receiver, monkeypatch):
     you, _, hub = world
     monkeypatch.setattr(webhooks, "DAILY", 2)
