@@ -272,7 +272,8 @@ _use = dict(
 def how_to_use(row:RepoRow)->str:
     "Write the Python lines that fetch a repo."
     t = row.info.get('transformersInfo') or {}
-    which = 'dataset' if row.kind=='dataset' else row.info.get('library_name') if row.kind=='model' else row.info.get('sdk')
+    which = dict(dataset='dataset', model=row.info.get('library_name'),
+                 space=row.info.get('sdk'))[row.kind]
     return _use.get(which,_use['other']).format(id=row.id, auto=t.get('auto_model','AutoModel'),
         proc=t.get('processor','AutoTokenizer'), kind='' if row.kind=='model'
         else f', repo_type="{row.kind}"')
@@ -288,9 +289,9 @@ def _head(call, row, repo, tab, rev='main', **more):
     return dict(row=row, tab=tab, rev=rev, chips=_chips(row), branches=sorted(refs['heads']),
         repo_tags=sorted(refs['tags']), title=row.id, **more)
 
-# %% ../../nbs/localhub/09_pages.ipynb #8ec5ff8b
+# %% ../../nbs/localhub/09_pages.ipynb #5bacef4a
 def space_frame(call:Call, row:RepoRow)->dict:
-    "Prepare the frame in which a Space's page shows its app: on another host, so that its scripts stay there."
+    "Prepare the frame in which a Space's page shows its app."
     url = app_url(call.hub, row, call.request, call.who)
     apart = url.startswith('http')
     origin = '/'.join(url.split('/')[:3]) if apart else "'self'"
@@ -300,6 +301,7 @@ def space_frame(call:Call, row:RepoRow)->dict:
         +' allow-same-origin'*apart,
         csp=f"; script-src 'self'; connect-src 'self'; frame-src {origin}")
 
+# %% ../../nbs/localhub/09_pages.ipynb #8ec5ff8b
 @page('/{P}{ns}/{name}')
 def repo_page(call:Call)->Response:
     "Show a repo: its card, what it is, what it was made from."

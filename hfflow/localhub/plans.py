@@ -53,7 +53,8 @@ def read_plan(row:RepoRow, repo:Repo, commit)->Plan:
     default = dict(static='index.html', docker='Dockerfile').get(sdk, 'app.py')
     file = default if sdk=='docker' else card.get('app_file', default)
     e = repo.entry(commit, file) if isinstance(file,str) and file else None
-    if e is None or e.type!='file': raise Trouble('NO_APP_FILE', f'there is no `{str(file)[:200]}`.')
+    if e is None or e.type!='file':
+        raise Trouble('NO_APP_FILE', f'there is no `{str(file)[:200]}`.')
     p = Plan(sdk, file)
     if sdk=='static': return p
     if sdk=='docker': p = docker_plan(text_of(repo, commit, file) or '', card.get('app_port', 7860))
@@ -62,7 +63,7 @@ def read_plan(row:RepoRow, repo:Repo, commit)->Plan:
         if text_of(repo, commit, 'requirements.txt'): p.pips.append(['-r','requirements.txt'])
         if v:=card.get('sdk_version'): p.notes.append(_version_note(sdk, str(v)[:40]))
     if repo.entry(commit, 'packages.txt'):
-        p.notes.append('packages.txt is left out: no Debian packages are installed on this machine.')
+        p.notes.append('packages.txt is left out: no Debian packages are installed here.')
     return p
 
 def _version_note(sdk, asked):
@@ -119,6 +120,7 @@ def _variables(rest):
     k,_,v = rest.partition(' ')
     return {k:v.strip()} if re.fullmatch(r'\w+',k) else {}
 
+# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0016
 def docker_plan(text:str, port)->Plan:
     "Read from a Dockerfile how its app is started."
     if type(port) is not int or not 0<port<65536:
@@ -134,7 +136,7 @@ def docker_plan(text:str, port)->Plan:
     p.plan.argv = argv
     return p.plan
 
-# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0016
+# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0017
 class _Stage:
     "Reads one stage of a Dockerfile."
     def __init__(self, port):
@@ -161,13 +163,14 @@ class _Stage:
         if self.entry is None: return self.cmd and self.cmd[0]
         return self.entry[0]+(self.cmd[0] if self.entry[1] and self.cmd and self.cmd[1] else [])
 
-# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0018
+# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0019
 def here(self, text:str, folder:Path, # the checked-out repo
          port:int=None # that the Space has been given
         )->str:
     "Rewrite a path, port or address of the image for this machine."
     for home in sorted({h for h in self.homes if h!='/'}, key=len, reverse=True):
-        text = re.sub(rf'(?<![\w./-]){re.escape(home)}(?=/|$|[\s"\';:])', lambda m: str(folder), text)
+        text = re.sub(rf'(?<![\w./-]){re.escape(home)}(?=/|$|[\s"\';:])', lambda m: str(folder),
+                      text)
     if port:
         text = re.sub(rf'(?<!\w){self.port}(?!\w)', str(port), text).replace('0.0.0.0','127.0.0.1')
     return text
@@ -187,7 +190,7 @@ def start_in(self, folder:Path)->Path:
     return folder/rel if (folder/rel).is_dir() else folder
 Plan.start_in = start_in
 
-# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0022
+# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0023
 _harmless = {'-U','--upgrade','-q','--quiet','--no-cache-dir','--prefer-binary'}
 
 def _wanted(args, folder):
@@ -215,7 +218,7 @@ def missing(plan:Plan, folder:Path)->list: # of requirements
     "List what a Space asks for and this Python has not."
     return [l.strip() for args in plan.pips for l in _wanted(args,folder) if not satisfied(l)]
 
-# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0024
+# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0025
 def make_venv(folder:Path)->str: # its Python
     "Make a virtual environment that sees the packages of this Python."
     venv.EnvBuilder(with_pip=False, symlinks=True, clear=True).create(folder)
@@ -229,7 +232,7 @@ def venv_name(plan:Plan, folder:Path)->str:
     asked = json.dumps([[*a,*_wanted(a,folder)] for a in plan.pips])
     return sha256(asked.encode()).hexdigest()[:16]
 
-# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0026
+# %% ../../nbs/localhub/08ga_plans.ipynb #08ga0027
 def check_out(hub:Hub, row:RepoRow, repo:Repo, commit, dest:Path # made here
              ):
     "Write a commit's files into a folder."

@@ -88,7 +88,8 @@ def catch_up(hub:Hub):
 # %% ../../nbs/localhub/10_server.ipynb #ca3d2057
 def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
-    return [visit_routes, git_routes, xet_routes, bucket_routes, token_routes, webhook_routes, viewer_routes,
+    return [visit_routes, git_routes, xet_routes, bucket_routes, token_routes, webhook_routes,
+        viewer_routes,
         app_routes, job_routes, endpoint_routes, copy_routes, shelf_routes, repo_routes,
         disc_routes, upload_routes, download_routes, settings_routes, jobspage_routes,
         rows_routes, space_routes, page_routes, fallback_routes]

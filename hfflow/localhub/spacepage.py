@@ -30,7 +30,8 @@ def check_form(call:Call, row:RepoRow, form:dict # as sent
     "Find out who sent a form, and that it was sent from here."
     h,user = call.request.headers,browser_user(call)
     if user is None: raise HubError(401, 'Log in first.')
-    here = h.get('origin',call.base)==call.base and h.get('sec-fetch-site','same-origin')=='same-origin'
+    here = h.get('origin',call.base)==call.base and h.get('sec-fetch-site',
+        'same-origin')=='same-origin'
     word = (form.get('form') or [''])[0]
     good = form_word(call.hub, user, row)
     if not here or not hmac.compare_digest(word.encode('utf-8','replace'), good.encode()):
@@ -59,6 +60,7 @@ def _show(call, row, wrong=None, status=200):
         env=[(k,list_env(hub,row,k=='secrets')) for k in ('variables','secrets')],
         **_head(call, row, hub.store.open(row.key), 'manage'))
 
+# %% ../../nbs/localhub/09d_spacepage.ipynb #09c00013
 @page('/spaces/{ns}/{name}/manage', methods='GET POST', routes=space_routes)
 def manage(call:Call)->Response:
     "Show a Space's logs and settings, and change them."
@@ -78,7 +80,7 @@ def show_stage(call:Call)->Json:
     call.p['kind'] = 'space'
     return Json(runtime(call.hub, call.repo()), headers={'Cache-Control':'no-store'})
 
-# %% ../../nbs/localhub/09d_spacepage.ipynb #09c00013
+# %% ../../nbs/localhub/09d_spacepage.ipynb #09c00014
 def _do(hub, row, f):
     "Do what a form asks for."
     action,key,secret = f.get('action'),f.get('key',''),f.get('kind')=='secrets'
@@ -88,7 +90,7 @@ def _do(hub, row, f):
     elif action=='pause': pause_app(hub, row)
     elif action in ('set','drop'):
         if not _env_re.fullmatch(key):
-            raise HubError(400, 'A name is letters, digits and `_`, and does not begin with a digit.')
+            raise HubError(400, 'A name is letters, digits and `_`, and begins with no digit.')
         if action=='set': set_env(hub, row, secret, key, f.get('value','')[:64_000])
         else: drop_env(hub, row, secret, key)
         env_changed(hub, row)

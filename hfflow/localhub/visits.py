@@ -60,7 +60,8 @@ def _bearer(value):
     scheme,_,token = (value or '').partition(' ')
     return token.strip() if scheme.lower()=='bearer' else None
 
-def visitor(hub:Hub, row:RepoRow, request:Request, prefix:str)->tuple: # (Caller, whether `Authorization` is the Hub's)
+def visitor(hub:Hub, row:RepoRow, request:Request, prefix:str
+           )->tuple: # (Caller, whether `Authorization` is the Hub's)
     "Find out who visits a Space."
     who,theirs = None,False
     for name in ('x-hf-authorization','authorization'):
@@ -70,7 +71,8 @@ def visitor(hub:Hub, row:RepoRow, request:Request, prefix:str)->tuple: # (Caller
         except HubError:
             if token.startswith('hf_') or name!='authorization': raise
     if who: return who,theirs
-    user = read_pass(hub, row, request.query_params.get('__sign') or request.cookies.get('hub_space'))
+    user = read_pass(hub, row,
+                     request.query_params.get('__sign') or request.cookies.get('hub_space'))
     if user is None and prefix: # below the Hub's own address its own cookie counts
         return browser_user(Call(hub, request)) or NOBODY,False
     return (hub.db.person(user,'read') if user else NOBODY),False
@@ -93,13 +95,15 @@ def to_app(request:Request, prefix:str, hub_auth:bool)->list:
     res = [(k,v) for k,v in request.headers.raw if k.decode('latin1').lower() not in drop]
     if cookies:=_kept_cookies(request): res.append((b'cookie',cookies.encode('latin1','replace')))
     scheme = request.url.scheme
-    if prefix: res += [(b'x-forwarded-prefix',prefix.encode()), # Gradio makes its links from the next one
-                       (b'x-gradio-server',f'{scheme}://{host}{prefix}'.encode('latin1','replace'))]
+    if prefix: # Gradio makes its links from the second
+        res += [(b'x-forwarded-prefix',prefix.encode()),
+                (b'x-gradio-server',f'{scheme}://{host}{prefix}'.encode('latin1','replace'))]
     return res+[(b'x-forwarded-proto',scheme.encode())]
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0015
 SANDBOX = 'sandbox allow-scripts allow-forms allow-popups allow-downloads allow-modals'
-_site = {'clear-site-data','strict-transport-security','service-worker-allowed','alt-svc'} # speak for a whole host
+_site = {'clear-site-data','strict-transport-security','service-worker-allowed',
+    'alt-svc'} # speak for a whole host
 
 def _cookie(value, prefix):
     "Keep a cookie of an app to the app."
@@ -132,6 +136,7 @@ def _client(hub):
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=20))
     return hub._client[1]
 
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0017
 async def forward(hub:Hub, app, # `App`
                   port:int, request:Request, prefix:str, rest:str, hub_auth:bool)->Response:
     "Ask the app, and pass its answer on as it comes."
@@ -159,7 +164,7 @@ async def forward(hub:Hub, app, # `App`
     answer.raw_headers = from_app(res.headers.raw, prefix)
     return answer
 
-# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0018
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0019
 async def tunnel(hub:Hub, ws:WebSocket, row:RepoRow, prefix:str, rest:str):
     "Connect a visitor's WebSocket with the app's."
     from websockets.asyncio.client import connect
@@ -174,9 +179,10 @@ async def tunnel(hub:Hub, ws:WebSocket, row:RepoRow, prefix:str, rest:str):
     query = ws.scope['query_string'].decode('latin1')
     head = [(k.decode('latin1'),v.decode('latin1')) for k,v in to_app(ws,prefix,hub_auth)
             if k!=b'host' and not k.startswith(b'sec-websocket-')]
+    url = f"ws://{ws.headers.get('host','')}{rest or '/'}"+(f'?{query}' if query else '')
     app.open += 1
     try:
-        async with connect(f"ws://{ws.headers.get('host','')}{rest or '/'}"+(f'?{query}' if query else ''),
+        async with connect(url,
                 host='127.0.0.1', port=app.port, proxy=None, additional_headers=head,
                 subprotocols=ws.scope['subprotocols'] or None, max_size=64<<20) as up:
             await ws.accept(up.subprotocol)
@@ -189,6 +195,7 @@ async def tunnel(hub:Hub, ws:WebSocket, row:RepoRow, prefix:str, rest:str):
         except RuntimeError: pass # it was closed already
     finally: app.open -= 1; app.visited = time.monotonic()
 
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0020
 async def _inward(ws, up):
     while (m:=await ws.receive())['type']!='websocket.disconnect':
         await up.send(m['text'] if m.get('text') is not None else m['bytes'])
@@ -196,7 +203,7 @@ async def _inward(ws, up):
 async def _outward(ws, up):
     async for m in up: await (ws.send_text if isinstance(m,str) else ws.send_bytes)(m)
 
-# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0020
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0022
 WAIT = 60 # seconds that a program waits for a Space to start
 
 async def ready(hub:Hub, row:RepoRow, app, patient:bool)->int: # port; None where it does not run
@@ -215,6 +222,7 @@ _words = dict(BUILDING='is being built', APP_STARTING='is starting', PAUSED='is 
     NO_APP_FILE='has no app file', CONFIG_ERROR='cannot be understood',
     BUILD_ERROR='could not be built', RUNTIME_ERROR='has ended')
 
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0023
 def not_running(hub:Hub, row:RepoRow, page:bool # for a person
                )->Response:
     "Say why a Space does not answer."
@@ -234,7 +242,7 @@ content="width=device-width"><meta name="color-scheme" content="light dark"><tit
 code{{font-size:.9em;opacity:.7}}</style><p><code>{stage}</code><p>{why}
 <p><a href="{link}" target="_top">Logs and settings</a></html>'''
 
-# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0022
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0025
 def static_file(hub:Hub, row:RepoRow, request:Request, prefix:str, rest:str)->Response:
     "Send a file of a static Space."
     if bad:=trouble(hub,row): raise HubError(404, bad.message)
@@ -254,7 +262,8 @@ def static_file(hub:Hub, row:RepoRow, request:Request, prefix:str, rest:str)->Re
     if request.headers.get('if-none-match')==etag: return Response(status_code=304, headers=head)
     part = read_range(request.headers.get('range'), size)
     a,b = part or (0,size)
-    head |= {'Content-Length':str(b-a)}|({'Content-Range':f'bytes {a}-{b-1}/{size}'} if part else {})
+    head |= {'Content-Length':str(b-a)}|({'Content-Range':f'bytes {a}-{b-1}/{size}'} if part
+                                         else {})
     kind = mimetypes.guess_type(path)[0] or 'application/octet-stream'
     if request.method=='HEAD': return Response(headers=head, media_type=kind)
     return StreamingResponse(_pieces(hub,e,repo,a,b), 206 if part else 200, head, kind)
@@ -264,7 +273,7 @@ def _pieces(hub, e, repo, start, end):
         f.seek(start)
         while start<end and (data:=f.read(min(1<<20,end-start))): start += len(data); yield data
 
-# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0024
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0027
 _path_re = re.compile('/spaces/([^/]+)/([^/]+)/app(/.*)?')
 
 class Visits(BaseRoute):
@@ -274,7 +283,8 @@ class Visits(BaseRoute):
         hub,path = scope['app'].state.hub,scope['path']
         host = re.sub(r':\d+$','',dict(scope['headers']).get(b'host',b'').decode('latin1')).lower()
         if host.endswith('.localhost'):
-            r = hub.db.one('SELECT key FROM apps WHERE subdomain=?', host.removesuffix('.localhost'))
+            r = hub.db.one('SELECT key FROM apps WHERE subdomain=?',
+                           host.removesuffix('.localhost'))
             if r: return Match.FULL,dict(visit=(hub.db.by_key(r['key']),'',path))
         m = _path_re.fullmatch(path)
         if not m: return Match.NONE,{}
@@ -294,9 +304,10 @@ class Visits(BaseRoute):
             res = error(HubError(500, f'internal error: {type(e).__name__}'))
         await res(scope, receive, send)
 
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0028
 visit_routes = Routes([Visits()])
 
-# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0025
+# %% ../../nbs/localhub/08ha_visits.ipynb #08ha0029
 async def visit(hub:Hub, request:Request, row:RepoRow, prefix:str, rest:str)->Response:
     "Let somebody in, and pass on what they ask."
     if row is None: raise no_repo(NOBODY)
@@ -322,6 +333,6 @@ def _let_in(request, p):
     q = urlencode([(k,v) for k,v in request.query_params.multi_items() if k!='__sign'])
     res = RedirectResponse(request.url.path+(f'?{q}' if q else ''), 303)
     res.headers['Set-Cookie'] = (f'hub_space={p}; Path=/; Max-Age=86400; HttpOnly; Secure; '
-                                 'SameSite=None; Partitioned') # it must work in the frame on the Hub's page
+                                 'SameSite=None; Partitioned') # for the Hub's frame
     res.headers['Referrer-Policy'] = 'no-referrer'
     return res

@@ -256,6 +256,14 @@ def test_static_spaces_are_files(spaces, you):
     assert you.get_space_runtime("you/page").stage == "NO_APP_FILE"
 
 
+def test_a_page_leads_to_the_model_and_to_its_data(spaces, you):
+    you.create_repo("you/old-weights")
+    you.upload_file(path_or_fileobj=b"---\ndatasets: [you/rows]\n---\n", path_in_repo="README.md", repo_id="you/old-weights")
+    make(you, "line", "static", wait=False, README__md="---\nsdk: static\nmodels: [you/old-weights]\n---\n", index__html="x")
+    page = httpx.get(f"{spaces.url}/spaces/you/line").text
+    assert 'href="/you/old-weights"' in page and "you/rows" in page.split('class="links under"')[1]
+
+
 def test_a_build_that_fails_says_why(you):
     r = make(you, "bad", "gradio", app__py="print(1)", requirements__txt="--no-index\nno-such-package-of-all==1\n")
     assert r.stage == "BUILD_ERROR" and "pip ended with exit code" in r.raw["errorMessage"]
