@@ -580,8 +580,9 @@ def volumes(call:Call)->dict:
 async def logs(call:Call)->StreamingResponse:
     "Send the build log or the run log as it grows."
     row = _space(call, write=False)
-    if not call.who.role_in(row.owner):
-        raise HubError(401 if call.who.name is None else 403, f'only members of {row.owner} may '
+    call.user()
+    if not call.who.may('repo.content.read', row.owner, row.key):
+        raise HubError(403, f'only members of {row.owner} may '
                        'read the logs of this Space.')
     log,done = log_of(call.hub, row, call.p['which'])
     return StreamingResponse(follow(log, done), 200, {'Cache-Control':'no-store'},

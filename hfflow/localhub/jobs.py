@@ -106,7 +106,7 @@ def _flavor(d):
 def readable(hub:Hub, row:RepoRow, who)->bool:
     "Tell whether somebody may read a repo's files."
     if row is None or row.disabled or not hub.db.visible(row,who): return False
-    if not row.gated or who.role_in(row.owner): return True
+    if not row.gated or who.may('repo.content.read', row.owner, row.key): return True
     return bool(hub.db.one("SELECT 1 FROM access WHERE key=? AND user=? AND status='accepted'",
                            row.key, who.name))
 
@@ -166,12 +166,12 @@ def check_owner(call:Call, permission:str # as `job.write`
                )->dict: # row of the owner
     "Find the namespace that the address names, and check what the caller may do in it."
     who,u = call.who,call.hub.db.one('SELECT * FROM users WHERE name=?', call.p['ns'])
-    if who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user()
     write = not permission.endswith('.read')
     if u is None or who.role_in(u['name']) is None:
         raise HubError(403 if write else 404, f"there is no namespace `{call.p['ns'][:100]}` "
             'of yours.')
-    if write and not who.can_write(u['name']):
+    if not who.may(permission, u['name']):
         raise HubError(403, f"You don't have the rights to do this in {u['name']}: `{permission}` "
             'is needed.')
     return u

@@ -364,18 +364,18 @@ def test_the_page_of_a_space(spaces, you, echo):
         r = c.get("/spaces/you/echo")
         assert f'<iframe src="http://you-echo.localhost:{c.base_url.port}/"' in r.text and f"frame-src http://you-echo.localhost:{c.base_url.port}" in r.headers["content-security-policy"]
         page = c.get("/spaces/you/echo/manage").text
-        word = re.search('name="form" value="([0-9a-f]+)"', page)[1]
+        word = re.search('name="csrf" value="([0-9a-f]+)"', page)[1]
         assert "Build of commit" in page and "Restart" in page
         send = lambda headers={}, **d: c.post("/spaces/you/echo/manage", data=d, headers=headers)
-        assert send(form="0" * 64, action="pause").status_code == 403
-        assert send({"Origin": "http://you-echo.localhost"}, form=word, action="pause").status_code == 403
-        assert send({"Sec-Fetch-Site": "cross-site"}, form=word, action="pause").status_code == 403
-        assert send(form=word, action="set", kind="variables", key="a b", value="1").status_code == 400
+        assert send(csrf="0" * 64, action="pause").status_code == 403
+        assert send({"Origin": "http://you-echo.localhost"}, csrf=word, action="pause").status_code == 403
+        assert send({"Sec-Fetch-Site": "cross-site"}, csrf=word, action="pause").status_code == 403
+        assert send(csrf=word, action="set", kind="variables", key="a b", value="1").status_code == 400
         assert you.get_space_runtime("you/echo").stage == "RUNNING"
-        assert send(form=word, action="set", kind="secrets", key="PAGE", value="hidden-value").status_code == 303
+        assert send(csrf=word, action="set", kind="secrets", key="PAGE", value="hidden-value").status_code == 303
         page = c.get("/spaces/you/echo/manage").text
         assert "PAGE" in page and "hidden-value" not in page and list(you.get_space_secrets("you/echo")) == ["PAGE"]
-        assert send(form=word, action="pause").status_code == 303 and you.get_space_runtime("you/echo").stage == "PAUSED"
+        assert send(csrf=word, action="pause").status_code == 303 and you.get_space_runtime("you/echo").stage == "PAUSED"
 
 
 def test_gradio_answers_its_own_client(spaces, you, run):
