@@ -22,7 +22,7 @@ from fsspec import AbstractFileSystem, register_implementation
 
 from .cards import plain
 from .people import RepoRow
-from .store import HubError, Repo, fsync_all
+from .store import HubError, fsync_all
 from .wire import Hub
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #374e17eb
