@@ -9,7 +9,7 @@ __all__ = ['viewer_routes', 'open_view', 'answers', 'list_splits', 'collect', 'i
            'parquet_url', 'shard_url', 'list_parquet', 'parquet_tree', 'parquet_file', 'media_kind', 'linker',
            'send_media', 'get_rows', 'find_text', 'find_where', 'first_rows', 'get_statistics', 'safetensors_metadata']
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #54c02d21
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #281c0769
 import json, posixpath, re, time
 from urllib.parse import quote
 
@@ -23,7 +23,7 @@ from .store import HubError
 from .viewer import View, fit, image_size
 from .wire import Call, Json, Moved, Routes, check_signed, sign
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #f37256dc
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #1ccaf3cc
 viewer_routes = Routes()
 
 def open_view(call:Call, id:str # owner/name
@@ -35,7 +35,7 @@ def open_view(call:Call, id:str # owner/name
         if e.row.gated: call.check_gate(e.row)
         return View(call.hub, e.row)
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #345ae40c
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #42bc2b6b
 def _need(call, name):
     v = call.q.get(name)
     if not v: raise HubError(422, f"Parameter '{name}' is required", 'MissingRequiredParameter')
@@ -58,7 +58,7 @@ def answers(name:str):
         return f
     return add
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #8b461379
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #b9756bf0
 def _named(view, s, **more):
     return dict(dataset=view.row.id, config=s.config, split=s.name) | more
 
@@ -86,7 +86,7 @@ def collect(call:Call, view:View, wait:float=10 # seconds, for all splits togeth
         pending=[_named(view,s,kind='split-rows') for s,f in forms if f is None],
         failed=[_failed(view,s,f['error']) for s,f in forms if f and 'error' in f])
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #0f02bef4
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #291701be
 @answers('is-valid')
 def is_valid(call:Call, view:View)->dict:
     "Tell what works for this data set."
@@ -116,7 +116,7 @@ def dataset_info(call:Call, view:View)->dict:
     config = call.q.get('config')
     return dict(dataset_info=infos.get(config,{}) if config else infos, **state)
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #6673a69f
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #47661799
 def _size(splits):
     return dict(num_bytes_original_files=sum(e.size for s,_ in splits for e in s.files),
         num_bytes_parquet_files=sum(x['size'] for _,f in splits for x in f['shards']),
@@ -135,7 +135,7 @@ def dataset_size(call:Call, view:View)->dict:
         dataset=dict(dataset=view.row.id)|_size(good), configs=configs)
     return dict(size=whole|dict(splits=splits), **state)
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #b67d518c
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #b704ccf8
 def home(call:Call)->str:
     "Return the address of the Hub itself, whichever name it was called by."
     return re.sub('^(https?://)datasets-server[.]', r'\1', call.base)
@@ -161,7 +161,7 @@ def list_parquet(call:Call, view:View)->dict:
              for s,f in good for i,x in enumerate(f['shards'])]
     return dict(parquet_files=files, **state)
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #16f1bdc8
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #124f847d
 _parquet = '/api/datasets/{ns}/{name}/parquet'
 
 @viewer_routes('GET', _parquet, _parquet+'/{config}', _parquet+'/{config}/{split}')
@@ -175,9 +175,12 @@ def parquet_tree(call:Call)->Json:
         urls = [shard_url(call,view,s,i) for i in range(len(f['shards']))]
         res.setdefault(s.config,{})[s.name] = urls
     if split is not None: view.find(config, split)
-    if config is not None: res = res.get(config,{})
+    if config is not None:
+        if config not in res: view.find(config, '') # 404, or why it cannot be read
+        res = res.get(config, {})
     return Json(res if split is None else res[split], headers={'X-Revision':view.sha})
 
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #9e10e922
 @viewer_routes('GET', _parquet+'/{config}/{split}/{file}')
 def parquet_file(call:Call)->Response:
     "Send a Parquet file, or lead to it."
@@ -192,7 +195,7 @@ def parquet_file(call:Call)->Response:
     return FileResponse(view.keeper.path(split.key)/name, media_type='application/octet-stream',
         headers={'X-Revision':view.sha})
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #440d5001
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #5a932c1f
 _begins = {b'\x89PNG':'image/png', b'\xff\xd8\xff':'image/jpeg', b'GIF8':'image/gif',
     b'BM':'image/bmp', b'fLaC':'audio/flac', b'OggS':'audio/ogg', b'ID3':'audio/mpeg',
     b'\xff\xfb':'audio/mpeg'}
@@ -203,7 +206,7 @@ def media_kind(data:bytes)->str:
             'application/octet-stream')
     return next((t for b,t in _begins.items() if data.startswith(b)), 'application/octet-stream')
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #ec59f1fd
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #f998b049
 def linker(call:Call, view:View, split, base:str=''):
     "Return the function by which `cell` makes the address of a picture or a sound."
     def link(kind, data, path):
@@ -227,7 +230,7 @@ def send_media(call:Call)->Response:
         'Cache-Control':'private, max-age=3600',
         'Content-Security-Policy':"default-src 'none'; sandbox"}, media_kind(data))
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #fed82f20
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #b7cf9141
 _page = 100 # rows of an answer
 _most = 10_000_000 # characters of an answer
 
@@ -246,7 +249,7 @@ def _answer(call, view, split, form, total, numbers):
     return dict(features=_features(form), rows=_rows(call,view,split,form,numbers)[0],
         num_rows_total=total, num_rows_per_page=_page, partial=form['partial'])
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #4b300cba
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #95723455
 @answers('rows')
 def get_rows(call:Call, view:View)->dict:
     "Tell rows by their numbers."
@@ -272,7 +275,7 @@ def find_where(call:Call, view:View)->dict:
     if not (where or order): _need(call,'where')
     return _answer(call, view, split, form, *filter_rows(view,split,form,where,order,*page))
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #f41e34a8
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #119ae244
 @answers('first-rows')
 def first_rows(call:Call, view:View)->dict:
     "Tell the first hundred rows, cut to a megabyte."
@@ -286,7 +289,7 @@ def get_statistics(call:Call, view:View)->dict:
     split,form = _split(call, view)
     return statistics(view, split, form)
 
-# %% ../../nbs/localhub/08f2_dataserver.ipynb #ddb7348f
+# %% ../../nbs/localhub/08f2_dataserver.ipynb #e5c57064
 @viewer_routes('GET', '/api/{T}/{ns}/{name}/safetensors-metadata/{path:path}')
 def safetensors_metadata(call:Call)->dict: # {index, headers: {file: its header}}
     "Tell the headers of all files that a safetensors index names."

@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/queries.html.md"""
 # %% auto #0
 __all__ = ['database', 'check_condition', 'stream', 'filter_rows', 'search_rows', 'statistics']
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #e4dd46c5
+# %% ../../nbs/localhub/08f1_queries.ipynb #0736e1e2
 import json, re, threading
 from contextlib import contextmanager
 from itertools import chain
@@ -15,7 +15,7 @@ from itertools import chain
 from .store import HubError
 from .viewer import Split, View
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #8e38033a
+# %% ../../nbs/localhub/08f1_queries.ipynb #9e1f6220
 _closed = dict(enable_external_access='false', python_enable_replacements='false',
     autoinstall_known_extensions='false', autoload_known_extensions='false',
     memory_limit='512MB', threads='1')
@@ -38,7 +38,7 @@ def database(seconds:float=20 # after which the question is given up
             'InvalidParameter') from None
     finally: timer.cancel(); db.close()
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #9d25a918
+# %% ../../nbs/localhub/08f1_queries.ipynb #ac09f9eb
 _parts = {'COMPARISON','CONJUNCTION','CONSTANT','COLUMN_REF','FUNCTION','OPERATOR','BETWEEN','CAST',
     'TYPE'}
 _functions = set('~~ !~~ ~~* !~~* + - * / % || lower upper length len contains starts_with '
@@ -54,7 +54,8 @@ def check_condition(text:str, columns:list # names
                    )->list: # the columns that it uses
     "Refuse a condition that is more than a comparison of columns."
     def refuse(why): raise HubError(422, f"Parameter 'where' is invalid: {why}", 'InvalidParameter')
-    if len(text)>2000: refuse('it is longer than 2000 characters.')
+    if len(text)>2000 or text.count('(')>100:
+        refuse('it is longer than 2000 characters, or has more than 100 brackets.')
     with database() as db:
         told = db.execute('SELECT json_serialize_sql(?)', [f'SELECT (\n{text}\n)']).fetchall()[0][0]
     try: d = json.loads(told)
@@ -67,7 +68,7 @@ def check_condition(text:str, columns:list # names
         refuse('it must be one condition.')
     return _used(node['select_list'], {c.lower():c for c in columns}, refuse)
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #8922209b
+# %% ../../nbs/localhub/08f1_queries.ipynb #cc314ab1
 def _used(tree, columns, refuse):
     used = {}
     for part in _nodes(tree):
@@ -83,7 +84,7 @@ def _used(tree, columns, refuse):
             used[name] = 1
     return list(used)
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #9a428669
+# %% ../../nbs/localhub/08f1_queries.ipynb #c092d4ed
 def _quote(name): return '"'+name.replace('"','""')+'"'
 
 def stream(view:View, split:Split, form:dict, columns:list, stop:int=None # rows
@@ -114,7 +115,7 @@ def _find(view, split, form, columns, condition, args, order, start, n):
             count += len(some)
     return count,page
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #658d7f41
+# %% ../../nbs/localhub/08f1_queries.ipynb #6ed1c428
 _order_re = re.compile(r'\s*(?:"((?:[^"]|"")+)"|(\w+))(?:\s+(ASC|DESC))?\s*', re.I)
 
 def filter_rows(view:View, split:Split, form:dict, where:str='', # a condition
@@ -133,7 +134,7 @@ def filter_rows(view:View, split:Split, form:dict, where:str='', # a condition
     where = f'(\n{where}\n)' if where else 'true'
     return _find(view, split, form, used, where, [], order, start, n)
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #e1f13568
+# %% ../../nbs/localhub/08f1_queries.ipynb #39dd34d4
 def _has_text(feature):
     if isinstance(feature,list): return any(map(_has_text,feature))
     kind = feature.get('_type') if isinstance(feature,dict) else 'none'
@@ -149,7 +150,7 @@ def search_rows(view:View, split:Split, form:dict, query:str,
     hit = ' OR '.join(f'contains(lower({_quote(c)}::VARCHAR), lower($1))' for c in columns)
     return _find(view, split, form, columns, hit, [query], '', start, n)
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #0c3051c6
+# %% ../../nbs/localhub/08f1_queries.ipynb #745c42d2
 _most = 1_000_000 # rows that statistics look at
 _kinds = [('bool','bool'), ('u?int.*','int'), ('float.*','float'), ('(large_)?string','string')]
 
@@ -163,8 +164,8 @@ def _kind(feature):
 
 def _numbers(db, whole):
     "Describe the numbers in a column of `t`."
-    (n,mean,low,high,median,std), = db.execute('SELECT count(v), avg(v), min(v), max(v), median(v), '
-        'stddev_samp(v) FROM t').fetchall()
+    (n,mean,low,high,median,std), = db.execute('SELECT count(v), avg(v), min(v), max(v), '
+        'median(v), stddev_samp(v) FROM t').fetchall()
     if not n: return dict(min=None, max=None, mean=None, median=None, std=None, histogram=None)
     step = max(-(-(high-low+1)//10),1) if whole else (high-low)/10 or 1.
     bins = int((high-low)//step)+1 if whole else 10
@@ -175,7 +176,7 @@ def _numbers(db, whole):
     return dict(min=r(low), max=r(high), mean=r(mean), median=r(median), std=r(std),
         histogram=dict(hist=[hist.get(i,0) for i in range(bins)], bin_edges=[r(e) for e in edges]))
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #e93135b3
+# %% ../../nbs/localhub/08f1_queries.ipynb #0a9e0d8f
 def _frequencies(db, name):
     return dict(db.execute(f'SELECT {_quote(name)} v, count(*) n FROM s WHERE v IS NOT NULL '
         'GROUP BY v ORDER BY n DESC, v').fetchall())
@@ -203,7 +204,7 @@ def _counted(db, kind, feature):
         n_unique=len(feature['names']),
         frequencies={x:found.get(i,0) for i,x in enumerate(feature['names'])})
 
-# %% ../../nbs/localhub/08f1_queries.ipynb #d48c6577
+# %% ../../nbs/localhub/08f1_queries.ipynb #4e780a06
 def statistics(view:View, split:Split, form:dict)->dict: # {num_examples, statistics, partial}
     "Describe the columns of a split."
     n,res = min(form['num_rows'],_most),[]

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/viewer.html.md"""
 __all__ = ['TreeFs', 'match_patterns', 'Split', 'find_splits', 'Shown', 'Parquets', 'parquets', 'View', 'form', 'ready',
            'open_shard', 'scan', 'cell', 'image_size', 'fit', 'reading', 'rows', 'media']
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #f027b5ab
+# %% ../../nbs/localhub/08f_viewer.ipynb #a8c1535a
 import base64, json, os, posixpath, re, shutil, threading, time
 from collections import OrderedDict
 from concurrent.futures import Future, TimeoutError
@@ -22,10 +22,10 @@ from fsspec import AbstractFileSystem, register_implementation
 
 from .cards import plain
 from .people import RepoRow
-from .store import HubError, Repo, fsync_all
+from .store import HubError, fsync_all
 from .wire import Hub
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #6afd513c
+# %% ../../nbs/localhub/08f_viewer.ipynb #374e17eb
 class TreeFs(AbstractFileSystem):
     "The paths of a commit as a file system, for `datasets` to match its patterns with."
     protocol,cachable = 'hubtree',False
@@ -43,7 +43,7 @@ class TreeFs(AbstractFileSystem):
 
 register_implementation('hubtree', TreeFs, clobber=True)
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #1b0d4525
+# %% ../../nbs/localhub/08f_viewer.ipynb #b4d34091
 _tree = 'hubtree://'
 
 def _inside(path):
@@ -73,7 +73,7 @@ def match_patterns(data_files, # as a card has it; None for the rules of `datase
             found.setdefault(split,{}).update(dict.fromkeys(f.removeprefix(_tree) for f in more))
     return {split:list(ps) for split,ps in found.items()}
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #7d9f380c
+# %% ../../nbs/localhub/08f_viewer.ipynb #cf950a37
 _text = ('encoding',)
 _options = dict(parquet=(), text=(*_text,'sample_by','keep_linebreaks'), json=(*_text,'field'),
     csv=(*_text,'sep','delimiter','header','names','skiprows','quotechar','quoting','escapechar',
@@ -99,7 +99,7 @@ class Split:
         what = [1, self.module, self.options, self.features, files]
         return sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #f8fa24eb
+# %% ../../nbs/localhub/08f_viewer.ipynb #6dc73c82
 def _reader(paths):
     "Choose the reader that most of the files need; keep the files that it can read."
     from datasets.load import infer_module_for_data_files_list as infer
@@ -125,7 +125,7 @@ def _card_features(card, config):
     info = infos.get(config)
     return info.features.to_dict() if info and info.features else None
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #619f34fd
+# %% ../../nbs/localhub/08f_viewer.ipynb #40692c99
 def _config_splits(config, params, files, card):
     found = match_patterns(params.get('data_files'), files, params.get('data_dir') or '')
     if not found: raise ValueError('no files match the patterns of this configuration.')
@@ -154,7 +154,7 @@ def find_splits(files:dict, # path -> `Entry`
             res.append(Split(name, error=f'{type(e).__name__}: {e}'[:500]))
     return res
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #ebe73f8b
+# %% ../../nbs/localhub/08f_viewer.ipynb #5882a136
 def _parquet_form(split, read):
     "Note where the rows of Parquet files lie."
     import pyarrow.parquet as pq
@@ -173,7 +173,7 @@ def _parquet_form(split, read):
     return dict(features=told, num_rows=sum(s['num_rows'] for s in shards), num_bytes=size,
         partial=False, shards=shards)
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #2162536c
+# %% ../../nbs/localhub/08f_viewer.ipynb #1c496a21
 @dataclass
 class Shown:
     "How much of a split is shown, and how much disk the Parquet forms may take."
@@ -184,7 +184,7 @@ class Shown:
     disk:int=20<<30 # of all Parquet forms together
     rest:int=60 # seconds for which a form that was just used is kept at any rate
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #e7e251ff
+# %% ../../nbs/localhub/08f_viewer.ipynb #93e694ee
 def _write(tables, folder, shown, features=None):
     "Write tables as Parquet files."
     import pyarrow.parquet as pq
@@ -193,7 +193,8 @@ def _write(tables, folder, shown, features=None):
     shards,size,rows,writer = [],0,0,None
     for t in tables:
         features = Features.from_arrow_schema(t.schema) if features is None else features
-        t = table_cast(t.slice(0,shown.rows-rows), features.arrow_schema)
+        most = shown.rows-rows
+        cut,t = len(t)>most,table_cast(t.slice(0,most), features.arrow_schema)
         if writer is None:
             path,began = folder/f'{len(shards):04}.parquet',size
             writer = pq.ParquetWriter(path, t.schema)
@@ -208,9 +209,9 @@ def _write(tables, folder, shown, features=None):
     if features is None: raise ValueError('there are no rows in these files.')
     for s in shards: s['size'] = (folder/s['name']).stat().st_size
     return dict(features=features.to_dict(), num_rows=rows, num_bytes=size, shards=shards,
-        partial=next(tables,None) is not None)
+        partial=cut or next(tables,None) is not None)
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #4fa57b7e
+# %% ../../nbs/localhub/08f_viewer.ipynb #6f3a0d55
 def _whole_lines(f, tail=16<<20):
     "Cut a file after its last whole line."
     start = f.seek(max(f.tell()-tail,0))
@@ -229,7 +230,7 @@ def _copy(files, folder, read, most):
             if not most and f.read(1): _whole_lines(g); return res,True
     return res,False
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #c2ffb120
+# %% ../../nbs/localhub/08f_viewer.ipynb #7ffca739
 def _read_text(module, options, paths, cache, features=None):
     "Read files with a reader of `datasets`, in tables of some megabytes."
     from importlib import import_module
@@ -256,7 +257,7 @@ def _text_form(split, folder, read, shown):
     for p in paths: os.unlink(p)
     return form|dict(partial=form['partial'] or cut)
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #0ec89ab7
+# %% ../../nbs/localhub/08f_viewer.ipynb #e7986261
 def _media_cell(e, read, most=100<<20):
     if e.size>most: return dict(bytes=None, path=e.path)
     with read(e) as f: return dict(bytes=f.read(), path=posixpath.basename(e.path))
@@ -272,7 +273,7 @@ def _column(name, base):
     "Name the column that the files go to which a column of metadata names."
     return (name[:-len('_file_name')] or base) if re.fullmatch('(.*_)?file_name',name) else name
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #a81fe7e1
+# %% ../../nbs/localhub/08f_viewer.ipynb #4d70c86a
 def _told(split, base, folder, read, e):
     "Read a metadata file: the features of its rows, and its rows with the files that they name."
     import pyarrow.parquet as pq
@@ -302,7 +303,7 @@ def _concat(tables):
     import pyarrow as pa
     return pa.concat_tables(tables, promote_options='default')
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #e73c08e5
+# %% ../../nbs/localhub/08f_viewer.ipynb #c9feecf6
 def _tables(rows, features, most=32<<20):
     "Gather rows into tables of at most a hundred rows, and not many bytes."
     import pyarrow as pa
@@ -330,7 +331,7 @@ def _folder_form(split, folder, read, shown):
     features = Features(features)
     return _write(_tables(rows,features), folder, shown, features)
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #45eaef5d
+# %% ../../nbs/localhub/08f_viewer.ipynb #94949521
 class Parquets:
     "The Parquet forms of splits, in the data folder; the least used go when there are too many."
     def __init__(self, hub:Hub, shown:Shown=None):
@@ -359,7 +360,7 @@ class Parquets:
         try: return job.result(wait)
         except TimeoutError: return None
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #9d095cc8
+# %% ../../nbs/localhub/08f_viewer.ipynb #c5d5dcf8
 def _run(self, split, key, job):
     tmp = self.hub.store.lfs.tmp/token_hex(12)
     told = lambda e: dict(error=f'{type(e).__name__}: {e}'.replace(f'{tmp}/','')[:500])
@@ -383,7 +384,7 @@ def _make_form(split, folder, read, shown):
     make = _folder_form if split.module.endswith('folder') else _text_form
     return make(split, folder, read, shown)
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #766e9131
+# %% ../../nbs/localhub/08f_viewer.ipynb #b87ec226
 def _keep(self, key, form, tmp):
     "Move a form to its place, then make room."
     shutil.rmtree(tmp/'cache', ignore_errors=True)
@@ -404,7 +405,7 @@ def _keep(self, key, form, tmp):
         shutil.rmtree(gone, ignore_errors=True)
 Parquets._keep = _keep
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #e9f5e57c
+# %% ../../nbs/localhub/08f_viewer.ipynb #af0c2c3c
 _making = threading.Lock()
 
 def parquets(hub:Hub)->Parquets:
@@ -413,7 +414,7 @@ def parquets(hub:Hub)->Parquets:
         if not hasattr(hub,'parquets'): hub.parquets = Parquets(hub)
         return hub.parquets
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #7256e040
+# %% ../../nbs/localhub/08f_viewer.ipynb #8c7f90ef
 class View:
     "A data set at a commit, and what can be read of it."
     def __init__(self, hub:Hub, row:RepoRow, rev:str='main'):
@@ -443,7 +444,7 @@ class View:
         raise HubError(404, f'the data set has no split `{split[:100]}` in a configuration '
             f'`{config[:100]}`.', 'ResponseNotFound')
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #e45e7706
+# %% ../../nbs/localhub/08f_viewer.ipynb #ec6851b0
 def form(self, split:Split, wait:float=10)->dict: # None where it is not ready
     "Return what is known of a split."
     return self.keeper.get(split, self.row.key, wait)
@@ -467,7 +468,7 @@ def open_shard(self, split:Split, form:dict, i:int):
     return open(self.keeper.path(split.key)/name, 'rb')
 View.open_shard = open_shard
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #d8ecf515
+# %% ../../nbs/localhub/08f_viewer.ipynb #82553a15
 _thrifty = dict(pre_buffer=False, buffer_size=1<<20) # else whole row groups are read ahead
 
 def scan(self, split:Split, form:dict, start:int=0, stop:int=None,
@@ -494,7 +495,7 @@ def scan(self, split:Split, form:dict, start:int=0, stop:int=None,
                 if at>=stop: return
 View.scan = scan
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #7dd65c42
+# %% ../../nbs/localhub/08f_viewer.ipynb #b7f41054
 def cell(value, feature, # its type, as `datasets` writes types
          link, # function: kind, bytes, path to the cell -> JSON
          path:tuple=() # row number, column, then keys and positions within it
@@ -521,7 +522,7 @@ def image_size(data:bytes)->tuple: # (width, height), or nothing known
         with Image.open(BytesIO(data)) as im: return im.size
     except Exception: return None,None # no picture, or none that this library knows
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #95f62bae
+# %% ../../nbs/localhub/08f_viewer.ipynb #75561681
 _least = 100 # characters of a cell that is cut
 
 def fit(rows:list, # of {row_idx, row}
@@ -543,7 +544,7 @@ def fit(rows:list, # of {row_idx, row}
         res.append(dict(row_idx=r['row_idx'], row=r['row'], truncated_cells=cut))
     return res,False
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #8a216e1c
+# %% ../../nbs/localhub/08f_viewer.ipynb #9c4b9a31
 @contextmanager
 def reading(self):
     "Let few read at a time; turn what a broken file does to a reader into a 422."
@@ -555,7 +556,7 @@ def reading(self):
             'UnreadableData') from None
 View.reading = reading
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #6e74b8ed
+# %% ../../nbs/localhub/08f_viewer.ipynb #29fab08a
 def _runs(numbers):
     "Gather numbers that follow one another: [first, end]."
     res = []
@@ -575,7 +576,7 @@ def rows(self, split:Split, form:dict, numbers, # of rows, in the order wanted
     return [dict(row_idx=n, row=res[n]) for n in numbers]
 View.rows = rows
 
-# %% ../../nbs/localhub/08f_viewer.ipynb #a600a89d
+# %% ../../nbs/localhub/08f_viewer.ipynb #430f71f7
 def media(self, split:Split, form:dict, path # row number, column, then keys and positions
          )->bytes:
     "Read the bytes of one picture or sound."
