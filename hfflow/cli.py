@@ -6,10 +6,12 @@ Docs: https://hfflow.github.io/hfflow/cli.html.md"""
 
 # %% auto #0
 __all__ = ['app', 'hub_app', 'main', 'entry', 'run', 'train', 'evaluate', 'publish', 'plan', 'data', 'space', 'serve', 'lineage',
-           'hub_start', 'hub_stop', 'hub_status', 'hub_open', 'init', 'doctor', 'version']
+           'hub_start', 'hub_stop', 'hub_status', 'hub_open', 'hub_check', 'hub_gc', 'hub_import', 'hub_export', 'init',
+           'doctor', 'version']
 
 # %% ../nbs/14_cli.ipynb #633f6eee
 import errno, json, os, sys, tempfile
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, List, Optional
 
@@ -43,11 +45,12 @@ app = typer.Typer(name="hfflow", cls=_Group, no_args_is_help=True, rich_markup_m
 
 Every command has --help with an example; --debug shows where an error came from.""")
 hub_app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, add_completion=False,
-                      help="""The embedded Hub: start, stop, status, open.
+                      help="""The embedded Hub: run it, look after it, exchange repos with others.
 
 \b
   hfflow hub start
-  hfflow hub open""")
+  hfflow hub open
+  hfflow hub import Qwen/Qwen3-0.6B""")
 app.add_typer(hub_app, name="hub")
 
 # %% ../nbs/14_cli.ipynb #642e240f
@@ -497,19 +500,238 @@ def hub_status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
               else "not running; start it with: hfflow hub start")
     if not found: raise typer.Exit(1)
 
-
+# %% ../nbs/14_cli.ipynb #08b52cae
 @hub_app.command("open")
-def hub_open():
-    """Open the embedded Hub's pages in a browser.
+def hub_open(
+    repo: Annotated[Optional[str], typer.Argument(metavar="[ID]", help="A model, a data set or a "
+        "Space; without it the home page.")] = None,
+):
+    """Open the embedded Hub's pages in a browser, signed in.
 
 \b
     hfflow hub open
+    hfflow hub open you/flow-writer
     """
     import webbrowser
     from hfflow import hub as hubs
-    url = hubs.connect().endpoint
-    print(f"Hub at {url}" + ("" if webbrowser.open(url)
-                             else "; no browser was found here, so open that address in one"))
+    hub, page, link = hubs.connect(), "", ""
+    if repo:
+        found = _find(hub, repo, ("model", "dataset", "space"))
+        page = found.url if "@" in repo else hub.repo_url(found.kind, found.repo_id)
+    page = page or hub.endpoint
+    if hub.embedded:
+        from hfflow.localhub.pages import sign_in_link
+        from hfflow.localhub.wire import Hub
+        link = hub.endpoint + sign_in_link(Hub(hub.data), "you", page[len(hub.endpoint):] or "/")
+    opened = webbrowser.open(link or page)
+    print(f"Hub at {page}" + ("" if opened else "; no browser was found here"
+          + (f". This address signs one in, once, within five minutes:\n{link}" if link else "")))
+
+# %% ../nbs/14_cli.ipynb #d8baff14
+_Data = Annotated[Optional[Path],
+                  typer.Option("--data", metavar="DIR", help="A Hub's data folder; without it the "
+                               "embedded Hub's.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@contextmanager
+def _plain(advice=lambda e: ""):
+    "Turn what the Hub's own modules raise into the sentence that a user gets."
+    import sqlite3
+    from hfflow.localhub.store import HubError
+    try: yield
+    except HubError as e: raise UserError(f"{e.message} {advice(e)}".strip()) from None
+    except sqlite3.Error as e:
+        raise UserError(f"the Hub's database cannot be used ({e}): run `hfflow hub check`.") from None
+
+
+def _bar(text):
+    "A progress bar of bytes; on a terminal only."
+    from tqdm import tqdm
+    return tqdm(desc=text, total=0, unit="B", unit_scale=True, leave=False, disable=None)
+
+
+def _table(rows):
+    "Print rows in columns."
+    wide = [max(len(str(r[i])) for r in rows) for i in range(len(rows[0]) - 1)]
+    for r in rows: print("  ".join(str(c).ljust(w) for c, w in zip(r, [*wide, 0])).rstrip())
+
+# %% ../nbs/14_cli.ipynb #939ab746
+@hub_app.command("check")
+def hub_check(
+    quick: Annotated[bool, typer.Option("--quick", help="Do not read the large files, only see "
+        "that they are there.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended without "
+        "harm; ask before anything is forgotten.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: _Json = False,
+    data: _Data = None,
+):
+    """Check that everything on the embedded Hub is there and whole; exit code 1 where it is not.
+
+\b
+    hfflow hub check
+    hfflow hub check --repair
+    """
+    from hfflow import hub as hubs
+    from hfflow.localhub import care
+    folder = hubs._folder(data)
+    with _plain():
+        with _bar("checking") as bar: faults = care.check(folder, quick, bar)
+        ask = lambda question: yes or (sys.stdin.isatty() and typer.confirm(question))
+        if repair and faults: faults = care.repair(folder, faults, ask)
+    if as_json:
+        print(json.dumps([dict(where=f.where, what=f.what, todo=f.todo) for f in faults], indent=1))
+    elif faults: _table([(f.where, f.what, f.todo) for f in faults])
+    else: print("all is well")
+    if faults: raise typer.Exit(1)
+
+# %% ../nbs/14_cli.ipynb #80603854
+@hub_app.command("gc")
+def hub_gc(
+    older: Annotated[str, typer.Option("--older", metavar="TIME", help="Only what has been there "
+        "for so long: 30m, 12h, 1d, 2w.")] = "1d",
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and leave it.")] = False,
+    as_json: _Json = False,
+    data: _Data = None,
+):
+    """Free what nobody needs: large files without a commit, lost commits, broken uploads.
+
+\b
+    hfflow hub gc --dry-run
+    hfflow hub gc --older 2w
+    """
+    from hfflow import hub as hubs
+    from hfflow.localhub import care
+    from hfflow.localhub.pages import size_text
+    with _plain(): freed = care.gc(hubs._folder(data), care.seconds(older), dry)
+    if as_json: return print(json.dumps([vars(f) for f in freed], indent=1))
+    _table([(f.count, size_text(f.bytes), f.what + (f" ({f.note})" if f.note else ""))
+            for f in freed])
+    print(f"{'would free' if dry else 'freed'} {size_text(sum(f.bytes for f in freed))}")
+
+# %% ../nbs/14_cli.ipynb #2da25391
+_Kind = Annotated[str, typer.Option("--type", metavar="KIND", help="model, dataset or space.")]
+_Token = Annotated[Optional[str],
+                   typer.Option("--token", metavar="TOKEN", help="For the other Hub; better in "
+                                "HF_TOKEN, where other users of this machine cannot see it.")]
+_HF = "https://huggingface.co"
+
+
+def _far_token(endpoint, token):
+    "Return the token for another Hub: the given one, HF_TOKEN, or for huggingface.co the saved login."
+    from hfflow.hub import _MARK
+    if token: return token.strip()
+    if os.environ.get("HF_TOKEN", "").startswith(_MARK):    # the embedded Hub's: not for others
+        for name in ("HF_TOKEN", "HF_TOKEN_PATH"): os.environ.pop(name, None)
+    if endpoint != _HF: return os.environ.get("HF_TOKEN")
+    from huggingface_hub import get_token
+    return get_token()
+
+
+def _here():
+    "Return address, data folder and token of the embedded Hub, which is started if need be."
+    from hfflow import hub as hubs
+    data = hubs._folder()
+    return hubs._ensure(data), data, hubs._token(data)
+
+
+def _told(report, what):
+    from hfflow.localhub.pages import size_text
+    print(f"{what}: {report.url}")
+    for change in report.changes: print(f"  {change}")
+    if report.files:
+        print(f"  {report.files} large file{'s' * (report.files != 1)}, {size_text(report.bytes)}")
+    if not report.changes: print("  nothing new")
+
+# %% ../nbs/14_cli.ipynb #be0e4e84
+@hub_app.command("import")
+def hub_import(
+    repo: Annotated[str, typer.Argument(metavar="ID", help="A repo of the other Hub.")],
+    kind: _Kind = "model",
+    source: Annotated[str, typer.Option("--from", metavar="URL", help="The other Hub.")] = _HF,
+    revision: Annotated[Optional[str], typer.Option("--revision", metavar="REV", help="Only this "
+        "branch, tag or commit; it becomes main.")] = None,
+    name: Annotated[Optional[str], typer.Option("--as", metavar="ID", help="Its name here; "
+        "without it the same.")] = None,
+    last: Annotated[bool, typer.Option("--last", help="Only the newest files, as one commit "
+        "without the history.")] = False,
+    include: Annotated[Optional[List[str]], typer.Option("--include", metavar="PATTERN",
+        help="Only these files, such as *.json; implies --last. Several times.")] = None,
+    exclude: Annotated[Optional[List[str]], typer.Option("--exclude", metavar="PATTERN",
+        help="Not these files; implies --last. Several times.")] = None,
+    token: _Token = None,
+):
+    """Bring a repo of huggingface.co, or another Hub, to the embedded one, or bring it up to date.
+
+\b
+    hfflow hub import Qwen/Qwen3-0.6B
+    hfflow hub import stanfordnlp/imdb --type dataset --last
+    hfflow hub import openai/whisper-tiny --include "*.json" --as you/whisper
+    """
+    import shutil
+    from functools import partial
+    from hfflow.localhub import mirror
+    source = source.rstrip("/")
+    with _plain(_on_import):
+        far, about = mirror.found(mirror.End(source, kind, repo, _far_token(source, token)))
+        url, data, mine = _here()
+        name = name or far.id
+        dst = mirror.End(url, kind, name if "/" in name else f"you/{name}", mine)
+        if not shutil.which("git") and not last: print("git is not installed here, so the newest "
+            "files come without their history", file=sys.stderr)
+        part = last or include or exclude or not shutil.which("git")
+        how = partial(mirror.snapshot, include=include or (), exclude=exclude or ()) if part \
+            else mirror.mirror
+        with _bar("large files") as bar:
+            report = how(far, dst, data/"mirror", revision, bar=bar,
+                         prepare=partial(mirror.adopt, data, dst.id.split("/")[0]))
+    _told(report, "imported" + (" (the newest files alone)" if part else ""))
+
+
+def _on_import(e):
+    if e.status == 409: return "Import under another name with --as, or delete the repo here first."
+    if e.status in (410, 422): return "With --last the newest files come without the history."
+    return ""
+
+# %% ../nbs/14_cli.ipynb #c29afe3e
+@hub_app.command("export")
+def hub_export(
+    repo: Annotated[str, typer.Argument(metavar="ID", help="A repo of the embedded Hub.")],
+    kind: _Kind = "model",
+    target: Annotated[str, typer.Option("--to", metavar="URL", help="The other Hub.")] = _HF,
+    name: Annotated[Optional[str], typer.Option("--as", metavar="ID", help="Its name there; "
+        "without it the same, and your account in place of `you`.")] = None,
+    private: Annotated[bool, typer.Option("--private/--public", help="Of a repo that is new "
+        "there.")] = True,
+    force: Annotated[bool, typer.Option("--force", help="Drop commits that only the other Hub "
+        "has.")] = False,
+    token: _Token = None,
+):
+    """Take a repo of the embedded Hub to huggingface.co, or another Hub, with its history.
+
+\b
+    hfflow hub export you/flow-writer
+    hfflow hub export you/flow-writer-data --type dataset --as my-team/data --public
+    """
+    import shutil
+    from hfflow.localhub import mirror
+    target = target.rstrip("/")
+    if not shutil.which("git"): raise UserError("an export needs git: install it, then try again.")
+    with _plain(lambda e: "--force drops them." if e.status == 409 else ""):
+        repo = repo if "/" in repo else f"you/{repo}"
+        mirror.End(target, kind, name or repo)     # says what is wrong with what was typed
+        there = _far_token(target, token)
+        if not there: raise UserError(f"an export needs a token that may write on {target}: run "
+                                      "`hf auth login`, or set HF_TOKEN.")
+        url, data, mine = _here()
+        owner, _, short = (name or repo.removeprefix("you/")).rpartition("/")
+        owner = owner or mirror.user_of(target, there)
+        with _bar("large files") as bar:
+            report = mirror.mirror(mirror.End(url, kind, repo, mine),
+                                   mirror.End(target, kind, f"{owner}/{short}", there),
+                                   data/"mirror", private=private, force=force, bar=bar)
+    _told(report, "exported" + (f" ({'private' if private else 'public'})" if report.created else ""))
 
 # %% ../nbs/14_cli.ipynb #5fd7a841
 @app.command()

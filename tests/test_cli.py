@@ -13,6 +13,7 @@ from typer.main import get_command
 
 import tinychat
 from hfflow import cli
+from hfflow import hub as hubs
 from hfflow.cli import app, main
 
 HFFLOW = [sys.executable, "-c", "import sys; from hfflow.cli import main; sys.exit(main())"]
@@ -92,6 +93,11 @@ def test_no_arguments_show_the_help(call):
     (["plan", "x", "--max-lenn", "3"], "--max-len"), (["lineage"], "ID"), (["data", "x", "--prompt"], "--prompt"), (["plan", "x", "--batch", "many"], "--batch"),
     (["run", "--set", "rank"], "key=value"), (["run", "--set", "rank=sixteen"], "whole number"), (["run", "--set", "train.lrr=1"], "'lr'"), (["run", "--set", "a.b.c=1"], "one dot"),
     (["run", "nowhere.yaml"], "no config file"), 
+    (["hub", "check", "--data", "nowhere"], "no data folder"), (["hub", "gc", "--data", "nowhere"], "no data folder"), (["hub", "gc", "--older", "-1d"], "no time span"),
+    (["hub", "import"], "ID"), (["hub", "import", "../x"], "no name of a repo"), (["hub", "import", "a/b", "--type", "modle"], "model, dataset, space"),
+    (["hub", "import", "a/b", "--from", "http://127.0.0.1:9"], "does not answer"), (["hub", "import", "a/b", "--from", "huggingface.co"], "https://"),
+    (["hub", "export", "a/b", "--to", "http://127.0.0.1:9"], "needs a token"), (["hub", "export", "you/b", "--to", "http://127.0.0.1:9", "--token", "x"], "does not answer"),
+    (["hub", "export", "a b"], "no name of a repo"), (["hub", "open", "you/no-such-repo-here"], "no-such-repo-here"),
     (["data", "nowhere.csv"], "nowhere.csv"), (["serve", "x", "--port", "99999"], "65535"), (["init", "/dev/null/x"], "/dev/null")])
 def test_a_mistake_is_one_sentence(call, args, says): refused(call(*args), says)
 
@@ -217,6 +223,93 @@ def test_hub(tmp_path):
         assert code == 0 and json.loads(status)["url"] in out
     finally: assert hfflow("hub", "stop") == (0, "stopped", "")
     assert hfflow("hub", "stop")[1] == "it was not running"
+
+
+@pytest.fixture
+def far(tmp_path):
+    "Another Hub, whose people are `ann`; its address, its token and a client."
+    from huggingface_hub import HfApi
+    from hfflow.localhub.server import running
+    with running(tmp_path / "far", users=["ann:token-of-ann-0123456789"]) as (url, _):
+        yield url, "token-of-ann-0123456789", HfApi(url, token="token-of-ann-0123456789")
+
+
+def test_import_and_export(call, far, monkeypatch):
+    from huggingface_hub import CommitOperationAdd, HfApi
+    url, token, api = far
+    add = lambda name, kind="model": api.create_commit("ann/cli-far", [CommitOperationAdd(name, b"\0" + name.encode())], commit_message=f"Add {name}", repo_type=kind)
+    hub = hubs.connect()
+    mine = HfApi(hub.endpoint, token=hubs._token(hub.data))
+    api.create_repo("ann/cli-far", private=True)
+    add("a.bin")
+    refused(call("hub", "import", "ann/cli-far", "--from", url), "set HF_TOKEN")
+    monkeypatch.setenv("HF_TOKEN", token)
+    code, out, err = call("hub", "import", "ann/cli-far", "--from", url + "/")
+    assert code == 0 and "imported: " in out and "main: 2 new commits" in out and "1 large file, 6 B" in out and not err, (out, err)
+    assert mine.model_info("ann/cli-far").sha == api.model_info("ann/cli-far").sha
+    assert "nothing new" in call("hub", "import", "ann/cli-far", "--from", url)[1]
+    mine.create_commit("ann/cli-far", [CommitOperationAdd("mine", b"1")], commit_message="Mine")
+    refused(call("hub", "import", "ann/cli-far", "--from", url), "Mine", "--as")
+    assert call("hub", "import", "ann/cli-far", "--from", url, "--as", "cli-near")[0] == 0 and mine.model_info("you/cli-near")
+    code, out, err = call("hub", "import", "ann/cli-far", "--from", url, "--as", "cli-some", "--include", "*.bin")
+    assert code == 0 and "the newest files alone" in out and mine.file_exists("you/cli-some", "a.bin"), err
+    refused(call("hub", "import", "ann/cli-far", "--from", url, "--type", "dataset"), "--type model")
+
+    code, out, err = call("hub", "export", "cli-near", "--to", url)
+    assert code == 0 and "exported (private)" in out and api.model_info("ann/cli-near").private, err
+    code, out, err = call("hub", "export", "you/cli-near", "--to", url, "--as", "ann/shown", "--public")
+    assert code == 0 and not api.model_info("ann/shown").private, err
+    refused(call("hub", "export", "you/cli-nearr", "--to", url), "has no model you/cli-nearr")
+    refused(call("hub", "export", "you/cli-near", "--to", url, "--as", "bob/x"), "403")
+    add("b.bin")
+    refused(call("hub", "export", "ann/cli-far", "--to", url), "Add b.bin", "--force")
+    assert call("hub", "export", "ann/cli-far", "--to", url, "--force")[0] == 0
+    assert api.model_info("ann/cli-far").sha == mine.model_info("ann/cli-far").sha
+    monkeypatch.setenv("HF_TOKEN", "wrong")
+    refused(call("hub", "export", "you/cli-near", "--to", url), "does not know this token")
+    monkeypatch.setenv("HF_TOKEN", mine.token)                 # the embedded Hub's goes nowhere else
+    refused(call("hub", "export", "you/cli-near", "--to", url), "needs a token")
+    for said in (out, err): assert token not in said
+
+
+def test_check_and_gc(call, tmp_path):
+    from hfflow.localhub.wire import Hub
+    assert call("hub", "check")[:2] == (0, "all is well\n")
+    code, out, err = call("hub", "gc", "--dry-run", "--older", "99w")
+    assert code == 0 and out.splitlines()[-1] == "would free 0 B", err
+    hub = Hub(tmp_path / "data")
+    hub.db.add_user("you")
+    key = hub.make_repo("model", "you/a", "you").key
+    hub.db.set_repo(key, stale=1)
+    code, out, err = call("hub", "check", "--data", tmp_path / "data")
+    assert code == 1 and out.startswith("you/a  the search does not know its newest commit") and not err
+    assert json.loads(call("hub", "check", "--data", tmp_path / "data", "--json")[1])[0]["where"] == "you/a"
+    assert call("hub", "check", "--data", tmp_path / "data", "--repair")[0] == 0
+    hub.store.delete(key)
+    assert call("hub", "check", "--data", tmp_path / "data", "--repair")[0] == 1, "nobody said yes"
+    assert call("hub", "check", "--data", tmp_path / "data", "--repair", "--yes")[0] == 0
+    assert json.loads(call("hub", "gc", "--data", tmp_path / "data", "--json")[1])[0]["bytes"] == 0
+    (tmp_path / "data/hub.sqlite3").write_bytes(b"no database" * 99)
+    for f in (tmp_path / "data").glob("hub.sqlite3-*"): f.unlink()
+    assert "damaged" in call("hub", "check", "--data", tmp_path / "data")[1]
+    refused(call("hub", "gc", "--data", tmp_path / "data"), "run `hfflow hub check`")
+
+
+def test_open(call, monkeypatch):
+    import httpx
+    import webbrowser
+    hub, seen = hubs.connect(), []
+    hub.api.create_repo("you/cli-open", repo_type="dataset", private=True, exist_ok=True)
+    monkeypatch.setattr(webbrowser, "open", lambda url: seen.append(url) or True)
+    code, out, err = call("hub", "open", "you/cli-open")
+    assert code == 0 and out == f"Hub at {hub.endpoint}/datasets/you/cli-open\n", err
+    with httpx.Client(trust_env=False, follow_redirects=True) as browser:
+        page = browser.get(seen[0])
+        assert page.status_code == 200 and str(page.url).endswith("/datasets/you/cli-open")
+        assert browser.get(f"{hub.endpoint}/datasets/you/cli-open").status_code == 200
+    monkeypatch.setattr(webbrowser, "open", lambda url: False)
+    code, out, err = call("hub", "open")
+    assert code == 0 and out.startswith(f"Hub at {hub.endpoint}; no browser") and f"\n{hub.endpoint}/login?" in out, err
 
 
 def test_init(call):

@@ -61,14 +61,19 @@ def odd():
     server.server_close()
 
 
-def test_three_at_once_make_one_server_that_survives_kill_and_stop(home):
+def test_eight_at_once_make_one_server_that_survives_kill_and_stop(home):
     env = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HFFLOW_HOME": str(home)}
-    runs = [subprocess.Popen([sys.executable, "-c", CONNECT], stdout=subprocess.PIPE, text=True, env=env) for _ in range(3)]
-    outs = [r.communicate(timeout=120)[0] for r in runs]
-    assert [r.returncode for r in runs] == [0, 0, 0]
-    answers = {o.strip().splitlines()[-1] for o in outs}
-    assert len(answers) == 1, answers
-    url, user, embedded, pid = json.loads(answers.pop())
+
+    def at_once():
+        "Eight processes connect; the one answer of all."
+        runs = [subprocess.Popen([sys.executable, "-c", CONNECT], stdout=subprocess.PIPE, text=True, env=env) for _ in range(8)]
+        outs = [r.communicate(timeout=120)[0] for r in runs]
+        assert [r.returncode for r in runs] == [0] * 8
+        answers = {o.strip().splitlines()[-1] for o in outs}
+        assert len(answers) == 1, answers
+        return json.loads(answers.pop())
+
+    url, user, embedded, pid = at_once()
     assert (user, embedded) == ("you", True)
     data = home / "hub"
     assert (data / "token").stat().st_mode & 0o777 == 0o600
@@ -78,7 +83,7 @@ def test_three_at_once_make_one_server_that_survives_kill_and_stop(home):
     assert token not in said + (data / "hub.log").read_text() + (data / "hub.json").read_text()
 
     os.kill(pid, signal.SIGKILL)                                   # a crash: same address, new process
-    again = python(CONNECT, HFFLOW_HOME=str(home))
+    again = at_once()
     assert again[0] == url and again[3] != pid
 
     (data / "token").unlink()                                      # the running server knows another token

@@ -9,7 +9,7 @@ __all__ = ['FILES', 'STEPS', 'Fault', 'reachable', 'check_repo', 'check_object',
            'agree', 'check', 'repair', 'Freed', 'seconds', 'stored', 'unreachable', 'git_objects', 'pointers',
            'lfs_objects', 'leftovers', 'tokens', 'gc']
 
-# %% ../../nbs/localhub/12_care.ipynb #3c5a00f2
+# %% ../../nbs/localhub/12_care.ipynb #d2cab1cb
 import os, re, shutil, sqlite3, subprocess, time
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -24,7 +24,7 @@ from .people import SCHEMAS, Db
 from .store import HubError, Repo, Store
 from .wire import Hub, iso
 
-# %% ../../nbs/localhub/12_care.ipynb #73ff30bb
+# %% ../../nbs/localhub/12_care.ipynb #13fd8d3d
 FILES = {'hub.sqlite3*':'people, tokens (hashed), names and rights of repos, discussions',
     'repos':'a bare git repository per repo, `repos/ab/ab….git`, named by its key in the database',
     'lfs':'`objects/`: large files by sha256, each once; `tmp/`: what is just arriving',
@@ -35,7 +35,7 @@ FILES = {'hub.sqlite3*':'people, tokens (hashed), names and rights of repos, dis
     'seed-*':'notes on models that came with hfflow', 'cache':'downloads of this Hub by the client '
     'libraries; may be deleted', 'mirror':'parts of files that are being imported or exported'}
 
-# %% ../../nbs/localhub/12_care.ipynb #b8b068ab
+# %% ../../nbs/localhub/12_care.ipynb #06f42774
 @dataclass
 class Fault:
     "Something that is not as it should be."
@@ -45,7 +45,7 @@ class Fault:
     mend:object=field(default=None, repr=False, compare=False) # function of a `Hub`, or None
     ask:str=None # question to put before mending: it forgets something
 
-# %% ../../nbs/localhub/12_care.ipynb #58ab128f
+# %% ../../nbs/localhub/12_care.ipynb #16e9fdee
 _broken = (KeyError,ValueError,pygit2.GitError)
 
 def reachable(repo:Repo, blobs:bool=True # also read the files
@@ -70,7 +70,7 @@ def reachable(repo:Repo, blobs:bool=True # also read the files
                 if blobs or o.filemode==pygit2.enums.FileMode.TREE: todo.append((o.id,path))
                 elif o.id not in seen: seen.add(o.id); yield o.id,path,None
 
-# %% ../../nbs/localhub/12_care.ipynb #d8aa4eff
+# %% ../../nbs/localhub/12_care.ipynb #e07f4980
 _again = 'bring the folder back from a backup, or push the branch again from a clone'
 
 def check_repo(store:Store, db:sqlite3.Connection, row # of the table repos
@@ -97,7 +97,7 @@ def check_repo(store:Store, db:sqlite3.Connection, row # of the table repos
             partial(_forget, key=row['key'], oid=r['oid'])))
     return res
 
-# %% ../../nbs/localhub/12_care.ipynb #4775139f
+# %% ../../nbs/localhub/12_care.ipynb #cf9848df
 def check_object(store:Store, oid:str, bar=None)->list: # of `Fault`
     "Check that an LFS object has the content that its name promises."
     h = sha256()
@@ -117,7 +117,7 @@ def objects(store:Store)->list: # of Paths
     "List the LFS objects, of whatever repo."
     return [f for f in store.lfs.objects.glob('??/??/*') if re.fullmatch('[0-9a-f]{64}', f.name)]
 
-# %% ../../nbs/localhub/12_care.ipynb #0ba73733
+# %% ../../nbs/localhub/12_care.ipynb #0e1b65e8
 def open_database(data:Path)->sqlite3.Connection:
     "Open the database for reading."
     file = Path(data)/'hub.sqlite3'
@@ -139,7 +139,7 @@ def check_database(db:sqlite3.Connection)->list: # of `Fault`
         'upgrade hfflow'))
     return res
 
-# %% ../../nbs/localhub/12_care.ipynb #294b2cd8
+# %% ../../nbs/localhub/12_care.ipynb #1b08eec1
 def agree(store:Store, db:sqlite3.Connection)->list: # of `Fault`
     "Check that rows and files speak of the same things."
     res,rows = [],{r['key']:r for r in db.execute('SELECT * FROM repos')}
@@ -153,8 +153,8 @@ def agree(store:Store, db:sqlite3.Connection)->list: # of `Fault`
                 'forget the repo with --repair', partial(_drop, key=key),
                 f"Forget the {r['kind']} {r['id']}, whose files are gone?"))
         elif (sha:=_head(store,key)) and (r['stale'] or r['sha']!=sha):
-            res.append(Fault(r['id'], 'the search knows an older commit', 'use --repair',
-                partial(_reindex, key=key)))
+            res.append(Fault(r['id'], f'the search does not know its newest commit {sha[:8]}',
+                'use --repair', partial(_reindex, key=key)))
     return res
 
 def _drop(hub, key): hub.db.drop_repo(key)
@@ -166,7 +166,7 @@ def _head(store, key):
     try: return str(store.open(key).resolve('main').id)
     except (HubError,pygit2.GitError): return None
 
-# %% ../../nbs/localhub/12_care.ipynb #39fcaf61
+# %% ../../nbs/localhub/12_care.ipynb #fa101701
 def _size(folder):
     total = 0
     for d,_,names in os.walk(folder):
@@ -195,7 +195,7 @@ def check(data:Path, quick:bool=False, # do not read the large files, only see t
     for look,found in doubt: faults += [f for f in look() if f in found]
     return faults
 
-# %% ../../nbs/localhub/12_care.ipynb #3096fa35
+# %% ../../nbs/localhub/12_care.ipynb #35ab7021
 def repair(data:Path, faults:list, # of `check`
            ask=lambda question: False, # function that puts a question, for what forgets something
           )->list: # the faults that are left
@@ -206,7 +206,7 @@ def repair(data:Path, faults:list, # of `check`
         with hub.store.alone(): f.mend(hub)
     return left
 
-# %% ../../nbs/localhub/12_care.ipynb #cc3fd7c8
+# %% ../../nbs/localhub/12_care.ipynb #bf07a137
 @dataclass
 class Freed:
     "What a step of the cleaning took out, or would take out."
@@ -222,7 +222,7 @@ def seconds(text:str # 90, 30m, 12h, 1d, 2w
     if not m: raise HubError(400, f'`{str(text)[:40]}` is no time span: write 30m, 12h or 1d.')
     return float(m[1])*dict(s=1,m=60,h=3600,d=86400,w=7*86400).get(m[2],1)
 
-# %% ../../nbs/localhub/12_care.ipynb #4922e267
+# %% ../../nbs/localhub/12_care.ipynb #e42bebda
 def _git(*args, **kw):
     env = {'PATH':os.environ.get('PATH',os.defpath), 'HOME':os.devnull, 'GIT_CONFIG_NOSYSTEM':'1'}
     return subprocess.run(['git','-c','safe.directory=*',*args], env=env, capture_output=True, **kw)
@@ -243,7 +243,7 @@ def stored(path:Path # of a repository
         for (start,oid),end in zip(at,ends): add(oid, end-start, pack.st_mtime)
     return res
 
-# %% ../../nbs/localhub/12_care.ipynb #f154656c
+# %% ../../nbs/localhub/12_care.ipynb #d98c6e93
 def unreachable(path:Path, cutoff:float # Unix time
                )->dict: # id -> bytes; None where the repository is damaged
     "Find the objects of a repository that no ref leads to and that were written before `cutoff`."
@@ -269,7 +269,7 @@ def git_objects(hub:Hub, cutoff:float, dry:bool)->Freed:
         res.count += len(plan); res.bytes += sum(plan.values())
     return res
 
-# %% ../../nbs/localhub/12_care.ipynb #9b48e681
+# %% ../../nbs/localhub/12_care.ipynb #2c528899
 def _prune(hub, path, cutoff, plan):
     "Let git do it; returns what of the plan has gone."
     with hub.store.alone() as gate:
@@ -283,7 +283,7 @@ def _prune(hub, path, cutoff, plan):
     git = Repo(path).git
     return {o:n for o,n in plan.items() if o not in git}
 
-# %% ../../nbs/localhub/12_care.ipynb #2792ac25
+# %% ../../nbs/localhub/12_care.ipynb #ebf0fa58
 def pointers(repo:Repo)->set: # of sha256
     "Find the LFS objects that anything in a repository points to."
     res,odb = set(),repo.git.odb
@@ -313,7 +313,7 @@ def lfs_objects(hub:Hub, cutoff:float, dry:bool)->Freed:
     res.count,res.bytes = len(free),sum(free.values())
     return res
 
-# %% ../../nbs/localhub/12_care.ipynb #94b54124
+# %% ../../nbs/localhub/12_care.ipynb #bd2afab1
 def _remove(hub, cutoff, free):
     "Look again at what could have changed, then remove; returns what has gone."
     rows = [r for r in hub.db.all('SELECT key,oid,created FROM lfs') if r['oid'] in free]
@@ -326,7 +326,7 @@ def _remove(hub, cutoff, free):
     for o in free: hub.store.lfs.path(o).unlink(missing_ok=True)
     return free
 
-# %% ../../nbs/localhub/12_care.ipynb #0335c32f
+# %% ../../nbs/localhub/12_care.ipynb #153f3e39
 def _newest(path):
     return max([path.stat().st_mtime, *(f.stat().st_mtime for f in path.rglob('*'))])
 
@@ -350,7 +350,7 @@ def tokens(hub:Hub, cutoff:float, dry:bool)->Freed:
         if not dry: c.execute('DELETE FROM tokens WHERE expires<?', (time.time(),))
     return Freed('tokens that have expired', n)
 
-# %% ../../nbs/localhub/12_care.ipynb #13373bec
+# %% ../../nbs/localhub/12_care.ipynb #8d3f8c6b
 # in this order: a commit that goes frees files
 STEPS = (git_objects, lfs_objects, leftovers, tokens)
 

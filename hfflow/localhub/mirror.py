@@ -6,9 +6,10 @@ Docs: https://hfflow.github.io/hfflow/localhub/mirror.html.md"""
 
 # %% auto #0
 __all__ = ['End', 'send', 'ask', 'look', 'found', 'Git', 'fetch', 'choose', 'Change', 'compare', 'untouched', 'pointers', 'batch',
-           'download', 'upload', 'carry', 'Report', 'create', 'push', 'mirror', 'files_of', 'snapshot', 'adopt']
+           'download', 'upload', 'carry', 'Report', 'create', 'push', 'mirror', 'files_of', 'snapshot', 'adopt',
+           'user_of']
 
-# %% ../../nbs/localhub/13_mirror.ipynb #a8af2454
+# %% ../../nbs/localhub/13_mirror.ipynb #36882e05
 import base64, json, os, re, subprocess, time
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -20,13 +21,15 @@ from urllib.error import HTTPError
 from urllib.parse import quote, urlsplit
 from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_opener
 
+from pygit2.enums import ObjectType
+
 from .download import _pieces
 from .people import KINDS, PREFIX, Db
 from .store import HubError, Repo, bare
 from .upload import LFS_TYPE
 from .wire import LOOPBACK
 
-# %% ../../nbs/localhub/13_mirror.ipynb #8c3715b8
+# %% ../../nbs/localhub/13_mirror.ipynb #2d1ac2dd
 _id_re = re.compile(r'(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}', re.A)
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class End:
     def api(self): return f'{self.endpoint}/api/{KINDS[self.kind]}/{self.id}'
     def __str__(self): return f'the {self.kind} {self.id} on {urlsplit(self.endpoint).netloc}'
 
-# %% ../../nbs/localhub/13_mirror.ipynb #2ef11ab7
+# %% ../../nbs/localhub/13_mirror.ipynb #0eee803a
 class _SameServer(HTTPRedirectHandler):
     "Takes the token along only where it came from."
     def redirect_request(self, req, fp, code, msg, headers, newurl):
@@ -62,7 +65,7 @@ class _SameServer(HTTPRedirectHandler):
             new.add_unredirected_header('Authorization', token)
         return new
 
-# %% ../../nbs/localhub/13_mirror.ipynb #f0def8e1
+# %% ../../nbs/localhub/13_mirror.ipynb #0c7a4b4e
 def send(method:str, url:str, token:str=None,
          body=None, # bytes, or an iterable of bytes with a Content-Length in `headers`
          headers:dict=None):
@@ -90,7 +93,7 @@ def _refused(e, host):
     return HubError(e.code, f'{host} says: {str(said)[:300]} ({e.code})',
         e.headers.get('X-Error-Code'), body=d)
 
-# %% ../../nbs/localhub/13_mirror.ipynb #3c9a6fb8
+# %% ../../nbs/localhub/13_mirror.ipynb #349d27dc
 def ask(end:End, url:str, method:str='GET',
         body=None, # to be sent as JSON
         type:str='application/json' # what the body and the answer are called
@@ -106,7 +109,7 @@ def ask(end:End, url:str, method:str='GET',
         m = re.match(r'<([^>]+)>; *rel="next"', r.headers.get('Link') or '')
         return d, m and m[1]
 
-# %% ../../nbs/localhub/13_mirror.ipynb #232e449d
+# %% ../../nbs/localhub/13_mirror.ipynb #0c424350
 def look(end:End)->dict: # None where it is not there, or not for this token
     "Ask what a repo is."
     try: d = ask(end, end.api)[0]
@@ -129,7 +132,7 @@ def found(end:End)->tuple: # the end under its present name, what `look` says
     if d.get('gated'): ask(end, f'{end.api}/auth-check')
     return end,d
 
-# %% ../../nbs/localhub/13_mirror.ipynb #f3afba97
+# %% ../../nbs/localhub/13_mirror.ipynb #484ae7f9
 class Git:
     "A bare repository between two Hubs."
     def __init__(self, folder:Path, # new or empty
@@ -159,7 +162,7 @@ class Git:
             raise HubError(502, f'git {args[0]}: {said[-1].strip()[:300]}')
         return r.stdout
 
-# %% ../../nbs/localhub/13_mirror.ipynb #8af6e849
+# %% ../../nbs/localhub/13_mirror.ipynb #c89c751a
 def fetch(self, end:End, side:str # src | dst
          )->dict: # 'heads/main' -> id, and so on
     "Take all branches and tags of an end."
@@ -182,7 +185,7 @@ def choose(self, refs:dict, revision:str # branch, tag or commit; None for every
     return {**({name:refs[name]} if name else {}), 'heads/main':commit}
 Git.choose = choose
 
-# %% ../../nbs/localhub/13_mirror.ipynb #81489c36
+# %% ../../nbs/localhub/13_mirror.ipynb #8a3ca22e
 @dataclass
 class Change:
     "What happens to a branch or tag."
@@ -196,7 +199,7 @@ class Change:
         group,name = self.ref.split('/',1)
         return f'{"tag " if group=="tags" else ""}{name}: {self.what}'
 
-# %% ../../nbs/localhub/13_mirror.ipynb #2eca3f67
+# %% ../../nbs/localhub/13_mirror.ipynb #4f1df2a6
 def compare(self, src:dict, dst:dict)->list: # of `Change`, none for what is the same
     "Find out what has to happen to each ref."
     res = []
@@ -219,15 +222,15 @@ def untouched(self, commit:str)->bool:
     return int(self('rev-list', '--count', commit))==1 and set(files)<={'.gitattributes',''}
 Git.untouched = untouched
 
-# %% ../../nbs/localhub/13_mirror.ipynb #9b8b2241
+# %% ../../nbs/localhub/13_mirror.ipynb #f89f3f99
 def pointers(self, src:dict, dst:dict)->dict: # sha256 -> (size, path)
     "Find the large files of the commits that one end has and the other has not."
     revs = [*src.values(), *(f'^{o}' for o in dst.values())]
     repo,res = Repo(self.folder),{}
     for line in self('rev-list', '--objects', '--stdin', input='\n'.join(revs)).splitlines():
         oid,_,path = line.partition(' ')
-        _,size = repo.git.odb.read_header(oid)
-        if path and (p:=repo.pointer(oid, size)): res[p.oid] = (p.size, path)
+        type,size = repo.git.odb.read_header(oid)
+        if type==ObjectType.BLOB and (p:=repo.pointer(oid, size)): res[p.oid] = (p.size, path)
     return res
 Git.pointers = pointers
 
@@ -244,7 +247,7 @@ def batch(end:End, operation:str, # upload | download
             f"{objects.get(o.get('oid'),(0,o.get('oid')))[1]}: {e.get('message')}")
     return res
 
-# %% ../../nbs/localhub/13_mirror.ipynb #0ca70076
+# %% ../../nbs/localhub/13_mirror.ipynb #faff2507
 def download(src:End, oid:str, size:int, path:str, work:Path, # folder for the parts
              bar=None, tries:int=5)->Path:
     "Fetch a large file into `work`, going on where an earlier try ended."
@@ -260,7 +263,7 @@ def download(src:End, oid:str, size:int, path:str, work:Path, # folder for the p
         part.unlink() # not those bytes: once more, from the start
     raise HubError(502, f'{src.endpoint} sends other bytes for {path} than its sha256 promises.')
 
-# %% ../../nbs/localhub/13_mirror.ipynb #b0426877
+# %% ../../nbs/localhub/13_mirror.ipynb #5694d577
 def _fetch(src, oid, size, path, part, bar):
     "Append what is missing; returns the sha256 of the whole."
     h = sha256()
@@ -279,7 +282,7 @@ def _fetch(src, oid, size, path, part, bar):
         if f.tell()<size: raise OSError(f'{f.tell()} of {size} bytes arrived')
     return h.hexdigest()
 
-# %% ../../nbs/localhub/13_mirror.ipynb #a50c4416
+# %% ../../nbs/localhub/13_mirror.ipynb #49cae500
 def upload(dst:End, o:dict, # what `batch` said of it
            file:Path, bar=None):
     "Send a large file to where the Hub wants it."
@@ -301,7 +304,7 @@ def upload(dst:End, o:dict, # what `batch` said of it
     if v:=o['actions'].get('verify'):
         ask(dst, v['href'], 'POST', dict(oid=o['oid'], size=size))
 
-# %% ../../nbs/localhub/13_mirror.ipynb #f0f73688
+# %% ../../nbs/localhub/13_mirror.ipynb #73816ee7
 def carry(src:End, dst:End, objects:dict, work:Path, bar=None)->tuple: # files and bytes carried
     "Bring large files from one Hub to the other, those that the other lacks."
     if bar is not None: bar.total = 2*sum(n for n,_ in objects.values())
@@ -318,7 +321,7 @@ def carry(src:End, dst:End, objects:dict, work:Path, bar=None)->tuple: # files a
             count += 1; total += size
     return count,total
 
-# %% ../../nbs/localhub/13_mirror.ipynb #b55eadd5
+# %% ../../nbs/localhub/13_mirror.ipynb #3e2b39ee
 @dataclass
 class Report:
     "What a mirror has done."
@@ -337,7 +340,7 @@ def create(dst:End, about:dict, # of the other end
     if dst.kind=='space': body['sdk'] = about.get('sdk') or 'static'
     ask(dst, f'{dst.endpoint}/api/repos/create', 'POST', body)
 
-# %% ../../nbs/localhub/13_mirror.ipynb #af4dcb5c
+# %% ../../nbs/localhub/13_mirror.ipynb #f9ae78a9
 def push(self, dst:End, changes:list # of `Change`
         ):
     "Move the refs of an end."
@@ -349,7 +352,7 @@ def push(self, dst:End, changes:list # of `Change`
     if 'Done' not in out: raise HubError(502, f'{dst} does not take the push.')
 Git.push = push
 
-# %% ../../nbs/localhub/13_mirror.ipynb #4fe776a3
+# %% ../../nbs/localhub/13_mirror.ipynb #a96d41ac
 def _check(git, src, dst, changes, force):
     "Refuse to drop commits."
     for c in changes:
@@ -359,7 +362,7 @@ def _check(git, src, dst, changes, force):
                 f'{c.ref.split("/",1)[1]} ({"; ".join(c.lost[:3])}{" ..." if n>3 else ""}): '
                 'nothing was changed.')
 
-# %% ../../nbs/localhub/13_mirror.ipynb #9b30866a
+# %% ../../nbs/localhub/13_mirror.ipynb #ffb69738
 def mirror(src:End, dst:End, work:Path, # folder for temporary files
            revision:str=None, # only this branch, tag or commit, which becomes `main`
            private:bool=None, # of a repo that has to be made; None for as the other is
@@ -389,7 +392,7 @@ def mirror(src:End, dst:End, work:Path, # folder for temporary files
         git.push(dst, changes)
     return Report(dst.url, not there, changes, count, total)
 
-# %% ../../nbs/localhub/13_mirror.ipynb #a9a857eb
+# %% ../../nbs/localhub/13_mirror.ipynb #4b9caeee
 def files_of(end:End, sha:str)->dict: # path -> entry of the tree
     "List the files of a commit."
     url,res = f'{end.api}/tree/{sha}?recursive=true',{}
@@ -410,7 +413,7 @@ def _ours(dst, sha):
         raise HubError(409, f"{dst} has commits of its own, the newest is "
             f"{commits[0]['id'][:8]} {commits[0]['title'][:60]}: nothing was changed.")
 
-# %% ../../nbs/localhub/13_mirror.ipynb #82fd4b7e
+# %% ../../nbs/localhub/13_mirror.ipynb #fb5cbb42
 def _lines(src, sha, add, gone, parent):
     "Yield the lines of the commit."
     yield 'header',dict(summary=f'Import {src.id} at {sha[:8]}', parentCommit=parent,
@@ -432,7 +435,7 @@ def _commit(src, dst, work, *args):
         with send('POST', f'{dst.api}/commit/main', dst.token, iter(lambda: f.read(1<<20), b''),
                 {'Content-Type':'application/x-ndjson', 'Content-Length':str(size)}) as r: r.read()
 
-# %% ../../nbs/localhub/13_mirror.ipynb #290a4f09
+# %% ../../nbs/localhub/13_mirror.ipynb #091f4b64
 def snapshot(src:End, dst:End, work:Path, revision:str=None,
              include:list=(), exclude:list=(), # patterns of paths, such as `*.json`
              prepare=lambda: None, bar=None)->Report:
@@ -462,10 +465,18 @@ def snapshot(src:End, dst:End, work:Path, revision:str=None,
     return Report(dst.url, not there, [f'main: {len(add)} files new or changed, {len(gone)} gone, '
         f'from {sha[:8]}'], count, total)
 
-# %% ../../nbs/localhub/13_mirror.ipynb #81615daa
+# %% ../../nbs/localhub/13_mirror.ipynb #9bb5aeb8
 def adopt(data:Path, owner:str, user:str='you'):
     "Make a namespace for imported repos, where nobody has that name yet."
     db = Db(Path(data)/'hub.sqlite3')
     if db.one('SELECT 1 FROM users WHERE name=?', owner): return
     db.add_user(owner, 'org')
     db.add_member(owner, user)
+
+# %% ../../nbs/localhub/13_mirror.ipynb #b67fd14e
+def user_of(endpoint:str, token:str)->str:
+    "Ask whose token it is."
+    who = ask(End(endpoint,'model','x',token), f'{endpoint}/api/whoami-v2')[0]
+    if not isinstance(who,dict) or not isinstance(who.get('name'),str):
+        raise HubError(502, f'{endpoint} answers, but not as a Hub does: check the address.')
+    return who['name']
