@@ -254,7 +254,8 @@ def transfer(work, at):
         for _ in range(at.rounds):
             for way, f in ways.items():
                 oid = renew(big)
-                copies[way].append(timed(shell, f"cp {big} {copy}", f"sync {copy}", f"sha256sum {copy}", f"rm {copy}"))
+                copies[way].append(timed(copied, big, copy))
+                copy.unlink()
                 with hub(work / "hub") as h:
                     h.api.create_repo("you/r")
                     memory = Memory(h.pid)
@@ -267,6 +268,9 @@ def transfer(work, at):
     for way, values in grown.items():
         if values[0]: yield row(f"server memory added by the {way}", [max(values)], [100], "the limit", "MB")
     big.unlink()
+
+
+def copied(file, to): shell(f"cp {file} {to}", f"sync {to}", f"sha256sum {to}")
 
 
 def down_once(h, work, at, other, down, peers, grown):
@@ -285,9 +289,9 @@ def down_once(h, work, at, other, down, peers, grown):
     memory = Memory(h.pid)
     both("raw", (fetch, url, 0, size), other and (fetch, path, 0, size), "nginx")
     both("raw, second half (Range)", (fetch, url, size // 2, size), other and (fetch, path, size // 2, size), "nginx")
-    both("raw, to a file", (fetch, url, 0, size, to), (shell, f"cp {big} {copy}"), "cp")
+    both("raw, to a file + sync + sha256sum", (lambda: (fetch(url, 0, size, to), shell(f"sync {to}", f"sha256sum {to}")),), (copied, big, copy), COPY)
     both("the official client's http_get", (official, url), other and (official, path), "the same from nginx")
-    both("the official client's http_get, to a file", (official, url), (shell, f"cp {big} {copy}"), "cp")
+    both("http_get, + sync + sha256sum", (lambda: (official(url), shell(f"sync {to}", f"sha256sum {to}")),), (copied, big, copy), COPY)
     grown.append(memory.growth())
 
 
