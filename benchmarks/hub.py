@@ -36,11 +36,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
-MB, PART = 1 << 20, 64 << 20
+MB = 1 << 20
 TOKEN = "token-of-the-benchmark"
 COPY = "cp + sync (fsync) + sha256sum"
 FULL = dict(large=5_000_000_000, rounds=3, commit=10_000, files=100_000, repos=10_000, searches=500, clients=32, seconds=10, starts=11)
-QUICK = FULL | dict(large=200_000_000, files=20_000, searches=200, seconds=3, starts=5)
+QUICK = FULL | dict(large=200_000_000, commit=2_000, files=10_000, searches=200, seconds=1, starts=5)
 SMOKE = dict(large=1_000_000, rounds=1, commit=20, files=200, repos=50, searches=10, clients=4, seconds=.2, starts=1)
 
 
@@ -54,7 +54,8 @@ def timed(f, *args):
 
 def shell(*lines):
     "Run commands one after another; any failure is an error."
-    subprocess.run(["sh", "-ec", "\n".join(lines)], check=True, stdout=subprocess.DEVNULL)
+    p = subprocess.run(["sh", "-ec", "\n".join(lines)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if p.returncode: raise SystemExit(f"{lines[0]}: {p.stderr}")
 
 
 def row(case, ours, peer, name, unit, more_is_better=False):
@@ -156,12 +157,15 @@ def send(url, path, start=0, count=None):
     return r.headers["ETag"]
 
 
-def fetch(url, start=0, size=None):
-    "GET a file from its byte `start` on, and drop the bytes."
+def fetch(url, start, size, to=os.devnull):
+    "GET a file from its byte `start` on, into another file."
     at, c, n = urlsplit(url), connect(url), 0
     c.request("GET", at.path, headers={"Authorization": f"Bearer {TOKEN}", **({"Range": f"bytes={start}-"} if start else {})})
-    r, buf = c.getresponse(), bytearray(MB)
-    while got := r.readinto(buf): n += got
+    r, buf = c.getresponse(), memoryview(bytearray(MB))
+    with open(to, "wb", buffering=0) as f:
+        while got := r.readinto(buf):
+            f.write(buf[:got])
+            n += got
     if r.status != (206 if start else 200) or n != size - start: raise SystemExit(f"GET answered {r.status} with {n} bytes")
     c.close()
 
@@ -243,14 +247,15 @@ def transfer(work, at):
     "One large file up and down."
     size, big, copy = at.large, work / "big.bin", work / "copy"
     fill(big, size)
-    ways = {"raw, one PUT (LFS basic)": put_whole, "raw, PUTs of 64 MB (LFS multipart)": put_parts, "HfApi.upload_file": upload_client}
+    ways = {"raw, one PUT (LFS basic)": put_whole, "raw, PUTs of 64 MiB (LFS multipart)": put_parts, "HfApi.upload_file": upload_client}
     up, copies = {w: [] for w in ways}, {w: [] for w in ways}
     down, peers, grown = {}, {}, {"upload": [], "download": []}
     with nginx(work) as other:
         for _ in range(at.rounds):
             for way, f in ways.items():
                 oid = renew(big)
-                copies[way].append(timed(shell, f"cp {big} {copy}", f"sync {copy}", f"sha256sum {copy}", f"rm {copy}"))
+                copies[way].append(timed(copied, big, copy))
+                copy.unlink()
                 with hub(work / "hub") as h:
                     h.api.create_repo("you/r")
                     memory = Memory(h.pid)
@@ -265,21 +270,29 @@ def transfer(work, at):
     big.unlink()
 
 
+def copied(file, to): shell(f"cp {file} {to}", f"sync {to}", f"sha256sum {to}")
+
+
 def down_once(h, work, at, other, down, peers, grown):
     "One round of downloads, each beside its peer."
-    url, size = f"{h.url}/you/r/resolve/main/big.bin", at.large
+    from huggingface_hub.file_download import http_get
+    size, big, copy, to = at.large, work / "big.bin", work / "copy", work / "down"
+    url, path = f"{h.url}/you/r/resolve/main/big.bin", f"{other}/big.bin"
+    def official(url):
+        with open(to, "wb") as f: http_get(url, f, headers={"Authorization": f"Bearer {TOKEN}"}, expected_size=size)
     def both(case, ours, peer, name):
         down.setdefault(case, []).append(timed(*ours))
+        if not to.exists() or to.stat().st_size == size: to.unlink(missing_ok=True)
+        else: raise SystemExit(f"{case}: the file is not whole")
         if peer: peers.setdefault(case, ([], name))[0].append(timed(*peer))
+        for f in (to, copy): f.unlink(missing_ok=True)
     memory = Memory(h.pid)
-    both("raw", (fetch, url, 0, size), other and (fetch, f"{other}/big.bin", 0, size), "nginx")
-    both("raw, second half (Range)", (fetch, url, size // 2, size), other and (fetch, f"{other}/big.bin", size // 2, size), "nginx")
-    to = work / "down"
-    both("hf_hub_download", (partial(h.api.hf_hub_download, "you/r", "big.bin", local_dir=to),), (shell, f"cp {work}/big.bin {work}/copy"), "cp")
-    if not (to / "big.bin").stat().st_size == size == (work / "copy").stat().st_size: raise SystemExit("the download is not whole")
+    both("raw", (fetch, url, 0, size), other and (fetch, path, 0, size), "nginx")
+    both("raw, second half (Range)", (fetch, url, size // 2, size), other and (fetch, path, size // 2, size), "nginx")
+    both("raw, to a file + sync + sha256sum", (lambda: (fetch(url, 0, size, to), shell(f"sync {to}", f"sha256sum {to}")),), (copied, big, copy), COPY)
+    both("the official client's http_get", (official, url), other and (official, path), "the same from nginx")
+    both("http_get, + sync + sha256sum", (lambda: (official(url), shell(f"sync {to}", f"sha256sum {to}")),), (copied, big, copy), COPY)
     grown.append(memory.growth())
-    shutil.rmtree(to)
-    (work / "copy").unlink()
 
 
 def small_files(n, seed):
@@ -319,7 +332,7 @@ def commit(work, at):
             server.append(timed(raw_commit(h, f"you/s{i}", files)))
     name = "git add -A && git commit"
     yield row(f"commit of {at.commit:,} files, HfApi.create_commit", client, git, name, "s")
-    yield row(f"commit of {at.commit:,} files, the server's part: the commit request alone", server, git, name, "s")
+    yield row(f"commit of {at.commit:,} files, the server's part (the request alone)", server, git, name, "s")
 
 
 def listing(work, at):
@@ -338,7 +351,7 @@ def listing(work, at):
             log.append(timed(shell, f"git -C {clone} ls-tree -r -l main", f"git -C {clone} log --name-only --format='%H %ct %s' main"))
         shutil.rmtree(clone)
     yield row(f"list {at.files:,} files, list_repo_files", ours, peer, "git ls-tree -r -l", "s")
-    yield row(f"list {at.files:,} files with their last commits, list_repo_tree(expand=True)", expand, log,
+    yield row(f"list {at.files:,} files with last commits, list_repo_tree(expand=True)", expand, log,
               "git ls-tree -r -l; git log --name-only", "s")
 
 
@@ -392,8 +405,8 @@ def load(url, threads, seconds, requests):
         while (start := time.perf_counter()) < end:
             weights, calls = zip(*requests)
             method, path, body = r.choices(calls, weights)[0]
-            if body: body = body % dict(n=r.randint(0, 9), text=base64.b64encode(r.randbytes(300)).decode())
-            wrong += ask(url, method, path, body, "application/x-ndjson", c)[0] != 200
+            fill = dict(n=r.randint(0, 9), text=base64.b64encode(r.randbytes(300)).decode())
+            wrong += ask(url, method, path % fill, body and body % fill, "application/x-ndjson", c)[0] != 200
             times.append(1000 * (time.perf_counter() - start))
         c.close()
         return times, wrong
@@ -415,10 +428,10 @@ def clients(work, at):
     (work / "small.txt").write_bytes(small)
     line = '{"key":"header","value":{"summary":"s"}}\n{"key":"file","value":{"path":"notes/%(n)s.txt","content":"%(text)s","encoding":"base64"}}\n'
     mix = [(60, ("GET", "/you/m/resolve/main/small.txt", None)), (15, ("GET", "/you/m/resolve/main/medium.bin", None)),
-           (20, ("GET", "/api/models/you/m", None)), (5, ("POST", "/api/models/you/notes/commit/main", line))]
+           (20, ("GET", "/api/models/you/m", None)), (5, ("POST", "/api/models/you/notes%(n)s/commit/main", line))]
     rates, ones, gets, theirs, slow, slow1, wrong = [], [], [], [], [], [], 0
     with hub(work / "hub") as h, nginx(work) as other, ProcessPoolExecutor(4) as pool:
-        for name in ("m", "notes"): h.api.create_repo(f"you/{name}")
+        for name in ("m", *(f"notes{i}" for i in range(10))): h.api.create_repo(f"you/{name}")
         for path, b in (("small.txt", small), ("medium.bin", medium)): h.api.upload_file(path_or_fileobj=b, path_in_repo=path, repo_id="you/m")
         for _ in range(at.rounds):
             for k, rs, ss in ((n, rates, slow), (1, ones, slow1)):
@@ -427,7 +440,7 @@ def clients(work, at):
                 wrong += bad
             for url, path, rs in ((h.url, "/you/m/resolve/main/small.txt", gets), (other, "/small.txt", theirs)):
                 if url: rs.append(crowd(pool, url, n, at.seconds, [(1, ("GET", path, None))])[0])
-    what = f"{n} clients, 60 % small GETs, 15 % 1 MB GETs, 20 % info, 5 % commits"
+    what = f"{n} clients: 60 % small GETs, 15 % of 1 MB, 20 % info, 5 % commits"
     yield row(what, rates, ones, "1 client", "requests/s", more_is_better=True)
     yield row(f"{n} clients, the same, p99", slow, slow1, "1 client", "ms")
     yield row(f"{n} clients, the same, errors", [wrong], None, None, "errors")
@@ -482,13 +495,14 @@ def main():
         print(facts["date"], facts["machine"], f"load {os.getloadavg()[0]:.1f}", sep=" | ")
         print(", ".join(f"{k} {v}" for k, v in facts["versions"].items()))
         if not facts["versions"]["nginx"]: print("nginx is not installed: its rows are left out")
-        print(f"{'case':<76} {'ours':>8} {'peer':>8} {'ratio':>6}  unit        peer")
-        rows = []
+        print(f"{'case':<70} {'ours':>8} {'peer':>8} {'ratio':>6}  unit        peer")
+        rows, start = [], time.perf_counter()
         for name in args.only or CASES:
             for r in CASES[name](work, at):
                 rows.append(r | facts)
                 show = lambda x: "-" if x is None else f"{x:g}"
-                print(f"{r['case']:<76} {show(r['ours']):>8} {show(r['peer']):>8} {show(r['ratio']):>6}  {r['unit']:<11} {r['peer_name'] or '-'}", flush=True)
+                print(f"{r['case']:<70} {show(r['ours']):>8} {show(r['peer']):>8} {show(r['ratio']):>6}  {r['unit']:<11} {r['peer_name'] or '-'}", flush=True)
+        print(f"{time.perf_counter() - start:.0f} s, load {os.getloadavg()[0]:.1f}")
     if args.json: Path(args.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 

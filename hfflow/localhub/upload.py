@@ -169,7 +169,8 @@ class Parts:
     def part(self, i:int): # yields the hash to go on with, or None
         "Let a part in; refuse it when the upload is being closed."
         with self.lock:
-            if self.writers is None: raise HubError(409, 'this upload is complete: start a new one.')
+            if self.writers is None:
+                raise HubError(409, 'this upload is complete: start a new one.')
             if self.writers or i!=self.next: self.hash = None
             self.writers += 1
             h = self.hash and self.hash.copy() # so that a part may fail and come again

@@ -423,7 +423,8 @@ class Table(Router):
 
     def group(self, path:str)->Router:
         "Choose the routes for a path."
-        key = tuple(s if s in k else None for s,k in zip((path[1:].split('/',2)+[''])[:2], self.known))
+        key = tuple(s if s in k else None for s,
+                    k in zip((path[1:].split('/',2)+[''])[:2], self.known))
         if key not in self.groups:
             fits = lambda begin: all(s in (None,k) for s,k in zip(begin,key))
             self.groups[key] = Router([r for r,b in zip(self.routes,self.begins) if fits(b)],

@@ -1,0 +1,45 @@
+"""The benchmarks run and say what they promise to say; no test here looks at a time."""
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KEYS = {"case", "ours", "peer", "peer_name", "ratio", "unit"}
+CASES = {"startup": 1, "transfer": 6, "commit": 2, "listing": 2, "search": 2, "clients": 4}   # rows without nginx and /proc
+
+
+def check(row):
+    assert KEYS <= row.keys()
+    assert row["case"] and row["unit"] in {"s", "ms", "MB", "MB/s", "requests/s", "errors"}
+    assert math.isfinite(row["ours"]) and row["ours"] >= 0
+    if row["peer"] is None: assert row["ratio"] is None
+    else: assert row["peer"] > 0 and row["ratio"] > 0 and row["peer_name"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_each_case_of_the_hub_runs_and_gives_rows_and_leaves_nothing(case, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    call = [sys.executable, str(ROOT / "benchmarks/hub.py"), "--smoke", "--only", case, "--folder", str(folder), "--json", str(tmp_path / "rows")]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = json.loads((tmp_path / "rows").read_text())
+    assert len(rows) >= CASES[case]
+    for row in rows:
+        check(row)
+        assert row["machine"] and row["date"] and row["versions"]["huggingface_hub"]
+        assert row["case"] in done.stdout
+    assert not any(r["ours"] for r in rows if r["unit"] == "errors")
+    assert not list(folder.iterdir())
+
+
+def test_the_kept_figures_of_the_hub_are_whole():
+    rows = json.loads((ROOT / "benchmarks/results/hub.json").read_text())
+    for row in rows: check(row)
+    text = " ".join(r["case"] for r in rows)
+    for word in ("start-up", "upload", "download", "memory", "commit", "list ", "search", "clients"): assert word in text
+    assert all(r["machine"] and r["date"] and r["versions"] for r in rows)
