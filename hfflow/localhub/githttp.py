@@ -195,12 +195,15 @@ def move_ref(call:Call, row:RepoRow, repo:Repo, old:str, new:str, name:str):
     obj = repo.git.get(new)
     if obj is None or (name.startswith('refs/heads/') and not isinstance(obj, pygit2.Commit)):
         raise HubError(400, 'it points to no commit')
+    if num:=pr_number(name):
+        with call.hub.together(row.key, name):
+            refs[name].set_target(new)
+            add_event(call, row, num, 'commit', dict(subject=obj.message.split('\n')[0], oid=new))
+        return
     if name=='refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
     try: refs.create(name, new, force=True)
     except (pygit2.GitError,ValueError):
         raise HubError(400, 'the name stands in the way of another') from None
-    if num:=pr_number(name):
-        add_event(call, row, num, 'commit', dict(subject=obj.message.split('\n')[0], oid=new))
 
 # %% ../../nbs/localhub/07a_git.ipynb #7dff127c
 @git_routes('POST', '/{P}{ns}/{name}/git-receive-pack')

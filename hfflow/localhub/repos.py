@@ -343,14 +343,11 @@ def paths_info(call:Call)->list:
     row,repo,commit = _at(call)
     f = call.form()
     expand = truthy((f.get('expand') or ['false'])[0])
-    es = [e for p in dict.fromkeys(str(p) for p in f.get('paths',[])) if _utf8(p)
-        and (e:=repo.entry(commit,p.strip('/')))]
+    es = [e for p in dict.fromkeys(str(p) for p in f.get('paths',[]))
+        if (e:=repo.entry(commit,p.strip('/')))]
     last = repo.last_commits(commit, [e.path for e in es if e.path]) if expand else {}
     return [entry_json(e, last.get(e.path), expand) for e in es]
 
-def _utf8(s):
-    try: return bool(s.encode())
-    except UnicodeError: return False
 
 # %% ../../nbs/localhub/08_repos.ipynb #62aed9f7
 @repo_routes('GET', '/api/{T}/{ns}/{name}/refs')

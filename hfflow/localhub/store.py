@@ -267,7 +267,9 @@ class Store:
         self.repos = self.folder/'repos'
         self.repos.mkdir(parents=True, exist_ok=True)
         self.lfs = LfsStore(self.folder/'lfs')
-        self._locks,self._guard,self._clean = {},threading.Lock(),set()
+        self._locks,self._guard = {},threading.Lock()
+        self.clean = set() # keys of repositories in which no dead writer has left anything
+        self.recover = lambda key,repo: None # what else a killed writer's successor has to put right
 
     def path(self, key:str # 24 hex digits, never a name that a user chose
             )->Path:
@@ -322,9 +324,10 @@ def lock(self, key:str):
     "Let one writer at a time into a repository; yields its `Repo`."
     with self._guard: guard = self._locks.setdefault(key, threading.RLock())
     with guard:
-        if key not in self._clean: # locks that a killed server left behind
+        if key not in self.clean: # locks that a killed server left behind
             for f in self.path(key).rglob('*.lock'): f.unlink(missing_ok=True)
-            self._clean.add(key)
+            self.recover(key, self.open(key))
+            self.clean.add(key)
         yield self.open(key)
 Store.lock = lock
 
