@@ -40,7 +40,7 @@ def whoami(call:Call)->dict:
 def validate_yaml(call:Call)->Json:
     "Check a card."
     d = call.json()
-    kind = d.get('repoType') or 'model'
+    kind = call.text(d,'repoType','model')
     errors,warnings = validate_card(call.text(d,'content','',limit=5_000_000),
         kind if kind in KINDS else 'model')
     return Json(dict(errors=[dict(message=m) for m in errors],
@@ -49,7 +49,7 @@ def validate_yaml(call:Call)->Json:
 # %% ../../nbs/localhub/08_repos.ipynb #92206318
 def _kind(d):
     kind = d.get('type') or 'model'
-    if kind not in KINDS: raise HubError(400, f'`type` must be one of {", ".join(KINDS)}.')
+    if not isinstance(kind,str) or kind not in KINDS: raise HubError(400, f'`type` must be one of {", ".join(KINDS)}.')
     return kind
 
 def _named(call, d):
@@ -361,26 +361,17 @@ def refs(call:Call)->dict:
     if truthy(call.q.get('include_prs','')): d['pullRequests'] = one('refs/pr/',r['pr'])
     return d
 
-def _ref_name(kind, name):
-    full = f'refs/{kind}/{name}'
-    if not (0<len(name)<=200 and pygit2.reference_is_valid_name(full)
-            and not name.startswith(('-','refs/'))) or re.fullmatch('[0-9a-f]{40}',name):
-        raise HubError(400, f'`{name[:100]}` is no valid name for a branch or tag.')
-    return full
 
 # %% ../../nbs/localhub/08_repos.ipynb #c5c590ab
 @repo_routes('POST', '/api/{T}/{ns}/{name}/branch/{rev}')
 def create_branch(call:Call)->Json:
     "Let a new name point to a commit."
     row,d,name = call.repo(write=True),call.json(),call.p['rev']
-    full = name if re.fullmatch(r'refs/convert/[\w.-]+',name) else _ref_name('heads',name)
     with call.hub.store.lock(row.key) as repo:
+        full = name if re.fullmatch(r'refs/convert/[\w-]+',name) else repo.new_ref('heads',name)
         if full in repo.git.references: raise HubError(409, f'Reference already exists: {full}')
         start = repo.resolve(call.text(d,'startingPoint') or 'main')
-        try: repo.git.references.create(full, start.id)
-        except (pygit2.GitError,ValueError) as e:
-            raise HubError(409 if 'exist' in str(e) else 400,
-                f'`{name[:100]}` stands in the way of another branch, or is no name for one.') from None
+        repo.git.references.create(full, start.id)
     return Json({}, 201)
 
 @repo_routes('DELETE', '/api/{T}/{ns}/{name}/branch/{rev}')
@@ -401,18 +392,13 @@ def create_tag(call:Call)->Json:
     "Give a commit a name that stays."
     row,d = call.repo(write=True),call.json()
     name,message = call.text(d,'tag',''),call.text(d,'message')
-    full = _ref_name('tags',name)
     with call.hub.store.lock(row.key) as repo:
-        target = repo.resolve(call.p['rev'])
+        full,target = repo.new_ref('tags',name),repo.resolve(call.p['rev'])
         if full in repo.git.references: raise HubError(409, f'Tag reference exists already: {name}')
         from hfflow.localhub.store import signature
-        try:
-            if message: repo.git.create_tag(name, target.id, pygit2.enums.ObjectType.COMMIT,
-                    signature(call.who.name), message)
-            else: repo.git.references.create(full, target.id)
-        except (pygit2.GitError,ValueError):
-            raise HubError(400, f'`{name[:100]}` stands in the way of another tag, or is no name '
-                f'for one.') from None
+        if message: repo.git.create_tag(name, target.id, pygit2.enums.ObjectType.COMMIT,
+                signature(call.who.name), message)
+        else: repo.git.references.create(full, target.id)
     return Json({}, 201)
 
 @repo_routes('DELETE', '/api/{T}/{ns}/{name}/tag/{rev}')

@@ -128,7 +128,7 @@ class Json(JSONResponse):
         return json.dumps(content, ensure_ascii=False, allow_nan=False,
             separators=(',',':')).encode('utf-8','replace')
 
-def _header_text(s): return re.sub(r'[^\x20-\x7e]+',' ',s)[:500]
+def _header_text(s): return re.sub(r'[^\x20-\x7e]+',' ',s)[:500].strip()
 
 def error(e:HubError)->Response:
     "Put an error into the form that the official clients understand."
@@ -175,8 +175,8 @@ def text(self, d:dict, key:str, default=None, limit:int=10_000)->str:
     "Take a text field of a JSON body."
     v = d.get(key, default)
     if v is None: v = default
-    if v is not None and not (isinstance(v,str) and len(v)<=limit):
-        raise HubError(400, f'`{key}` must be text of at most {limit} characters.')
+    if v is not None and not (isinstance(v,str) and len(v)<=limit and '\0' not in v):
+        raise HubError(400, f'`{key}` must be text of at most {limit} characters, without NUL.')
     return v
 
 def int_(self, key:str, default:int, low:int=0, high:int=1_000_000)->int:
@@ -340,6 +340,7 @@ async def _guarded(f, kind, request):
     rid = request.headers.get('x-amzn-trace-id') or token_hex(8)
     try: res = await _answer(f, kind, request)
     except ClientDisconnect: res = Response(status_code=400)
+    except RecursionError: res = error(HubError(400, 'this is nested too deeply.'))
     except sqlite3.IntegrityError:
         res = error(HubError(409, 'somebody else has just made the same: look again.'))
     except (OSError,sqlite3.OperationalError,pygit2.GitError) as e:

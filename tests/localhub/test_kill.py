@@ -54,7 +54,7 @@ def push_body(git, old, new, ref):
         pack.write(folder)
         data = next(Path(folder).glob("*.pack")).read_bytes()
     line = f"{old} {new} {ref}\0report-status"
-    return f"{len(line) + 4:04x}{line}0000".encode() + data
+    return f"{len(line) + 4:04x}{line}0000".encode("utf-8", "surrogateescape") + data
 
 
 class Folder:
