@@ -40,7 +40,8 @@ def check_path(path:str # as it stands in a commit
     ok = ok and all(p and p not in ('.','..') and p.lower().rstrip('. ') not in ('.git','git~1')
         and len(p.encode())<=255 for p in parts)
     if not ok:
-        raise HubError(422, f'`{str(path)[:200]}` is no path for a file in a repo: use names '
+        shown = str(path)[:200].encode('utf-8','replace').decode()
+        raise HubError(422, f'`{shown}` is no path for a file in a repo: use names '
             f'joined by single slashes, without `.`, `..` or `.git`.')
     return path
 
@@ -172,7 +173,9 @@ def _lfs(req, blobs, v):
     if v.get('algo','sha256')!='sha256': raise HubError(400, '`algo` must be sha256.')
     if size is not None and (type(size) is not int or size<0):
         raise HubError(400, '`size` must be a number of bytes.')
-    req.changes.append(Change('lfs', check_path(v.get('path')), v.get('oid'), size))
+    if not (isinstance(v.get('oid'),str) and re.fullmatch('[0-9a-f]{64}', v['oid'])):
+        raise HubError(400, f'the `oid` of `{v.get("path")}` is no sha256: 64 lower-case hex digits are.')
+    req.changes.append(Change('lfs', check_path(v.get('path')), v['oid'], size))
 
 def _delete(req, blobs, v): req.changes.append(Change('delete', check_path(v.get('path'))))
 def _delete_folder(req, blobs, v):

@@ -56,9 +56,10 @@ def _copy_of(call, row, id, private):
     with store.using(): # its LFS objects stay, even if the original goes meanwhile
         key = store.copy(row.key)
         try:
-            db.add_repo(key, row.kind, id, private, row.sdk)
-            with db.tx() as c: c.execute('INSERT INTO lfs SELECT ?,oid,size,created FROM lfs '
-                'WHERE key=?', (key, row.key))
+            with db.tx() as c:
+                db.add_repo(key, row.kind, id, private, row.sdk)
+                c.execute('INSERT INTO lfs SELECT ?,oid,size,created FROM lfs WHERE key=?',
+                          (key, row.key))
         except BaseException: store.delete(key); raise
     new = call.hub.index(db.by_key(key))
     call.hub.announce(new, 'repo', 'create')
@@ -136,24 +137,27 @@ def delete_lfs_files(call:Call)->dict:
     if not isinstance(oids,list) or not all(isinstance(o,str) for o in oids) or len(oids)>1000:
         raise HubError(400, '`deletions.sha` must be a list of at most 1000 ids.')
     with call.hub.store.lock(row.key) as repo:
-        call.hub.db.set_repo(row.key, stale=1)
-        if d.get('rewriteHistory') is not False: _rewrite(repo, set(oids))
-        with call.hub.db.tx() as c:
+        refs = list(repo.git.references)
+        with call.hub.together(row.key, *refs), call.hub.db.tx() as c:
+            if d.get('rewriteHistory') is not False: _rewrite(repo, refs, set(oids))
             c.executemany('DELETE FROM lfs WHERE key=? AND oid=?', [(row.key,o) for o in oids])
-        call.hub.index(row)
+            call.hub.index(row)
     return {}
 
-def _rewrite(repo, oids):
+def _rewrite(repo, refs, oids):
     again = Rewriter(repo, oids)
-    for name in list(repo.git.references):
+    for name in refs:
         ref = repo.git.references[name]
         obj,commit = repo.git[ref.target],ref.peel(pygit2.Commit)
         new = again.commit(commit)
-        if new==commit.id: continue
-        if isinstance(obj, pygit2.Tag): # an annotated tag is an object that names its commit
-            ref.delete()
-            repo.git.create_tag(obj.name, new, ObjectType.COMMIT, obj.tagger, obj.message)
-        else: ref.set_target(new)
+        if new!=commit.id: ref.set_target(new if obj.id==commit.id else _retag(repo, obj, new))
+
+def _retag(repo, tag, target):
+    "An annotated tag is an object that names its commit, or another tag, in its first line."
+    inner = repo.git[tag.target]
+    if isinstance(inner, pygit2.Tag): target = _retag(repo, inner, target)
+    rest = tag.read_raw().partition(b'\n')[2]
+    return repo.git.write(ObjectType.TAG, f'object {target}\n'.encode()+rest)
 
 # %% ../../nbs/localhub/08a_copies.ipynb #1d004311
 @copy_routes('POST', '/api/{T}/{ns}/{name}/lfs-files/duplicate')

@@ -6,12 +6,13 @@ Docs: https://hfflow.github.io/hfflow/localhub/discussions.html.md"""
 
 # %% auto #0
 __all__ = ['disc_routes', 'PAGE', 'signed_in', 'pr_number', 'find_discussion', 'committable', 'add_event', 'add_comment',
-           'event_json', 'summary_json', 'next_number', 'start_branch', 'enter', 'forget', 'create_discussion',
-           'list_discussions', 'fork_point', 'merged_tree', 'diff_text', 'get_discussion', 'changes', 'ends', 'merge',
-           'comment', 'retitle', 'set_status', 'edit_comment']
+           'event_json', 'summary_json', 'next_number', 'new_branch', 'enter', 'create_discussion', 'list_discussions',
+           'fork_point', 'merged_tree', 'diff_text', 'get_discussion', 'changes', 'ends', 'merge', 'comment', 'retitle',
+           'set_status', 'edit_comment']
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #2de57df9
 import json, re, time
+from contextlib import contextmanager
 from secrets import token_hex
 
 import pygit2
@@ -111,20 +112,23 @@ def summary_json(call:Call, row:RepoRow, d)->dict:
         repo=dict(name=row.id, type=row.kind))
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #6a89e645
-def next_number(call:Call, row:RepoRow, repo:Repo)->int:
-    "Find the number of the next discussion or pull request."
-    known = call.hub.db.one('SELECT max(num) n FROM discussions WHERE key=?', row.key)['n'] or 0
-    return 1+max([known]+[int(n) for n in repo.refs()['pr'] if n.isdigit()])
+def next_number(call:Call, row:RepoRow)->int:
+    "Find the number of the next discussion or pull request; the repo must be locked."
+    known = call.hub.db.one('SELECT max(num) n FROM discussions WHERE key=?', row.key)['n']
+    return 1+(known or 0)
 
-def start_branch(call:Call, row:RepoRow, repo:Repo, base:str # branch that it shall change
-                )->tuple: # number, full name of the base branch
-    "Make a pull request's branch; the repo must be locked."
+@contextmanager
+def new_branch(call:Call, row:RepoRow, base:str # branch that it shall change
+              ): # yields number, full name of the base branch
+    "Make a pull request's branch; what is written inside appears with it."
     full = f'refs/heads/{base}'
-    if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
-        raise no_revision(base)
-    num = next_number(call, row, repo)
-    repo.git.references.create(f'refs/pr/{num}', repo.git.references[full].target)
-    return num,full
+    with call.hub.store.lock(row.key) as repo:
+        if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
+            raise no_revision(base)
+        num = next_number(call, row)
+        with call.hub.together(row.key, f'refs/pr/{num}'):
+            repo.git.references.create(f'refs/pr/{num}', repo.git.references[full].target)
+            yield num,full
 
 def enter(call:Call, row:RepoRow, num:int, title:str, text:str,
           base:str=None, # full name of the branch to change; None for a discussion
@@ -133,14 +137,7 @@ def enter(call:Call, row:RepoRow, num:int, title:str, text:str,
     with call.hub.db.tx() as c:
         c.execute('INSERT INTO discussions VALUES(?,?,?,?,?,?,?,NULL)',
             (row.key, num, title, status, call.who.name, time.time(), base))
-    if text.strip(): _insert(call, row, num, 'comment', _comment(call, text))
-
-def forget(call:Call, row:RepoRow, repo:Repo, num:int):
-    "Take a pull request back whose first commit failed."
-    with call.hub.db.tx() as c:
-        for t in ('discussions','events'):
-            c.execute(f'DELETE FROM {t} WHERE key=? AND num=?', (row.key, num))
-    repo.git.references.delete(f'refs/pr/{num}')
+        if text.strip(): _insert(call, row, num, 'comment', _comment(call, text))
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #fe96daaf
 def _title(call, d):
@@ -156,10 +153,14 @@ def create_discussion(call:Call)->dict:
     signed_in(call, row)
     title = _title(call, d)
     text,pr = call.text(d,'description','',limit=65_536),d.get('pullRequest') is True
-    with call.hub.store.lock(row.key) as repo:
-        num,base = start_branch(call,row,repo,'main') if pr else (next_number(call,row,repo),None)
-        enter(call, row, num, title, text, base, 'draft' if pr else 'open')
-        call.hub.announce(row, 'discussion', 'create', num=num)
+    if pr:
+        with new_branch(call, row, 'main') as (num,base):
+            enter(call, row, num, title, text, base, 'draft')
+    else:
+        with call.hub.store.lock(row.key):
+            num = next_number(call, row)
+            enter(call, row, num, title, text)
+    call.hub.announce(row, 'discussion', 'create', num=num)
     return dict(num=num, url=f'{call.base}/{row.url}/discussions/{num}', pullRequest=pr)
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #0088d461
@@ -246,6 +247,7 @@ def ends(repo:Repo, d)->tuple: # commits; (None, None) where a branch is gone
 def merge(call:Call)->dict:
     "Merge a pull request."
     row,body = call.repo(write=True),call.json()
+    text = call.text(body,'comment',limit=65_536)
     with call.hub.store.lock(row.key) as repo:
         d = find_discussion(call, row, call.p['num'])
         if d['base'] is None: raise HubError(400, f"{d['num']} is a discussion: nothing to merge.")
@@ -257,8 +259,9 @@ def merge(call:Call)->dict:
         tree,paths = merged_tree(repo, base, head)
         if paths: raise HubError(409, f'conflicts in {", ".join(paths[:10])}: commit to '
                 f'refs/pr/{d["num"]} what these files shall be.')
-        oid = _merge_commit(call, row, repo, d, base, head, tree)
-    if text:=call.text(body,'comment',limit=65_536): add_comment(call, row, d['num'], text)
+        with call.hub.together(row.key, d['base']):
+            oid = _merge_commit(call, row, repo, d, base, head, tree)
+            if text: add_comment(call, row, d['num'], text)
     return dict(success=True, mergeCommitId=oid)
 
 def _merge_commit(call, row, repo, d, base, head, tree):
@@ -301,10 +304,11 @@ def retitle(call:Call)->dict:
     row,d,body = _here(call)
     _own(call, row, d)
     title = _title(call, body)
-    with call.hub.db.tx() as c: c.execute('UPDATE discussions SET title=? WHERE key=? AND num=?',
+    with call.hub.db.tx() as c:
+        c.execute('UPDATE discussions SET title=? WHERE key=? AND num=?',
             (title, row.key, d['num']))
-    return dict(newTitle=add_event(call, row, d['num'], 'title-change',
-        {'from':d['title'], 'to':title}))
+        return dict(newTitle=add_event(call, row, d['num'], 'title-change',
+            {'from':d['title'], 'to':title}))
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #e66f2235
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions/{num}/status')
@@ -315,10 +319,12 @@ def set_status(call:Call)->dict:
     status = body.get('status')
     if status not in ('open','closed'): raise HubError(400, '`status` must be open or closed.')
     if d['status']=='merged': raise HubError(400, f"pull request {d['num']} is merged already.")
-    if text:=call.text(body,'comment',limit=65_536): add_comment(call, row, d['num'], text)
-    with call.hub.db.tx() as c: c.execute('UPDATE discussions SET status=? WHERE key=? AND num=?',
+    text = call.text(body,'comment',limit=65_536)
+    with call.hub.db.tx() as c:
+        if text: add_comment(call, row, d['num'], text)
+        c.execute('UPDATE discussions SET status=? WHERE key=? AND num=?',
             (status, row.key, d['num']))
-    return dict(newStatus=add_event(call, row, d['num'], 'status-change', dict(status=status)))
+        return dict(newStatus=add_event(call, row, d['num'], 'status-change', dict(status=status)))
 
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions/{num}/comment/{id}/edit',
              '/api/{T}/{ns}/{name}/discussions/{num}/comment/{id}/hide')

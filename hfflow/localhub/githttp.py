@@ -12,13 +12,14 @@ __all__ = ['git_routes', 'FLUSH', 'NONE', 'BIG', 'packet', 'read_packets', 'git_
 import gzip, os, shutil, subprocess, tempfile, zlib
 
 import pygit2
+from pygit2.enums import ObjectType
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
 from .commit import Quarantine, check_path
 from .discussions import add_event, find_discussion, pr_number, signed_in
 from .people import RepoRow
-from .store import HubError, Repo
+from .store import HubError, Repo, readable
 from .upload import receive
 from .wire import Call, Routes
 
@@ -156,6 +157,16 @@ def _last(err):
 # %% ../../nbs/localhub/07a_git.ipynb #86cf6a2f
 BIG = 10_000_000 # bytes; larger files belong into LFS, as upstream
 
+def _inspect_words(git, oid):
+    "Refuse names, messages and dates that git takes and nobody can read."
+    try: obj = git[oid]
+    except pygit2.GitError: raise HubError(400, f'{oid[:12]} cannot be read.') from None
+    if isinstance(obj, pygit2.Tree):
+        for e in obj: check_path(e.name)
+    if isinstance(obj, pygit2.Commit) and not readable(obj):
+        raise HubError(400, f'commit {oid[:12]} has a date after the year 9999, or words that are '
+            f'no UTF-8.')
+
 def inspect(call:Call, q:Quarantine, row:RepoRow, news:list, olds:list):
     "Refuse commits that lack objects, and files that a repo of the Hub may not hold."
     r = _git(call, q, 'rev-list', '--objects', '--stdin',
@@ -163,10 +174,9 @@ def inspect(call:Call, q:Quarantine, row:RepoRow, news:list, olds:list):
     if r.returncode: raise HubError(400, f'objects are missing: {_last(r.stderr)}')
     for line in r.stdout.splitlines():
         oid,_,path = line.decode('utf-8','replace').partition(' ')
-        if not path: continue
-        check_path(path)
+        if path: check_path(path)
         type,size = q.repo.git.odb.read_header(oid)
-        if type!=pygit2.enums.ObjectType.BLOB: continue
+        if type!=ObjectType.BLOB: _inspect_words(q.repo.git, oid); continue
         if size>BIG: raise HubError(400, f'{path} has {size} bytes, files over {BIG} belong into '
                 f'LFS: git lfs track "{path}"')
         pointer = q.repo.pointer(oid, size)
@@ -181,8 +191,7 @@ def _check_ref(call, row, name, new):
         if d['status']=='merged' or new==NONE:
             raise HubError(400, 'it is merged, or cannot be deleted')
         if d['author'].lower()==call.who.name.lower(): return
-    elif not name.startswith(('refs/heads/',
-                              'refs/tags/')) or not pygit2.reference_is_valid_name(name):
+    elif not name.startswith(('refs/heads/','refs/tags/')):
         raise HubError(400, 'only branches, tags and pull requests can be pushed')
     if not call.who.can_write(row.owner, row.key): raise HubError(403, 'no right to write this')
     if new==NONE and name=='refs/heads/main': raise HubError(403, 'main cannot be deleted')
@@ -191,18 +200,22 @@ def move_ref(call:Call, row:RepoRow, repo:Repo, old:str, new:str, name:str):
     "Let a ref point to something else, if it still is where the pusher saw it."
     _check_ref(call, row, name, new)
     refs = repo.git.references
+    if not pr_number(name): repo.new_ref(*name.split('/',2)[1:])
     now = str(refs[name].target) if name in refs else NONE
     if now!=old: raise HubError(412, 'it has moved since: fetch first')
-    if new==NONE: refs.delete(name); return
+    if new==NONE:
+        if now!=NONE: refs.delete(name)
+        return
     obj = repo.git.get(new)
-    if obj is None or (name.startswith('refs/heads/') and not isinstance(obj, pygit2.Commit)):
-        raise HubError(400, 'it points to no commit')
-    if name=='refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
-    try: refs.create(name, new, force=True)
-    except (pygit2.GitError,ValueError):
-        raise HubError(400, 'the name stands in the way of another') from None
+    end = repo.git[obj.target] if isinstance(obj, pygit2.Tag) and name.startswith('refs/tags/') else obj
+    if not isinstance(end, pygit2.Commit): raise HubError(400, 'it points to no commit')
     if num:=pr_number(name):
-        add_event(call, row, num, 'commit', dict(subject=obj.message.split('\n')[0], oid=new))
+        with call.hub.together(row.key, name):
+            refs[name].set_target(new)
+            add_event(call, row, num, 'commit', dict(subject=obj.message.split('\n')[0], oid=new))
+        return
+    if name=='refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
+    refs.create(name, new, force=True)
 
 # %% ../../nbs/localhub/07a_git.ipynb #7dff127c
 @git_routes('POST', '/{P}{ns}/{name}/git-receive-pack')

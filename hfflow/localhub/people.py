@@ -135,8 +135,12 @@ CREATE TABLE xet_known(
 CREATE TABLE xet_asked(chunk TEXT NOT NULL, xorb TEXT NOT NULL, PRIMARY KEY(chunk,xorb)) WITHOUT ROWID;
 CREATE INDEX xet_asked_xorb ON xet_asked(xorb);
 """
-SCHEMAS = (SCHEMA, _discussions, _collections,
-           _settings, _jobs, _apps, _chunks) # a data folder of an older hfflow gets what it lacks
+_undo = """
+CREATE TABLE undo(
+  key TEXT NOT NULL, ref TEXT NOT NULL, old TEXT, PRIMARY KEY(key,ref)) WITHOUT ROWID;
+"""
+SCHEMAS = (SCHEMA, _discussions, _collections, _settings, _jobs, _apps, _chunks,
+           _undo) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:
@@ -172,16 +176,25 @@ class Db:
 
 # %% ../../nbs/localhub/02_people.ipynb #235651fe
 class _Tx:
-    "A transaction: all of it or nothing."
+    "A transaction: all of it or nothing. One inside another is part of it."
     def __init__(self, db): self.db = db
     def __enter__(self):
         self.db._write.acquire()
-        try: self.db.conn.execute('BEGIN IMMEDIATE')
+        c = self.db.conn
+        self.inner = c.in_transaction
+        try:
+            if not self.inner: c.execute('BEGIN IMMEDIATE')
         except BaseException: self.db._write.release(); raise
-        return self.db.conn
+        return c
     def __exit__(self, exc, *args):
-        try: self.db.conn.execute('COMMIT' if exc is None else 'ROLLBACK')
-        finally: self.db._write.release()
+        c = self.db.conn
+        try:
+            if exc is None and not self.inner: c.execute('COMMIT')
+        finally:
+            try:
+                # a COMMIT on a full disk fails too, and leaves its transaction open
+                if c.in_transaction and not self.inner: c.execute('ROLLBACK')
+            finally: self.db._write.release()
 
 # %% ../../nbs/localhub/02_people.ipynb #ce5c04ad
 _name_re = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?')
@@ -388,7 +401,7 @@ def drop_repo(self, key:str):
     "Forget a repo."
     with self.tx() as c:
         for t in ('repos','moved','tags','lfs','likes','access','discussions','events','seen',
-                  'publishers','apps','app_env','xet_links'):
+                  'publishers','apps','app_env','xet_links','undo'):
             c.execute(f'DELETE FROM {t} WHERE key=?', (key,))
 Db.drop_repo = drop_repo
 

@@ -46,7 +46,7 @@ def whoami(call:Call)->dict:
 def validate_yaml(call:Call)->Json:
     "Check a card."
     d = call.json()
-    kind = d.get('repoType') or 'model'
+    kind = call.text(d,'repoType','model')
     errors,warnings = validate_card(call.text(d,'content','',limit=5_000_000),
         kind if kind in KINDS else 'model')
     return Json(dict(errors=[dict(message=m) for m in errors],
@@ -55,7 +55,7 @@ def validate_yaml(call:Call)->Json:
 # %% ../../nbs/localhub/08_repos.ipynb #92206318
 def _kind(d):
     kind = d.get('type') or 'model'
-    if kind not in KINDS: raise HubError(400, f'`type` must be one of {", ".join(KINDS)}.')
+    if not isinstance(kind,str) or kind not in KINDS: raise HubError(400, f'`type` must be one of {", ".join(KINDS)}.')
     return kind
 
 def _named(call, d):
@@ -359,15 +359,12 @@ def paths_info(call:Call)->list:
     row,repo,commit = _at(call)
     f = call.form()
     expand = truthy((f.get('expand') or ['false'])[0])
-    es = [e for p in dict.fromkeys(str(p) for p in f.get('paths',[])) if _utf8(p)
-        and (e:=repo.entry(commit,p.strip('/')))]
+    es = [e for p in dict.fromkeys(str(p) for p in f.get('paths',[]))
+        if (e:=repo.entry(commit,p.strip('/')))]
     last = repo.last_commits(commit, [e.path for e in es if e.path]) if expand else {}
     xet = call.hub.chunks.hashes(row.key, [e.lfs.oid for e in es if e.lfs])
     return [entry_json(e, last.get(e.path), expand, xet) for e in es]
 
-def _utf8(s):
-    try: return bool(s.encode())
-    except UnicodeError: return False
 
 # %% ../../nbs/localhub/08_repos.ipynb #62aed9f7
 @repo_routes('GET', '/api/{T}/{ns}/{name}/refs')
@@ -381,26 +378,17 @@ def refs(call:Call)->dict:
     if truthy(call.q.get('include_prs','')): d['pullRequests'] = one('refs/pr/',r['pr'])
     return d
 
-def _ref_name(kind, name):
-    full = f'refs/{kind}/{name}'
-    if not (0<len(name)<=200 and pygit2.reference_is_valid_name(full)
-            and not name.startswith(('-','refs/'))) or re.fullmatch('[0-9a-f]{40}',name):
-        raise HubError(400, f'`{name[:100]}` is no valid name for a branch or tag.')
-    return full
 
 # %% ../../nbs/localhub/08_repos.ipynb #c5c590ab
 @repo_routes('POST', '/api/{T}/{ns}/{name}/branch/{rev}')
 def create_branch(call:Call)->Json:
     "Let a new name point to a commit."
     row,d,name = call.repo(write=True),call.json(),call.p['rev']
-    full = name if re.fullmatch(r'refs/convert/[\w.-]+',name) else _ref_name('heads',name)
     with call.hub.store.lock(row.key) as repo:
+        full = name if re.fullmatch(r'refs/convert/[\w-]+',name) else repo.new_ref('heads',name)
         if full in repo.git.references: raise HubError(409, f'Reference {full} already exists')
         start = repo.resolve(call.text(d,'startingPoint') or 'main')
-        try: repo.git.references.create(full, start.id)
-        except (pygit2.GitError,ValueError) as e:
-            raise HubError(409 if 'exist' in str(e) else 400,
-                f'`{name[:100]}` stands in the way of another branch, or is no name for one.') from None
+        repo.git.references.create(full, start.id)
     return Json({}, 201)
 
 @repo_routes('DELETE', '/api/{T}/{ns}/{name}/branch/{rev}')
@@ -422,16 +410,12 @@ def create_tag(call:Call)->Json:
     row,d = call.repo(write=True),call.json()
     name,message = call.text(d,'tag',''),call.text(d,'message')
     with call.hub.store.lock(row.key) as repo:
-        target,full = repo.resolve(call.p['rev']),_ref_name('tags',name)
+        target,full = repo.resolve(call.p['rev']),repo.new_ref('tags',name)
         if full in repo.git.references: raise HubError(409, f'Tag reference exists already: {name}')
         from hfflow.localhub.store import signature
-        try:
-            if message: repo.git.create_tag(name, target.id, pygit2.enums.ObjectType.COMMIT,
-                    signature(call.who.name), message)
-            else: repo.git.references.create(full, target.id)
-        except (pygit2.GitError,ValueError):
-            raise HubError(400, f'`{name[:100]}` stands in the way of another tag, or is no name '
-                f'for one.') from None
+        if message: repo.git.create_tag(name, target.id, pygit2.enums.ObjectType.COMMIT,
+                signature(call.who.name), message)
+        else: repo.git.references.create(full, target.id)
     return Json({}, 201)
 
 @repo_routes('DELETE', '/api/{T}/{ns}/{name}/tag/{rev}')

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/search.html.md"""
 __all__ = ['SORTS', 'set_index', 'search', 'all_tags']
 
 # %% ../../nbs/localhub/04_search.ipynb #16d98d22
-import base64, json
+import base64, json, re
 from .people import Caller, Db, RepoRow, _row
 from .store import HubError
 
@@ -35,11 +35,10 @@ def _cursor(row, col):
     return base64.urlsafe_b64encode(json.dumps([getattr(row,col), row.key]).encode()).decode()
 
 def _read_cursor(cursor):
-    try: value,key = json.loads(base64.urlsafe_b64decode(cursor))
-    except (ValueError,TypeError):
-        raise HubError(400, '`cursor` is not one that this Hub gave out.') from None
-    if not isinstance(value,(int,float)) or not isinstance(key,str):
-        raise HubError(400, '`cursor` is not one that this Hub gave out.')
+    try: value,key = json.loads(base64.urlsafe_b64decode(cursor).decode())
+    except (ValueError,TypeError,RecursionError): value,key = None,None
+    ok = isinstance(value,(int,float)) and abs(value)<2**63 and re.fullmatch('[0-9a-f]{24}',str(key))
+    if not ok: raise HubError(400, '`cursor` is not one that this Hub gave out.')
     return value,key
 
 # %% ../../nbs/localhub/04_search.ipynb #c741e950

@@ -80,7 +80,9 @@ def open_hub(data:Path, users:list=(), # 'name:token'
 
 # %% ../../nbs/localhub/10_server.ipynb #6ae5567f
 def catch_up(hub:Hub):
-    "Bring the index up to date where a killed server left it behind its branch."
+    "Undo what a killed server did by half, and index what it had no time for."
+    for r in hub.db.all('SELECT DISTINCT key FROM undo'):
+        with hub.store.lock(r['key']): pass # the first lock of a repository undoes it
     for r in hub.db.all('SELECT key FROM repos WHERE stale=1'):
         try: hub.index(hub.db.by_key(r['key']))
         except HubError: pass # no commit on `main` that could be shown

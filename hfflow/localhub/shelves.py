@@ -209,8 +209,8 @@ def add_item(call:Call)->dict:
     "Put something on a shelf."
     col,d,db = find_collection(call, write=True),call.json(),call.hub.db
     item = d.get('item')
-    if not isinstance(item,dict) or item.get('type') not in _types or not isinstance(item.get('id'),
-        str):
+    if not isinstance(item,dict) or not all(isinstance(item.get(k),str)
+            for k in ('id','type')) or item['type'] not in _types:
         raise HubError(400, f'`item` needs an `id` and a `type`: {", ".join(sorted(_types))}.')
     type,target,note = item['type'],item['id'][:200],_note(call,d)
     if type in KINDS:

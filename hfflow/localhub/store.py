@@ -6,8 +6,8 @@ Docs: https://hfflow.github.io/hfflow/localhub/store.html.md"""
 
 # %% auto #0
 __all__ = ['Pointer', 'Entry', 'HubError', 'write_pointer', 'read_pointer', 'LfsStore', 'LfsWriter', 'fsync_dir', 'keep', 'bare',
-           'signature', 'Repo', 'no_revision', 'resolve', 'entry', 'walk', 'history', 'refs', 'last_commits', 'Store',
-           'fsync_all', 'create', 'using', 'alone', 'lock', 'delete', 'sweep']
+           'signature', 'Repo', 'no_revision', 'readable', 'resolve', 'new_ref', 'entry', 'walk', 'history', 'refs',
+           'last_commits', 'Store', 'fsync_all', 'create', 'using', 'alone', 'lock', 'delete', 'sweep']
 
 # %% ../../nbs/localhub/00_store.ipynb #62dcface
 import fcntl, os, re, shutil, threading, time
@@ -179,6 +179,12 @@ _sha_re = re.compile('[0-9a-fA-F]{7,40}')
 
 def no_revision(rev): return HubError(404, f'Invalid rev id: {rev}', 'RevisionNotFound')
 
+def readable(commit:pygit2.Commit)->bool:
+    "Tell whether a commit can be shown: git also takes dates that no calendar has, and bytes that are no text."
+    try: words = commit.message+commit.author.name+commit.committer.name
+    except (LookupError,ValueError,pygit2.GitError): return False
+    return 0<=commit.commit_time<253_402_300_800 and not re.search('[\ud800-\udfff]', words)
+
 def resolve(self, rev:str # branch, tag, `refs/...` or 7 to 40 hex digits of a commit
            )->pygit2.Commit:
     "Find the commit that a revision names."
@@ -186,10 +192,25 @@ def resolve(self, rev:str # branch, tag, `refs/...` or 7 to 40 hex digits of a c
         if name and pygit2.reference_is_valid_name(name) and name in self.git.references:
             return self.git.references[name].peel(pygit2.Commit)
     if _sha_re.fullmatch(rev):
-        obj = self.git.get(rev)
-        if isinstance(obj, pygit2.Commit): return obj
+        try: obj = self.git.get(rev)
+        except (ValueError,pygit2.GitError): obj = None # several begin so, or it is broken
+        if isinstance(obj, pygit2.Commit) and readable(obj): return obj
     raise no_revision(rev)
 Repo.resolve = resolve
+
+# %% ../../nbs/localhub/00_store.ipynb #242bfd87
+def new_ref(self, kind:str, # heads | tags
+            name:str)->str: # full name
+    "Refuse the name of a branch or tag that cannot be, or that stands in the way of another."
+    full = f'refs/{kind}/{name}'
+    if not 0<len(name.encode())<=200 or not pygit2.reference_is_valid_name(full) or name.startswith(
+            ('-','refs/')) or '\ufffd' in name or re.fullmatch('[0-9a-f]{40}',name):
+        raise HubError(400, f'`{name[:100]}` is no valid name for a branch or tag.')
+    other = next((r for r in self.git.references if full.startswith(f'{r}/')
+        or r.startswith(f'{full}/')), None)
+    if other: raise HubError(409, f'`{name}` stands in the way of `{other}`: choose another name.')
+    return full
+Repo.new_ref = new_ref
 
 # %% ../../nbs/localhub/00_store.ipynb #501aa889
 def _entry(self, obj, path):
@@ -305,9 +326,11 @@ class Store:
         self.repos = self.folder/'repos'
         self.repos.mkdir(parents=True, exist_ok=True)
         self.lfs = LfsStore(self.folder/'lfs')
-        self._locks,self._guard,self._clean,self._depth = {},threading.Lock(),set(),{}
+        self._locks,self._guard,self._depth = {},threading.Lock(),{}
         self.on_write = lambda key: None # told, still under the lock, after each change
         self._cleaner = None # the thread that is alone here
+        self.clean = set() # keys of repositories in which no dead writer has left anything
+        self.recover = lambda key,repo: None # what else a killed writer's successor has to put right
 
     def path(self, key:str # 24 hex digits, never a name that a user chose
             )->Path:
@@ -390,9 +413,10 @@ def lock(self, key:str):
     "Let one writer at a time into a repository; yields its `Repo`. `on_write` hears of the end."
     with self._guard: guard = self._locks.setdefault(key, threading.RLock())
     with self.using(), guard:
-        if key not in self._clean: # locks that a killed server left behind
+        if key not in self.clean: # locks that a killed server left behind
             for f in self.path(key).rglob('*.lock'): f.unlink(missing_ok=True)
-            self._clean.add(key)
+            self.recover(key, self.open(key))
+            self.clean.add(key)
         self._depth[key] = self._depth.get(key,0)+1
         try: yield self.open(key)
         finally:

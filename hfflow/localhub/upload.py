@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response
 
 from .commit import Quarantine, ignored, lines_of, make_commit, read_commit, text_of, upload_mode
-from .discussions import add_event, committable, enter, forget, pr_number, signed_in, start_branch
+from .discussions import add_event, committable, enter, new_branch, pr_number, signed_in
 from .people import RepoRow
 from .store import HubError, LfsWriter, _keep
 from .wire import Call, Json, Routes, check_signed, sign, truthy
@@ -55,8 +55,6 @@ def _preupload_one(call, repo, commit, f, attrs, gitignore):
     try: sample = base64.b64decode(sample)
     except (TypeError,ValueError):
         raise HubError(400, f'the sample of `{path[:200]}` is no base64.') from None
-    try: path.encode()
-    except UnicodeError: raise HubError(400, 'a path is no valid Unicode.') from None
     e = repo.entry(commit, path)
     oid = None if e is None or e.type!='file' else e.lfs.oid if e.lfs else e.oid
     return dict(path=path, uploadMode=upload_mode(attrs,path,size,sample),
@@ -298,9 +296,10 @@ def _commit(call, row, lines):
     repo.resolve(rev)
     with Quarantine(store, row.key) as q:
         req = read_commit(lines_of(lines, call.hub.limits.line), q.repo)
-        with store.lock(row.key) as repo:
-            if new: return _commit_pr(call, row, repo, q, req)
-            return _swap(call, row, rev, q, req),None
+        with store.lock(row.key):
+            if new: return _commit_pr(call, row, q, req)
+            if not pr_number(rev): return _swap(call, row, rev, q, req),None
+            with call.hub.together(row.key, rev): return _swap(call, row, rev, q, req),None
 
 # %% ../../nbs/localhub/07_upload.ipynb #7ac3df86
 def _swap(call, row, rev, q, req):
@@ -314,14 +313,10 @@ def _swap(call, row, rev, q, req):
     if num:=pr_number(rev): add_event(call, row, num, 'commit', dict(subject=req.summary, oid=oid))
     return oid
 
-def _commit_pr(call, row, repo, q, req):
+def _commit_pr(call, row, q, req):
     "A commit on a branch of its own, and the pull request that it opens."
-    num,base = start_branch(call, row, repo, call.p['rev'])
-    try:
+    with new_branch(call, row, call.p['rev']) as (num,base):
         enter(call, row, num, req.summary[:200], req.description, base)
         oid = _swap(call, row, f'refs/pr/{num}', q, req)
-    except BaseException:
-        forget(call, row, repo, num)
-        raise
     call.hub.announce(row, 'discussion', 'create', num=num)
     return oid,num
