@@ -542,7 +542,8 @@ def _plain(advice=lambda e: ""):
     try: yield
     except HubError as e: raise UserError(f"{e.message} {advice(e)}".strip()) from None
     except sqlite3.Error as e:
-        raise UserError(f"the Hub's database cannot be used ({e}): run `hfflow hub check`.") from None
+        raise UserError(f"the Hub's database cannot be used ({e}): run `hfflow hub "
+                        "check`.") from None
 
 
 def _bar(text):
@@ -591,7 +592,7 @@ def hub_check(
 def hub_gc(
     older: Annotated[str, typer.Option("--older", metavar="TIME", help="Only what has been there "
         "for so long: 30m, 12h, 1d, 2w.")] = "1d",
-    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would go, and leave it.")] = False,
+    dry: Annotated[bool, typer.Option("--dry-run", help="Say what would go; leave it.")] = False,
     as_json: _Json = False,
     data: _Data = None,
 ):
@@ -619,7 +620,7 @@ _HF = "https://huggingface.co"
 
 
 def _far_token(endpoint, token):
-    "Return the token for another Hub: the given one, HF_TOKEN, or for huggingface.co the saved login."
+    "Return the token for another Hub: given, HF_TOKEN, or huggingface.co's saved login."
     from hfflow.hub import _MARK
     if token: return token.strip()
     if os.environ.get("HF_TOKEN", "").startswith(_MARK):    # the embedded Hub's: not for others
@@ -731,7 +732,8 @@ def hub_export(
             report = mirror.mirror(mirror.End(url, kind, repo, mine),
                                    mirror.End(target, kind, f"{owner}/{short}", there),
                                    data/"mirror", private=private, force=force, bar=bar)
-    _told(report, "exported" + (f" ({'private' if private else 'public'})" if report.created else ""))
+    seen = "private" if private else "public"
+    _told(report, f"exported ({seen})" if report.created else "exported")
 
 # %% ../nbs/14_cli.ipynb #5fd7a841
 @app.command()
