@@ -280,7 +280,8 @@ def _segments(pattern):
     "Split a git pattern into (segments, only for folders, what a name must end in if it is `*.xyz`)."
     if re.fullmatch(r'\*\.[\w.-]+', pattern): return ['**',pattern],False,pattern[1:]
     pattern = pattern.replace('[[:space:]]',' ')
-    pattern = re.sub(r'\\(.)', lambda m: f'[{m[1]}]', pattern).replace('[^','[!')
+    pattern = re.sub(r'\\(.)', lambda m: f'[{m[1]}]' if m[1] in '*?[' else m[1],
+        pattern).replace('[^','[!')
     folder,anchored = pattern.endswith('/'),'/' in pattern.rstrip('/')
     segs = pattern.strip('/').split('/')
     return (segs if anchored else ['**',*segs]),folder,None
@@ -303,11 +304,12 @@ def matches(pattern:str, # one pattern of `.gitattributes` or `.gitignore`
 @lru_cache(512)
 def _lfs_patterns(text):
     res = []
-    for line in text.splitlines():
-        pat,*attrs = line.split() or ['#']
-        if pat.startswith('#'): continue
-        if 'filter=lfs' in attrs: res.append((pat.strip('"'), True))
-        elif any(a in ('-filter','!filter') for a in attrs): res.append((pat.strip('"'), False))
+    for line in text.split('\n'): # not `splitlines`: a name may hold any other line end
+        pat,*attrs = re.split('[ \t\r]+', line.strip(' \t\r'))
+        if not pat or pat.startswith('#'): continue
+        if pat[0]==pat[-1]=='"': pat = pat[1:-1]
+        if 'filter=lfs' in attrs: res.append((pat, True))
+        elif any(a in ('-filter','!filter') for a in attrs): res.append((pat, False))
     return res[::-1]
 
 def wants_lfs(attributes:str, # text of `.gitattributes`
@@ -368,7 +370,7 @@ def _tracked(repo, tree_id, lfs_paths):
     new = [p for p in lfs_paths if not wants_lfs(text,p)]
     if not new: return tree_id
     if text and not text.endswith('\n'): text += '\n'
-    esc = lambda p: re.sub(r'([*?\[\]\\])', r'\\\1', p).replace(' ','[[:space:]]')
+    esc = lambda p: re.sub(r'([*?\[\]\\]|^[#!"])', r'\\\1', p).replace(' ','[[:space:]]')
     text += ''.join(f'{esc(p)} filter=lfs diff=lfs merge=lfs -text\n' for p in new)
     return _add(repo.git, tree, {'.gitattributes': str(repo.git.create_blob(text.encode()))})
 

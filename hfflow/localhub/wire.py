@@ -324,10 +324,10 @@ async def read_body(request:Request, limit:int)->bytes:
 
 # %% ../../nbs/localhub/05_wire.ipynb #cd3ccfc9
 def _moved(call, row):
-    old = f"{call.p['ns']}/{call.p['name']}"
-    url = call.request.url
-    path = url.path.replace(f"/{call.request.path_params['ns']}/{call.request.path_params['name']}",
-                            f'/{row.id}', 1)
+    p,url = call.request.path_params,call.request.url
+    if 'ns' not in p: # the body named it
+        return error(HubError(404, f'this repo is called {row.id} now.', 'RepoNotFound'))
+    path = url.path.replace(f"/{p['ns']}/{p['name']}", f'/{row.id}', 1)
     return Response(status_code=307, headers={'Location':f'{call.base}{path}'+(f'?{url.query}'
         if url.query else '')})
 
