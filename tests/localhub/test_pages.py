@@ -21,7 +21,7 @@ tags: ["<script>alert(1)</script>"]
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def shown(api):
     from huggingface_hub import CommitOperationAdd
 
