@@ -142,7 +142,7 @@ def check_database(db:sqlite3.Connection)->list: # of `Fault`
 # %% ../../nbs/localhub/12_care.ipynb #294b2cd8
 def agree(store:Store, db:sqlite3.Connection)->list: # of `Fault`
     "Check that rows and files speak of the same things."
-    res,rows = [],{r['key']:r for r in db.execute('SELECT * FROM repos')}
+    res,rows = [],{r['key']:r for r in db.execute("SELECT * FROM repos WHERE kind<>'bucket'")}
     for key in {d.name[:-4] for d in store.repos.glob('??/*.git')}-set(rows):
         where = f'repos/{key[:2]}/{key}.git'
         res.append(Fault(where, 'no repo has this folder: its making or its deletion was cut short',
@@ -181,7 +181,8 @@ def check(data:Path, quick:bool=False, # do not read the large files, only see t
     "Check a data folder, whether a Hub runs there or not; changes nothing."
     db = open_database(data)
     if faults:=check_database(db): return faults
-    store,rows = Store(data),db.execute('SELECT key,id FROM repos').fetchall()
+    store = Store(data)
+    rows = db.execute("SELECT key,id FROM repos WHERE kind<>'bucket'").fetchall()
     large = [] if quick else objects(store)
     looks = [(0, partial(agree,store,db))]
     looks += [(_size(store.path(r['key'])), partial(check_repo,store,db,r)) for r in rows]
