@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/care.html.md"""
 # %% auto #0
 __all__ = ['FILES', 'STEPS', 'Fault', 'reachable', 'check_repo', 'check_object', 'objects', 'open_database', 'check_database',
            'agree', 'check', 'repair', 'Freed', 'seconds', 'stored', 'unreachable', 'git_objects', 'pointers',
-           'lfs_objects', 'leftovers', 'tokens', 'gc']
+           'lfs_objects', 'leftovers', 'tokens', 'unused_chunks', 'gc']
 
 # %% ../../nbs/localhub/12_care.ipynb #3c5a00f2
 import os, re, shutil, sqlite3, subprocess, time
@@ -155,6 +155,9 @@ def agree(store:Store, db:sqlite3.Connection)->list: # of `Fault`
         elif (sha:=_head(store,key)) and (r['stale'] or r['sha']!=sha):
             res.append(Fault(r['id'], 'the search knows an older commit', 'use --repair',
                 partial(_reindex, key=key)))
+    for r in db.execute('SELECT r.id,b.path FROM bucket_files b JOIN repos r ON r.key=b.key WHERE '
+                        'b.size>0 AND b.hash NOT IN (SELECT hash FROM xet_files)'):
+        res.append(Fault(r['id'], f"the chunks of {r['path']} are missing", 'upload it again'))
     return res
 
 def _drop(hub, key): hub.db.drop_repo(key)
@@ -351,9 +354,16 @@ def tokens(hub:Hub, cutoff:float, dry:bool)->Freed:
         if not dry: c.execute('DELETE FROM tokens WHERE expires<?', (time.time(),))
     return Freed('tokens that have expired', n)
 
+def unused_chunks(hub:Hub, cutoff:float, dry:bool)->Freed:
+    "Take out the chunks that no file of a repo or a bucket uses."
+    res = Freed('chunks that no file uses')
+    if dry: res.note = 'they are counted as they go'; return res
+    with hub.store.alone(): res.bytes = hub.chunks.collect(time.time()-cutoff)
+    return res
+
 # %% ../../nbs/localhub/12_care.ipynb #13373bec
 # in this order: a commit that goes frees files
-STEPS = (git_objects, lfs_objects, leftovers, tokens)
+STEPS = (git_objects, lfs_objects, leftovers, tokens, unused_chunks)
 
 def gc(data:Path, older:float=86400, # seconds that something must have been there
        dry:bool=False # only say what would go
