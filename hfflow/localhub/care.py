@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/care.html.md"""
 # %% auto #0
 __all__ = ['FILES', 'STEPS', 'Fault', 'reachable', 'check_repo', 'check_object', 'objects', 'open_database', 'check_database',
            'agree', 'check', 'repair', 'Freed', 'seconds', 'stored', 'unreachable', 'git_objects', 'pointers',
-           'lfs_objects', 'leftovers', 'tokens', 'gc']
+           'lfs_objects', 'leftovers', 'tokens', 'unused_chunks', 'gc']
 
 # %% ../../nbs/localhub/12_care.ipynb #d2cab1cb
 import os, re, shutil, sqlite3, subprocess, time
@@ -142,7 +142,7 @@ def check_database(db:sqlite3.Connection)->list: # of `Fault`
 # %% ../../nbs/localhub/12_care.ipynb #1b08eec1
 def agree(store:Store, db:sqlite3.Connection)->list: # of `Fault`
     "Check that rows and files speak of the same things."
-    res,rows = [],{r['key']:r for r in db.execute('SELECT * FROM repos')}
+    res,rows = [],{r['key']:r for r in db.execute("SELECT * FROM repos WHERE kind<>'bucket'")}
     for key in {d.name[:-4] for d in store.repos.glob('??/*.git')}-set(rows):
         where = f'repos/{key[:2]}/{key}.git'
         res.append(Fault(where, 'no repo has this folder: its making or its deletion was cut short',
@@ -155,6 +155,9 @@ def agree(store:Store, db:sqlite3.Connection)->list: # of `Fault`
         elif (sha:=_head(store,key)) and (r['stale'] or r['sha']!=sha):
             res.append(Fault(r['id'], f'the search does not know its newest commit {sha[:8]}',
                 'use --repair', partial(_reindex, key=key)))
+    for r in db.execute('SELECT r.id,b.path FROM bucket_files b JOIN repos r ON r.key=b.key WHERE '
+                        'b.size>0 AND b.hash NOT IN (SELECT hash FROM xet_files)'):
+        res.append(Fault(r['id'], f"the chunks of {r['path']} are missing", 'upload it again'))
     return res
 
 def _drop(hub, key): hub.db.drop_repo(key)
@@ -181,7 +184,8 @@ def check(data:Path, quick:bool=False, # do not read the large files, only see t
     "Check a data folder, whether a Hub runs there or not; changes nothing."
     db = open_database(data)
     if faults:=check_database(db): return faults
-    store,rows = Store(data),db.execute('SELECT key,id FROM repos').fetchall()
+    store = Store(data)
+    rows = db.execute("SELECT key,id FROM repos WHERE kind<>'bucket'").fetchall()
     large = [] if quick else objects(store)
     looks = [(0, partial(agree,store,db))]
     looks += [(_size(store.path(r['key'])), partial(check_repo,store,db,r)) for r in rows]
@@ -350,9 +354,16 @@ def tokens(hub:Hub, cutoff:float, dry:bool)->Freed:
         if not dry: c.execute('DELETE FROM tokens WHERE expires<?', (time.time(),))
     return Freed('tokens that have expired', n)
 
+def unused_chunks(hub:Hub, cutoff:float, dry:bool)->Freed:
+    "Take out the chunks that no file of a repo or a bucket uses."
+    res = Freed('chunks that no file uses')
+    if dry: res.note = 'they are counted as they go'; return res
+    with hub.store.alone(): res.bytes = hub.chunks.collect(time.time()-cutoff)
+    return res
+
 # %% ../../nbs/localhub/12_care.ipynb #8d3f8c6b
 # in this order: a commit that goes frees files
-STEPS = (git_objects, lfs_objects, leftovers, tokens)
+STEPS = (git_objects, lfs_objects, leftovers, tokens, unused_chunks)
 
 def gc(data:Path, older:float=86400, # seconds that something must have been there
        dry:bool=False # only say what would go

@@ -290,7 +290,8 @@ def add(self:Chunks, key:str, # of the repo, or of whatever else may use them
                 first = next(self.leaves(f.terms))[0] # the chunk that others will ask for first
                 c.execute('INSERT OR IGNORE INTO xet_asked VALUES(?,?)',
                           (to_hex(first), to_hex(f.terms[:32])))
-            elif f.oid: c.execute('UPDATE xet_files SET oid=? WHERE hash=?', (f.oid,f.hash))
+            else: c.execute('UPDATE xet_files SET created=?, oid=coalesce(?,oid) WHERE hash=?',
+                            (now,f.oid,f.hash)) # it counts as sent just now
             if f.oid: c.execute('INSERT OR IGNORE INTO lfs VALUES(?,?,?,?)',
                                 (key,f.oid,f.size,now))
             else: c.execute('INSERT OR IGNORE INTO xet_links VALUES(?,?)', (key,f.hash))
@@ -339,6 +340,13 @@ def collect(self:Chunks, grace:float=86400 # seconds for which anything new is k
     "Remove the files that no repo uses, and the xorbs that no file uses."
     cutoff,freed = time.time()-grace,0
     with self.db.tx() as c:
+        # what was sent to a bucket and is no file of it, or no longer
+        c.execute("DELETE FROM lfs WHERE created<? AND key IN (SELECT key FROM repos WHERE "
+                  "kind='bucket')", (cutoff,))
+        c.execute("DELETE FROM xet_links WHERE key IN (SELECT key FROM repos WHERE kind='bucket') "
+                  'AND NOT EXISTS(SELECT 1 FROM bucket_files b WHERE b.key=xet_links.key AND '
+                  'b.hash=file) AND EXISTS(SELECT 1 FROM xet_files WHERE hash=file AND created<?)',
+                  (cutoff,))
         c.execute('DELETE FROM xet_files WHERE created<? AND NOT EXISTS(SELECT 1 FROM lfs WHERE '
                   'lfs.oid=xet_files.oid) AND NOT EXISTS(SELECT 1 FROM xet_links WHERE '
                   'file=hash)', (cutoff,))

@@ -6,12 +6,12 @@ Docs: https://hfflow.github.io/hfflow/localhub/jobs.html.md"""
 
 # %% auto #0
 __all__ = ['SECONDS', 'MOST', 'ACTIVE', 'STAGES', 'job_routes', 'hardware', 'check_labels', 'readable', 'check_spec',
-           'check_owner', 'find_job', 'job_json', 'add_job', 'dispatch', 'job_log', 'copy_files', 'end_job',
-           'list_hardware', 'run_job', 'inspect_job', 'find_jobs', 'list_jobs', 'cancel_job', 'stop_job',
-           'duplicate_job', 'label_job', 'expose_job', 'log_stream', 'job_logs', 'job_events', 'usage', 'job_metrics',
-           'next_time', 'run_due', 'run_schedule', 'open_jobs', 'schedule_json', 'find_schedule', 'list_schedules',
-           'create_schedule', 'inspect_schedule', 'delete_schedule', 'suspend_schedule', 'resume_schedule',
-           'reschedule', 'label_schedule', 'trigger_schedule']
+           'check_owner', 'find_job', 'job_json', 'add_job', 'dispatch', 'job_log', 'copy_files', 'copy_bucket', 'seen',
+           'write_back', 'end_job', 'list_hardware', 'run_job', 'inspect_job', 'find_jobs', 'list_jobs', 'cancel_job',
+           'stop_job', 'duplicate_job', 'label_job', 'expose_job', 'log_stream', 'job_logs', 'job_events', 'usage',
+           'job_metrics', 'next_time', 'run_due', 'run_schedule', 'open_jobs', 'schedule_json', 'find_schedule',
+           'list_schedules', 'create_schedule', 'inspect_schedule', 'delete_schedule', 'suspend_schedule',
+           'resume_schedule', 'reschedule', 'label_schedule', 'trigger_schedule']
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #82f8700b
 import asyncio, csv, json, os, posixpath, re, shutil, subprocess, sys, threading, time, traceback
@@ -20,11 +20,13 @@ from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
+from stat import S_ISREG
 
 import psutil
 from cronsim import CronSim, CronSimError
 from starlette.responses import StreamingResponse
 
+from .buckets import list_files, open_hash
 from .people import KINDS, RepoRow
 from .processes import Log, Program, base_env, check_may, follow, start
 from .store import HubError
@@ -118,20 +120,26 @@ def _source(call, kind, id):
 
 def _volume(call, v):
     if not isinstance(v,dict): raise HubError(400, 'each of `volumes` must be an object.')
-    if v.get('type')=='bucket':
-        raise HubError(501, 'this Hub does not mount buckets in Jobs: mount a repo, or fetch the '
-            'files in the command.')
-    if v.get('type') not in tuple(KINDS):
-        raise HubError(400, f'the type of a volume must be one of {", ".join(KINDS)}.')
-    if v.get('readOnly') is False: raise HubError(400, 'a repo can only be mounted read-only.')
+    kinds,bucket = (*KINDS,'bucket'),v.get('type')=='bucket'
+    if v.get('type') not in kinds:
+        raise HubError(400, f'the type of a volume must be one of {", ".join(kinds)}.')
+    if v.get('readOnly') is False and not bucket:
+        raise HubError(400, 'a repo can only be mounted read-only.')
     row,path = _source(call, v['type'], v.get('source')),_text('`mountPath`', v.get('mountPath'))
     if not re.match('/[^/]',path) or posixpath.normpath(path)!=path:
         raise HubError(400, f'`{path[:100]}` is no path to mount at: use one like /data.')
     sub = _text('`path`', v.get('path') or '').strip('/')
+    res = dict(type=v['type'], source=row.id, mountPath=path, **(dict(path=sub) if sub else {}))
+    if bucket: return res|dict(readOnly=_read_only(call, v, row))
     rev = _text('`revision`', v.get('revision') or 'main')
     call.hub.store.open(row.key).resolve(rev)
-    return dict(type=v['type'], source=row.id, mountPath=path, readOnly=True, revision=rev,
-        **(dict(path=sub) if sub else {}))
+    return res|dict(readOnly=True, revision=rev)
+
+def _read_only(call, v, row):
+    wish,may = v.get('readOnly'),call.who.can_write(row.owner, row.key)
+    if wish is False and not may:
+        raise HubError(403, f'you may not write to the bucket {row.id}: mount it read-only.')
+    return not may if wish is None else bool(wish)
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #d4f56afa
 def check_spec(call:Call, d)->tuple: # (what may be shown, secrets)
@@ -256,20 +264,79 @@ def copy_files(hub:Hub, row:RepoRow, rev:str, to:Path, path:str=''):
         else:
             with hub.open_file(e,repo) as f, open(at,'wb') as g: shutil.copyfileobj(f,g,1<<20)
 
+# %% ../../nbs/localhub/08i_jobs.ipynb #1eab26cd
+def copy_bucket(hub:Hub, row:RepoRow, to:Path, path:str=''):
+    "Copy the files of a bucket, or of one folder in it, to a folder."
+    prefix,after = path and path+'/',''
+    to.mkdir(parents=True, exist_ok=True)
+    while rows:=list_files(hub.db, row.key, prefix, after):
+        for r in rows:
+            at = to/r['path'][len(prefix):]
+            try:
+                at.parent.mkdir(parents=True, exist_ok=True)
+                with open(at,'xb') as g:
+                    if r['size']:
+                        with open_hash(hub, r['hash']) as f: shutil.copyfileobj(f,g,1<<20)
+            except (FileExistsError,NotADirectoryError):
+                raise HubError(400, f"`{r['path'][:100]}` cannot be a file here: {row.id} has a "
+                    'file and a folder of one name.') from None
+            after = r['path']
+    if path and not after:
+        raise HubError(404, f'there is nothing in `{path[:100]}` of the bucket {row.id}.')
+
+# %% ../../nbs/localhub/08i_jobs.ipynb #5e567e2f
+def seen(folder:Path)->dict: # path -> (size, time of change in nanoseconds)
+    "Note what lies in a folder; links are passed over."
+    res = {}
+    for d,_,names in os.walk(folder):
+        for f in [Path(d)/n for n in names]:
+            s = f.lstat()
+            if S_ISREG(s.st_mode): res[f.relative_to(folder).as_posix()] = s.st_size,s.st_mtime_ns
+    return res
+
+_SEND = '''
+import json, sys
+from huggingface_hub import HfApi
+HfApi().batch_bucket_files(**json.load(open(sys.argv[1])))
+'''
+
+def write_back(hub:Hub, j, log:Log, work:Path, row:RepoRow, path:str, folder:Path, before:dict):
+    "Bring a bucket up to date with its copy."
+    now,name = seen(folder),lambda p: f'{path}/{p}' if path else p
+    add = [(str(folder/p),name(p)) for p in now if before.get(p)!=now[p]]
+    gone = [name(p) for p in before if p not in now]
+    if not add+gone or hub.stopping.is_set(): return
+    todo = work/f'{token_hex(8)}.json'
+    todo.write_text(json.dumps(dict(bucket_id=row.id, add=add, delete=gone)))
+    mine = dict(entity=dict(type='bucket', name=row.id, _id=row.key), permissions=['repo.write'])
+    token = hub.db.add_token(j['creator'], name=f"job {j['id']}", role='fineGrained',
+        expires=time.time()+3600, scopes=dict(scoped=[mine]))
+    env = base_env(work,hub.url)|dict(HF_TOKEN=token, HF_HUB_DISABLE_PROGRESS_BARS='1')
+    task,argv = f"job {j['id']} files",[sys.executable,'-c',_SEND,str(todo)]
+    try: code = start(hub, task, 'jobs', argv, work, env, log, 3600).wait()
+    finally:
+        hub.programs.pop(task, None)
+        with hub.db.tx() as c:
+            c.execute('DELETE FROM tokens WHERE hash=?', (hub.db.token_hash(token),))
+    if code: raise HubError(500, f'what has changed could not be written to the bucket {row.id}')
+    log.add(f'Written to the bucket {row.id}: {len(add)} files, {len(gone)} deleted.')
+
 # %% ../../nbs/localhub/08i_jobs.ipynb #8ce27bef
 def _prepare(hub, j, spec, work):
-    "Fill a Job's folder; returns where its mounts lie."
-    who,mounts = hub.db.person(j['creator']),{}
+    "Fill a Job's folder; returns where its mounts lie, and those whose changes go back."
+    who,mounts,back = hub.db.person(j['creator']),{},[]
     space = [dict(type='space', source=spec['spaceId'])] if 'spaceId' in spec else []
     for v in space+spec['volumes']:
         row = hub.db.find(v['type'], v['source'])
         if not readable(hub, row, who):
             raise HubError(404, f"{j['creator']} cannot read the {v['type']} {v['source']}.")
         to = work/'mounts'/v['mountPath'].strip('/') if 'mountPath' in v else work/'app'
-        copy_files(hub, row, v.get('revision','main'), to, v.get('path',''))
+        if row.kind=='bucket': copy_bucket(hub, row, to, v.get('path',''))
+        else: copy_files(hub, row, v.get('revision','main'), to, v.get('path',''))
         if 'mountPath' in v: mounts[v['mountPath']] = to
+        if not v.get('readOnly',True): back.append((row, v.get('path',''), to, seen(to)))
     (work/'app').mkdir(parents=True, exist_ok=True)
-    return mounts
+    return mounts,back
 
 def _placed(text, mounts): # the path of a mount becomes the path of its copy
     for m,to in mounts.items():
@@ -287,8 +354,7 @@ def _argv(spec, mounts, path):
         argv[:1] = [sys.executable,'-m','uv']
     return argv
 
-def _program(hub, j, spec, log, work):
-    mounts = _prepare(hub, j, spec, work)
+def _program(hub, j, spec, log, work, mounts):
     env = base_env(work,hub.url)
     env |= dict(JOB_ID=j['id'], ACCELERATOR=spec['flavor'], CPU_CORES=str(os.cpu_count()),
         MEMORY=hardware()[0]['ram'], UV_CACHE_DIR=str(hub.data/'jobs'/'uv'))
@@ -318,9 +384,12 @@ def _run(hub, id):
 def _attempts(hub, j, spec, log, work):
     for n in range(spec['attempts']):
         if n: log.add(f"Attempt {n+1} of {spec['attempts']}."); shutil.rmtree(work)
-        p = _program(hub, j, spec, log, work)
+        mounts,back = _prepare(hub, j, spec, work)
+        p = _program(hub, j, spec, log, work, mounts)
         if _state(hub,j['id'])!='RUNNING': p.stop() # cancelled before there was a program
-        if (code:=p.wait())==0 and not p.why: return 'COMPLETED',_own
+        code = p.wait()
+        for b in back: write_back(hub, j, log, work, *b)
+        if code==0 and not p.why: return 'COMPLETED',_own
         if p.why=='timeout': return 'ERROR',f"it ran for more than {spec['timeoutSeconds']} seconds"
         if p.why: break
     return 'ERROR',f'exit code {code}'+(': the program is not on this machine, and the image '

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/pages.html.md"""
 __all__ = ['CSP', 'page_routes', 'fallback_routes', 'size_text', 'count_text', 'when', 'templates', 'html', 'static', 'no_api',
            'page', 'login', 'logout', 'sign_in_link', 'home', 'search_all', 'read_lineage', 'users_of', 'how_to_use',
            'space_frame', 'repo_page', 'crumbs', 'tree_page', 'blob_page', 'commits_page', 'commit_page', 'patches',
-           'discussions_page', 'discussion_page', 'owner_page', 'nothing']
+           'discussions_page', 'discussion_page', 'owner_page', 'bucket_page', 'nothing']
 
 # %% ../../nbs/localhub/09_pages.ipynb #7e0bd158
 import json, re, time
@@ -23,6 +23,7 @@ import pygit2
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from .apps import stage
+from .buckets import bucket_json, find_bucket, list_buckets, list_level
 from .cards import read_meta, read_safetensors, split_card
 from .commit import text_of
 from .discussions import (PAGE, ends, find_discussion, fork_point, get_discussion,
@@ -458,7 +459,21 @@ def owner_page(call:Call)->Response:
     found = {k:call.hub.db.search(k, call.who, author=u['name'], limit=50)[0] for k in KINDS}
     members = [r['user'] for r in call.hub.db.all('SELECT user FROM members WHERE org=? ORDER '
         'BY user', u['name'])]
-    return html(call, 'home.html', title=u['name'], owner=u, members=members, found=found)
+    return html(call, 'home.html', title=u['name'], owner=u, members=members, found=found,
+                buckets=list_buckets(call, u['name'], limit=50))
+
+@page('/buckets/{ns}/{name}', '/buckets/{ns}/{name}/tree', '/buckets/{ns}/{name}/tree/{path:path}')
+def bucket_page(call:Call)->Response:
+    "Show what lies directly in a bucket, or in a folder of it."
+    row,path = find_bucket(call),call.p.get('path','').strip('/')
+    es = list_level(call.hub.db, row.key, path and path+'/', call.q.get('after',''), 501)
+    if path and not es: raise HubError(404, f'There is no folder `{path}`.', 'EntryNotFound')
+    es = [dict(dir=True, path=e[0], when=e[1], after=e[0]+'/\U0010ffff') if isinstance(e,tuple) else
+          dict(e)|dict(when=e['uploaded'], after=e['path']) for e in es]
+    return html(call, 'bucket.html', title=row.id, row=row, info=bucket_json(call,[row])[0],
+        path=path, entries=es[:500], next=es[499]['after'] if len(es)>500 else None,
+        crumbs=[(p,'/'.join(path.split('/')[:i+1])) for i,p in enumerate(path.split('/'))
+                if p])
 
 @fallback_routes('GET', '/{rest:path}')
 def nothing(call:Call)->Response:

@@ -139,8 +139,18 @@ _undo = """
 CREATE TABLE undo(
   key TEXT NOT NULL, ref TEXT NOT NULL, old TEXT, PRIMARY KEY(key,ref)) WITHOUT ROWID;
 """
-SCHEMAS = (SCHEMA, _discussions, _collections, _settings, _jobs, _apps, _chunks,
-           _undo) # a data folder of an older hfflow gets what it lacks
+_buckets = """
+CREATE TABLE bucket_files(
+  key TEXT NOT NULL, path TEXT NOT NULL, hash TEXT NOT NULL, size INTEGER NOT NULL, mtime INTEGER NOT NULL,
+  uploaded REAL NOT NULL, PRIMARY KEY(key,path)) WITHOUT ROWID;
+CREATE INDEX bucket_files_hash ON bucket_files(key,hash);
+CREATE TABLE bucket_changes(
+  seq INTEGER PRIMARY KEY AUTOINCREMENT, key TEXT NOT NULL, path TEXT NOT NULL, op TEXT NOT NULL, size INTEGER,
+  hash TEXT, mtime INTEGER, at REAL NOT NULL);
+CREATE INDEX bucket_changes_of ON bucket_changes(key,seq);
+"""
+SCHEMAS = (SCHEMA, _discussions, _collections, _settings, _jobs, _apps, _chunks, _undo,
+           _buckets) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:
@@ -351,7 +361,8 @@ def person(self, name:str, role:str='write', token:str=None, scopes:dict=None,
 Db.person = person
 
 # %% ../../nbs/localhub/02_people.ipynb #2ae35ac2
-PREFIX = {'model':'', 'dataset':'datasets/', 'space':'spaces/', 'kernel':'kernels/'}
+PREFIX = {'model':'', 'dataset':'datasets/', 'space':'spaces/', 'kernel':'kernels/',
+          'bucket':'buckets/'}
 
 @dataclass
 class RepoRow:
@@ -387,11 +398,12 @@ Db.by_key = by_key
 
 # %% ../../nbs/localhub/02_people.ipynb #26e4d5f9
 def add_repo(self, key:str, kind:str, id:str, private:bool, sdk:str=None):
-    "Enter a repo whose git repository stands already."
+    "Enter a repo whose git repository stands already, or a bucket, which has none to be indexed."
     now = time.time()
     with self.tx() as c:
-        try: c.execute('INSERT INTO repos(key,kind,id,owner,private,sdk,created,modified) '
-            'VALUES(?,?,?,?,?,?,?,?)', (key,kind,id,id.split('/')[0],private,sdk,now,now))
+        try: c.execute('INSERT INTO repos(key,kind,id,owner,private,sdk,created,modified,'
+            'stale) VALUES(?,?,?,?,?,?,?,?,?)', (key, kind, id, id.split('/')[0], private, sdk,
+            now, now, kind!='bucket'))
         except sqlite3.IntegrityError:
             raise HubError(409, f'You already created this {kind} repo: {id}') from None
         c.execute('DELETE FROM moved WHERE kind=? AND id=?', (kind,id))
@@ -401,7 +413,8 @@ def drop_repo(self, key:str):
     "Forget a repo."
     with self.tx() as c:
         for t in ('repos','moved','tags','lfs','likes','access','discussions','events','seen',
-                  'publishers','apps','app_env','xet_links','undo'):
+                  'publishers','apps','app_env','xet_links','undo','bucket_files',
+                  'bucket_changes'):
             c.execute(f'DELETE FROM {t} WHERE key=?', (key,))
 Db.drop_repo = drop_repo
 

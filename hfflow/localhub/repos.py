@@ -53,9 +53,9 @@ def validate_yaml(call:Call)->Json:
         warnings=[dict(message=m) for m in warnings]), 400 if errors else 200)
 
 # %% ../../nbs/localhub/08_repos.ipynb #92206318
-def _kind(d):
-    kind = d.get('type') or 'model'
-    if not isinstance(kind,str) or kind not in KINDS: raise HubError(400, f'`type` must be one of {", ".join(KINDS)}.')
+def _kind(d, *more):
+    kind,known = d.get('type') or 'model',(*KINDS,*more)
+    if kind not in known: raise HubError(400, f'`type` must be one of {", ".join(known)}.')
     return kind
 
 def _named(call, d):
@@ -133,7 +133,7 @@ def delete_repo(call:Call)->dict:
 def move_repo(call:Call)->dict:
     "Give a repo another name or another owner."
     d = call.json()
-    kind,old,new = _kind(d),call.text(d,'fromRepo',''),call.text(d,'toRepo','')
+    kind,old,new = _kind(d,'bucket'),call.text(d,'fromRepo',''),call.text(d,'toRepo','')
     call.user()
     if old.count('/')!=1 or new.count('/')!=1:
         raise HubError(400, '`fromRepo` and `toRepo` must be `namespace/name`.')

@@ -161,7 +161,7 @@ def payload_of(hub:Hub, row:RepoRow, scope:str, action:str, num:int=None, # of a
     "Write down what has happened to a repo."
     repo = dict(type=row.kind, name=row.id, id=row.key, private=row.private,
                 tags=row.info.get('tags',[]),
-        url=dict(web=f'/{row.url}', api=f'/api/{KINDS[row.kind]}/{row.id}'),
+        url=dict(web=f'/{row.url}', api=f"/api/{KINDS.get(row.kind,'buckets')}/{row.id}"),
         owner=dict(id=row.owner))
     d = dict(event=dict(action=action, scope=scope), repo=repo)
     if num is not None: return d|_talk(hub, row, num, id, action=='create')
@@ -214,9 +214,9 @@ def compare_refs(hub:Hub, key:str):
 def look_around(hub:Hub, watched:list):
     "Note where the refs of watched repos stand."
     for i in watched:
-        rows = hub.db.all('SELECT key FROM repos WHERE owner=?', i['name']) if i['type'] in ('user',
-            'org') else hub.db.all('SELECT key FROM repos WHERE kind=? AND id=?', i['type'],
-                                   i['name'])
+        cond = 'owner=?' if i['type'] in ('user','org') else 'kind=? AND id=?'
+        rows = hub.db.all(f"SELECT key FROM repos WHERE kind<>'bucket' AND {cond}",
+                          *([i['type']] if 'kind' in cond else []), i['name'])
         for r in rows:
             try:
                 with hub.store.lock(r['key']): pass # leaving it compares

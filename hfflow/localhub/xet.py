@@ -127,10 +127,11 @@ def read_shard(f, # open at its start
         raise HubError(400, 'this is no shard of version 2.')
     while (head:=_row.unpack(take(48)))[0]!=_end:
         hash,flags,n,_,_ = head
-        if not n: raise HubError(400, f'the file {to_hex(hash)} has no terms.')
+        if not n and any(hash): raise HubError(400, f'the file {to_hex(hash)} has no terms.')
         terms = take(48*n)
         if flags>>31: take(48*n) # a second hash of each term; that of the file says as much
-        yield hash, terms, to_hex(take(48)[:32]) if flags>>30&1 else None
+        oid = to_hex(take(48)[:32]) if flags>>30&1 else None
+        if n: yield hash, terms, oid # a file of no bytes needs no entry
 
 # %% ../../nbs/localhub/07b_xet.ipynb #54a03651
 @cas('POST', '/v1/shards', '/v2/shards', write=True)
