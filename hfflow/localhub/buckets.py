@@ -23,7 +23,7 @@ from .download import safe_headers, send_file
 from .people import KINDS, Db, RepoRow, check_name, no_repo
 from .repos import _visibility, new_id
 from .store import HubError
-from .wire import Call, Hub, Json, Routes, _utf8, iso, next_link
+from .wire import Call, Hub, Json, Routes, iso, next_link
 from .xet import xet_token
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #865dae53
@@ -104,7 +104,7 @@ def no_owner(call:Call):
 # %% ../../nbs/localhub/08c_buckets.ipynb #c5b5cf6e
 def check_path(path:str)->str:
     "Refuse what cannot be the path of a file."
-    if not (isinstance(path,str) and _utf8(path) and 0<len(path.encode())<=1024 and not
+    if not (isinstance(path,str) and 0<len(path.encode())<=1024 and not
             any(p in ('','.','..') for p in path.split('/')) and not re.search('[\0-\x1f]',path)):
         raise HubError(400, 'a path has 1 to 1024 bytes and no empty part, `.`, `..` or control '
             'character between its slashes.')
@@ -151,7 +151,7 @@ def bucket_tree(call:Call)->Json:
 def bucket_paths(call:Call)->list:
     "Tell about single files; absent ones are left out."
     row,paths = find_bucket(call),[p for p in call.form().get('paths',[])
-                                   if isinstance(p,str) and _utf8(p)]
+                                   if isinstance(p,str)]
     return [_entry(r) for r in call.hub.db.all('SELECT * FROM bucket_files WHERE key=? AND path IN '
         '(SELECT value FROM json_each(?)) ORDER BY path', row.key, json.dumps(paths))]
 
@@ -159,7 +159,9 @@ def bucket_paths(call:Call)->list:
 _types,EMPTY = ('addFile','copyFile','deleteFile'),'0'*64 # the Xet hash of a file of no bytes
 
 def _operation(n, line):
-    try: op = json.loads(line)
+    try:
+        op = json.loads(line)
+        json.dumps(op, ensure_ascii=False).encode() # half a surrogate pair is no text
     except (ValueError,RecursionError): op = None
     if not isinstance(op,dict) or op.get('type') not in _types or not isinstance(op.get('path'),str):
         raise HubError(400, f'line {n} is no operation: each needs a `path` and a `type`, which is '
@@ -176,7 +178,7 @@ def _mtime(op, now):
 def _may_copy(call, op):
     "Tell whether a file lies where the operation says, and the caller may read it there."
     kind,id,db = op.get('sourceRepoType'),op.get('sourceRepoId'),call.hub.db
-    row = db.find(kind,id) if kind in (*KINDS,'bucket') and isinstance(id,str) and _utf8(id) else None
+    row = db.find(kind,id) if kind in (*KINDS,'bucket') and isinstance(id,str) else None
     if row is None or row.disabled or not db.visible(row, call.who):
         raise HubError(404, f'there is no {str(kind)[:20]} `{str(id)[:100]}` that you can read.')
     if row.gated: call.check_gate(row)
