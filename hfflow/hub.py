@@ -273,14 +273,12 @@ def _apply(env):
         else: os.environ[key] = value
 
 # %% ../nbs/01_hub.ipynb #1a133de2
-def _not_too_late(endpoint, embedded):
+def _not_too_late(endpoint):
     "UserError if a client library was imported with other settings: it reads them only once."
     loaded = {m: getattr(sys.modules.get(m), a, None) for m, a in
               (('huggingface_hub.constants', 'ENDPOINT'), ('datasets.config', 'HF_ENDPOINT'))}
-    xet = embedded and getattr(sys.modules.get('huggingface_hub.constants'), 'HF_HUB_DISABLE_XET',
-                               True) is False
     for module, there in loaded.items():
-        if there and (there.rstrip('/') != endpoint or xet):
+        if there and there.rstrip('/') != endpoint:
             raise UserError(f'{module.split(".")[0]} was imported before hub.connect() and is set '
                             f'up for {there}, not for '
                             f'{endpoint}: restart the kernel (or the process) and call '
@@ -331,7 +329,7 @@ def _remote(endpoint, token=None):
     if not re.match(r'https?://[^/\s]+', endpoint):
         raise UserError(f"'{endpoint}' is not the address of a Hub: write it with https://, such "
                         "as https://huggingface.co.")
-    _not_too_late(endpoint, False)
+    _not_too_late(endpoint)
     real = host == 'huggingface.co'
     cache = None if real else home()/'cache'/re.sub(r'\W+', '-', urlsplit(endpoint).netloc)
     env, old = _settings(endpoint, None, cache), dict(os.environ)
@@ -436,7 +434,7 @@ def connect(endpoint:str=None,  # address of a Hub; default: `$HFFLOW_HUB`, else
             return hub
     data = _folder(data)
     url = _ensure(data)
-    _not_too_late(url, True)
+    _not_too_late(url)
     _apply(_settings(url, _token(data), data/'cache', embedded=True))
     if explicit: os.environ['HFFLOW_HUB'] = str(data)
     # some clients ask for the Colab secret first: not for this Hub
