@@ -10,7 +10,7 @@ __all__ = ['bucket_routes', 'EMPTY', 'KEPT', 'find_bucket', 'bucket_json', 'crea
            'bucket_tree', 'bucket_paths', 'batch', 'bucket_write_token', 'bucket_read_token', 'open_hash',
            'bucket_file', 'follow_bucket', 'bucket_events']
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #2bac91bf
+# %% ../../nbs/localhub/08c_buckets.ipynb #e9b86488
 import asyncio, json, re, time
 from datetime import datetime, timezone
 from functools import partial
@@ -23,10 +23,10 @@ from .download import safe_headers, send_file
 from .people import KINDS, Db, RepoRow, check_name, no_repo
 from .repos import _visibility, new_id
 from .store import HubError
-from .wire import Call, Hub, Json, Routes, _utf8, iso, next_link
+from .wire import Call, Hub, Json, Routes, iso, next_link
 from .xet import xet_token
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #f2124508
+# %% ../../nbs/localhub/08c_buckets.ipynb #865dae53
 bucket_routes = Routes()
 
 def find_bucket(call:Call, write:bool=False)->RepoRow:
@@ -44,7 +44,7 @@ def bucket_json(call:Call, rows:list)->list:
         updatedAt=iso(r.modified), size=sums[r.key]['size'] if r.key in sums else 0,
         totalFiles=sums[r.key]['n'] if r.key in sums else 0) for r in rows]
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #f908de0e
+# %% ../../nbs/localhub/08c_buckets.ipynb #8c480751
 @bucket_routes('POST', '/api/buckets/{ns}/{name}')
 def create_bucket(call:Call)->dict:
     "Make a bucket."
@@ -74,7 +74,7 @@ def change_bucket(call:Call)->dict:
     if vis: call.hub.db.set_repo(row.key, private=vis=='private')
     return bucket_json(call, [call.hub.db.by_key(row.key)])[0]
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #ddbb9ba4
+# %% ../../nbs/localhub/08c_buckets.ipynb #f09dfb55
 def list_buckets(call:Call, owner:str, search:str='', limit:int=1000, after:str='' # name
                 )->list: # of `RepoRow`
     "List the buckets of somebody, as far as the caller may see them."
@@ -101,10 +101,10 @@ def no_owner(call:Call):
     "Answer for a bucket that is named without its owner."
     raise no_repo(call.who)
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #36bb1d86
+# %% ../../nbs/localhub/08c_buckets.ipynb #c5b5cf6e
 def check_path(path:str)->str:
     "Refuse what cannot be the path of a file."
-    if not (isinstance(path,str) and _utf8(path) and 0<len(path.encode())<=1024 and not
+    if not (isinstance(path,str) and 0<len(path.encode())<=1024 and not
             any(p in ('','.','..') for p in path.split('/')) and not re.search('[\0-\x1f]',path)):
         raise HubError(400, 'a path has 1 to 1024 bytes and no empty part, `.`, `..` or control '
             'character between its slashes.')
@@ -130,7 +130,7 @@ def list_level(db:Db, key:str, prefix:str='', after:str='', limit:int=1000
             'path>? AND path<?', key, folder+'/', after)['t']))
     return res
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #6b7912ed
+# %% ../../nbs/localhub/08c_buckets.ipynb #86557723
 def _entry(e):
     if isinstance(e,tuple): return dict(type='directory', path=e[0], uploadedAt=iso(e[1]))
     return dict(type='file', path=e['path'], size=e['size'], xetHash=e['hash'],
@@ -151,15 +151,17 @@ def bucket_tree(call:Call)->Json:
 def bucket_paths(call:Call)->list:
     "Tell about single files; absent ones are left out."
     row,paths = find_bucket(call),[p for p in call.form().get('paths',[])
-                                   if isinstance(p,str) and _utf8(p)]
+                                   if isinstance(p,str)]
     return [_entry(r) for r in call.hub.db.all('SELECT * FROM bucket_files WHERE key=? AND path IN '
         '(SELECT value FROM json_each(?)) ORDER BY path', row.key, json.dumps(paths))]
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #a120697a
+# %% ../../nbs/localhub/08c_buckets.ipynb #f82db17b
 _types,EMPTY = ('addFile','copyFile','deleteFile'),'0'*64 # the Xet hash of a file of no bytes
 
 def _operation(n, line):
-    try: op = json.loads(line)
+    try:
+        op = json.loads(line)
+        json.dumps(op, ensure_ascii=False).encode() # half a surrogate pair is no text
     except (ValueError,RecursionError): op = None
     if not isinstance(op,dict) or op.get('type') not in _types or not isinstance(op.get('path'),str):
         raise HubError(400, f'line {n} is no operation: each needs a `path` and a `type`, which is '
@@ -176,7 +178,7 @@ def _mtime(op, now):
 def _may_copy(call, op):
     "Tell whether a file lies where the operation says, and the caller may read it there."
     kind,id,db = op.get('sourceRepoType'),op.get('sourceRepoId'),call.hub.db
-    known = kind in (*KINDS,'bucket') and isinstance(id,str) and _utf8(id)
+    known = kind in (*KINDS,'bucket') and isinstance(id,str)
     row = db.find(kind,id) or db.moved_to(kind,id) if known else None
     if row is None or row.disabled or not db.visible(row, call.who):
         raise HubError(404, f'there is no {str(kind)[:20]} `{str(id)[:100]}` that you can read.')
@@ -184,7 +186,7 @@ def _may_copy(call, op):
     if kind!='bucket': return call.hub.chunks.may_read(row.key, op['xetHash'])
     return db.one('SELECT 1 FROM bucket_files WHERE key=? AND hash=?', row.key, op['xetHash'])
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #8ea7690b
+# %% ../../nbs/localhub/08c_buckets.ipynb #86fa74f8
 def _put(call, c, row, op, now):
     "Carry out one operation; returns what has changed, as a row of `bucket_changes`."
     path,hash,chunks = check_path(op['path']),op.get('xetHash'),call.hub.chunks
@@ -218,7 +220,7 @@ def batch(call:Call)->Json:
     return Json(dict(success=not failed, processed=len(ops), succeeded=good, failed=failed),
                 422 if failed and not good else 200)
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #07acc202
+# %% ../../nbs/localhub/08c_buckets.ipynb #d697bd9c
 @bucket_routes('GET', '/api/buckets/{ns}/{name}/xet-write-token')
 def bucket_write_token(call:Call)->Json:
     "Give a token that may send chunks to a bucket."
@@ -245,7 +247,7 @@ def bucket_file(call:Call)->Response:
     return send_file(call, path, f['size'], headers,
                      partial(open_hash,call.hub,f['hash']) if f['size'] else b'')
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #58f8a8de
+# %% ../../nbs/localhub/08c_buckets.ipynb #21ca56b4
 KEPT = 3600 # seconds for which changes are kept
 
 def _note(c, key, now, changes):
@@ -269,7 +271,7 @@ def _start(call, key):
     first = call.hub.db.one('SELECT min(seq) n FROM bucket_changes WHERE key=? AND at>=?', key, at)
     return at,(first['n'] or last+1)-1
 
-# %% ../../nbs/localhub/08c_buckets.ipynb #4629c572
+# %% ../../nbs/localhub/08c_buckets.ipynb #59d44ba2
 def _event(name, **data): return f'event: {name}\ndata: {json.dumps(data)}\n\n'
 
 def _change(r):

@@ -118,11 +118,12 @@ def test_bad_calls(http, bucket, method, path, status):
     assert http.request(method, path.replace("{b}", bucket)).status_code == status
 
 
-def test_lone_surrogates(http, bucket):
-    ops = [r'{"type":"deleteFile","path":"\ud800"}', r'{"type":"copyFile","path":"x","xetHash":"' + "0" * 64 + r'","sourceRepoType":"bucket","sourceRepoId":"\ud800"}']
-    assert send(http, bucket, *ops).status_code == 422
-    r = http.post(f"/api/buckets/{bucket}/paths-info", content=r'{"paths":["\ud800", 3, null]}', headers={"Content-Type": "application/json"})
-    assert (r.status_code, r.json()) == (200, [])
+@pytest.mark.parametrize("path,body", [
+    ("batch", r'{"type":"deleteFile","path":"\ud800"}'), ("batch", r'{"type":"copyFile","path":"x","sourceRepoType":"bucket","sourceRepoId":"\ud800"}'),
+    ("paths-info", r'{"paths":["\ud800"]}'), ("paths-info", '{"paths":[3, null, ["x"]]}'), ("settings", '{"visibility":3}')])
+def test_bad_bodies(http, bucket, path, body):
+    r = http.request("PUT" if path == "settings" else "POST", f"/api/buckets/{bucket}/{path}", content=body, headers={"Content-Type": "application/json"})
+    assert r.status_code == 400 or r.json() == []
 
 
 def test_prefixes_levels_and_pages(api, http, bucket):

@@ -158,7 +158,7 @@ def test_buckets_as_volumes(you, hub):
     change += "os.mkdir('new'); open('new/d.txt', 'w').write('four'); os.symlink('/etc/hostname', 'new/link'); sys.exit(3)"
     go = lambda *volumes: ended(you, you.run_job(image=PY, command=["python", "-c", change, "/in"], volumes=list(volumes), namespace="you"))
     job = go(mount(b, read_only=True), mount(hers, "/hers"))
-    assert (job.status.stage, logs(you, job), files()) == ("ERROR", ["['a.txt', 'b.txt', 'empty', 'sub']"], before)
+    assert (job.status.stage, logs(you, job)[0], files()) == ("ERROR", "['a.txt', 'b.txt', 'empty', 'sub']", before)
     assert [v.read_only for v in job.volumes] == [True, True]
     assert not go(mount(b)).volumes[0].read_only
     assert files() == {"in/a.txt": 1, "in/empty": 0, "in/new/d.txt": 4, "in/sub/c.txt": 5, "inside.txt": 1}
