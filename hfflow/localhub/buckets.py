@@ -178,7 +178,8 @@ def _mtime(op, now):
 def _may_copy(call, op):
     "Tell whether a file lies where the operation says, and the caller may read it there."
     kind,id,db = op.get('sourceRepoType'),op.get('sourceRepoId'),call.hub.db
-    row = db.find(kind,id) if kind in (*KINDS,'bucket') and isinstance(id,str) else None
+    known = kind in (*KINDS,'bucket') and isinstance(id,str)
+    row = db.find(kind,id) or db.moved_to(kind,id) if known else None
     if row is None or row.disabled or not db.visible(row, call.who):
         raise HubError(404, f'there is no {str(kind)[:20]} `{str(id)[:100]}` that you can read.')
     if row.gated: call.check_gate(row)

@@ -145,6 +145,40 @@ def test_pages_of_a_list_and_labels(you, raw):
     assert info.labels == {"set": "other"} and raw.get("/api/jobs/you?label=set%3Dpaged&label=n%3D0").json() == []
 
 
+def test_buckets_as_volumes(you, hub):
+    pytest.importorskip("hf_xet")
+    ann = HfApi(hub.url, token=TOKENS["ann"])
+    b, hers = you.create_bucket("mounted", private=True).bucket_id, ann.create_bucket("hers").bucket_id
+    for api, bucket in ((you, b), (ann, hers)):
+        api.batch_bucket_files(bucket, add=[(b"1", "in/a.txt"), (b"2", "in/b.txt"), (b"3", "in/sub/c.txt"), (b"", "in/empty"), (b"4", "inside.txt")])
+    files = lambda: {f.path: f.size for f in you.list_bucket_tree(b)}
+    before = files()
+    mount = lambda source, path="/in", **kw: Volume(type="bucket", source=source, mount_path=path, path="in", **kw)
+    change = "import os, sys; os.chdir(sys.argv[1]); print(sorted(os.listdir())); os.remove('b.txt'); open('sub/c.txt', 'w').write('three'); "
+    change += "os.mkdir('new'); open('new/d.txt', 'w').write('four'); os.symlink('/etc/hostname', 'new/link'); sys.exit(3)"
+    go = lambda *volumes: ended(you, you.run_job(image=PY, command=["python", "-c", change, "/in"], volumes=list(volumes), namespace="you"))
+    job = go(mount(b, read_only=True), mount(hers, "/hers"))
+    assert (job.status.stage, logs(you, job)[0], files()) == ("ERROR", "['a.txt', 'b.txt', 'empty', 'sub']", before)
+    assert [v.read_only for v in job.volumes] == [True, True]
+    assert not go(mount(b)).volumes[0].read_only
+    assert files() == {"in/a.txt": 1, "in/empty": 0, "in/new/d.txt": 4, "in/sub/c.txt": 5, "inside.txt": 1}
+    assert "there is nothing in `none`" in go(Volume(type="bucket", source=b, mount_path="/in", path="none")).status.message
+    for source, status in ((hers, "403"), (b + "-absent", "404")):
+        with pytest.raises(HfHubHTTPError, match=status):
+            go(mount(source, read_only=False))
+
+
+def test_uv_runs_a_local_script(hf, you, tmp_path):
+    pytest.importorskip("uv")
+    pytest.importorskip("hf_xet")
+    (tmp_path / "go.py").write_text("import sys\nfrom pathlib import Path\nPath(__file__).with_name('out.txt').write_text(Path(sys.argv[1]).read_text() * 2)\nprint('done')\n")
+    (tmp_path / "in.txt").write_text("ab")
+    assert "done" in hf("uv", "run", "--namespace", "you", "-e", "UV_OFFLINE=1", str(tmp_path / "go.py"), str(tmp_path / "in.txt"))
+    out = next(f for f in you.list_bucket_tree("you/jobs-artifacts") if f.path.endswith("/out.txt"))
+    you.download_bucket_files("you/jobs-artifacts", [(out, tmp_path / "out.txt")])
+    assert (tmp_path / "out.txt").read_text() == "abab"
+
+
 def test_spaces_and_volumes(you):
     ann = HfApi(you.endpoint, token=TOKENS["ann"])
     for api, owner, private in ((you, "you", True), (ann, "ann", True)):
@@ -189,7 +223,7 @@ GOOD = dict(command=["true"], arguments=[], environment={}, flavor="cpu-basic", 
     (dict(environment={"A": None}), 400), (dict(environment=["A"]), 400), (dict(secrets={"": "x"}), 400), (dict(flavor="h200x8"), 400), (dict(flavor=["x"]), 400),
     (dict(timeoutSeconds=0), 400), (dict(timeoutSeconds=float("nan")), 400), (dict(timeoutSeconds=10**400), 400), (dict(timeoutSeconds=True), 400),
     (dict(attempts=1000), 400), (dict(labels={"a b": "c"}), 400), (dict(labels={"a": 1}), 400), (dict(volumes=[1]), 400), (dict(volumes={}), 200), (dict(volumes=[dict(type=[], source="you/x", mountPath="/x")]), 400),
-    (dict(volumes=[dict(type="bucket", source="you/b", mountPath="/data")]), 501), (dict(volumes=[dict(type="model", source=3, mountPath="/data")]), 400),
+    (dict(volumes=[dict(type="bucket", source="you/absent", mountPath="/data")]), 404), (dict(volumes=[dict(type="model", source=3, mountPath="/data")]), 400),
     (dict(volumes=[dict(type="model", source="you/absent", mountPath="/data")]), 404), (dict(expose=dict(ports=[80], portsPublic=[])), 501),
     (dict(expose=dict(ports=[], portsPublic=[])), 200), (dict(ssh=dict(enabled=True)), 501), (dict(network=dict(group="x")), 501)])
 def test_bad_input(raw, change, status):
