@@ -33,7 +33,11 @@ FILES = {'hub.sqlite3*':'people, tokens (hashed), names and rights of repos, dis
     'the Hub that runs', 'hub.lock':'held while one is started or stopped',
     'hub.log*':'what the Hub printed, this time and the time before',
     'seed-*':'notes on models that came with hfflow', 'cache':'downloads of this Hub by the client '
-    'libraries; may be deleted', 'mirror':'parts of files that are being imported or exported'}
+    'libraries; may be deleted', 'mirror':'parts of files that are being imported or exported',
+    'xet':'the chunks of files that came by Xet, in xorbs by hash', 'uploads':'pictures that stand in '
+    'comments', 'parquet':'data sets as the viewer reads them; may be deleted',
+    'spaces':'work folders and logs of Spaces', 'jobs':'logs of Jobs',
+    'endpoints':'logs of Inference Endpoints'}
 
 # %% ../../nbs/localhub/12_care.ipynb #06f42774
 @dataclass
@@ -310,8 +314,12 @@ def lfs_objects(hub:Hub, cutoff:float, dry:bool)->Freed:
     needed = _needed(store, [d.name[:-4] for d in store.repos.glob('??/*.git')])
     if needed is None: res.note = 'a repo is damaged: run hfflow hub check'; return res
     young = {r['oid'] for r in db.all('SELECT oid FROM lfs WHERE created>?', cutoff)}
-    free = {f.name:f.stat().st_size for f in objects(store) if f.name not in needed|young
-            and f.stat().st_mtime<=cutoff}
+    keep = needed|young
+    # the bytes of those in chunks are counted with the chunks
+    free = {r['oid']:0 for r in db.all('SELECT DISTINCT lfs.oid FROM lfs JOIN xet_files USING(oid)')
+            if r['oid'] not in keep}
+    free |= {f.name:f.stat().st_size for f in objects(store) if f.name not in keep
+             and f.stat().st_mtime<=cutoff}
     if free and not dry:
         with store.alone(): free = _remove(hub, cutoff, free)
     res.count,res.bytes = len(free),sum(free.values())
@@ -357,8 +365,9 @@ def tokens(hub:Hub, cutoff:float, dry:bool)->Freed:
 def unused_chunks(hub:Hub, cutoff:float, dry:bool)->Freed:
     "Take out the chunks that no file of a repo or a bucket uses."
     res = Freed('chunks that no file uses')
-    if dry: res.note = 'they are counted as they go'; return res
-    with hub.store.alone(): res.bytes = hub.chunks.collect(time.time()-cutoff)
+    with hub.store.alone():
+        res.count,res.bytes = hub.chunks.collect(time.time()-cutoff, dry)
+    if dry: res.note = 'and those of the large files above'
     return res
 
 # %% ../../nbs/localhub/12_care.ipynb #8d3f8c6b

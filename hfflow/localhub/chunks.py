@@ -335,10 +335,16 @@ Chunks.hashes = hashes
 def _dead(c, xorb, cutoff):
     return not c.execute('SELECT 1 FROM xet_uses WHERE xorb=? UNION ALL SELECT 1 FROM xet_known '
                          'WHERE xorb=? AND created>=?', (xorb,xorb,cutoff)).fetchone()
-def collect(self:Chunks, grace:float=86400 # seconds for which anything new is kept
-           )->int: # bytes freed
+def collect(self:Chunks, grace:float=86400, # seconds for which anything new is kept
+            dry:bool=False # only count
+           )->tuple: # how many xorbs went, and their bytes
     "Remove the files that no repo uses, and the xorbs that no file uses."
-    cutoff,freed = time.time()-grace,0
+    cutoff,freed = time.time()-grace,[]
+    if dry:
+        with self.db.tx() as c:
+            freed = [p.stat().st_size for p in self.xorbs.objects.glob('*/*/*')
+                     if _dead(c,p.name,cutoff)]
+        return len(freed),sum(freed)
     with self.db.tx() as c:
         # what was sent to a bucket and is no file of it, or no longer
         c.execute("DELETE FROM lfs WHERE created<? AND key IN (SELECT key FROM repos WHERE "
@@ -355,13 +361,13 @@ def collect(self:Chunks, grace:float=86400 # seconds for which anything new is k
         with self.db.tx() as c:
             if not _dead(c, path.name, cutoff): continue
             for t in ('known','asked'): c.execute(f'DELETE FROM xet_{t} WHERE xorb=?', (path.name,))
-            freed += path.stat().st_size
+            freed.append(path.stat().st_size)
             path.unlink()
     if freed:
         self.index.cache_clear()
         with self.db.tx() as c: c.execute("INSERT INTO meta VALUES('xet_epoch','1') ON CONFLICT "
                                           'DO UPDATE SET value=value+1')
-    return freed
+    return len(freed),sum(freed)
 Chunks.collect = collect
 
 def epoch(self:Chunks)->int:

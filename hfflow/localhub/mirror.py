@@ -290,7 +290,7 @@ def upload(dst:End, o:dict, # what `batch` said of it
     header = dict(to.get('header') or {})
     def put(url, a, b, header):
         def pieces():
-            for data in _pieces(file, a, b):
+            for data in _pieces(open(file,'rb'), a, b):
                 yield data
                 if bar is not None: bar.update(len(data))
         with send('PUT', url, None, pieces(), {'Content-Type':'application/octet-stream',

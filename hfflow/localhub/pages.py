@@ -143,7 +143,7 @@ def login(call:Call)->Response:
     to = call.q.get('to','/')
     if not re.fullmatch(r'/(?![/\\])[\x21-\x5b\x5d-\x7e]*', to): to = '/' # stay on this Hub
     if 'sig' in call.q and call.request.method=='GET': return _by_link(call)
-    if call.request.method=='GET': return html(call, 'login.html', title='Log in')
+    if call.request.method!='POST': return html(call, 'login.html', title='Log in')
     call.same_origin()
     token = (call.form().get('token') or [''])[0].strip()
     try: who = call.hub.db.caller(token)

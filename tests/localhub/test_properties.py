@@ -190,7 +190,7 @@ def test_a_path_is_refused_or_stays_in_its_repo(tmp_path_factory, path):
     try:
         check_path(path)
     except HubError as e:
-        assert e.status == 400 and e.message.encode()
+        assert e.status == 422 and e.message.encode()
         return
     parts = path.split("/")
     assert os.path.normpath(path) == path and not path.startswith("/") and ".." not in parts and not any(ord(c) < 32 for c in path)
