@@ -320,6 +320,7 @@ def lfs_objects(hub:Hub, cutoff:float, dry:bool)->Freed:
             if r['oid'] not in keep}
     free |= {f.name:f.stat().st_size for f in objects(store) if f.name not in keep
              and f.stat().st_mtime<=cutoff}
+    if dry and 0 in free.values(): res.note = 'the chunks of some of them are not counted yet'
     if free and not dry:
         with store.alone(): free = _remove(hub, cutoff, free)
     res.count,res.bytes = len(free),sum(free.values())
@@ -367,7 +368,6 @@ def unused_chunks(hub:Hub, cutoff:float, dry:bool)->Freed:
     res = Freed('chunks that no file uses')
     with hub.store.alone():
         res.count,res.bytes = hub.chunks.collect(time.time()-cutoff, dry)
-    if dry: res.note = 'and those of the large files above'
     return res
 
 # %% ../../nbs/localhub/12_care.ipynb #8d3f8c6b

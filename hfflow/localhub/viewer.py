@@ -573,7 +573,7 @@ def rows(self, split:Split, form:dict, numbers, # of rows, in the order wanted
     with self.reading():
         res = {at+i:json_row(at+i,r) for start,stop in _runs(numbers)
                for at,b in self.scan(split,form,start,stop) for i,r in enumerate(b.to_pylist())}
-    return [dict(row_idx=n, row=res[n]) for n in numbers]
+    return [dict(row_idx=n, row=res.get(n,{})) for n in numbers] # rows may have no columns
 View.rows = rows
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #430f71f7
