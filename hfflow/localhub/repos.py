@@ -343,7 +343,7 @@ def paths_info(call:Call)->list:
     row,repo,commit = _at(call)
     f = call.form()
     expand = truthy((f.get('expand') or ['false'])[0])
-    es = [e for p in dict.fromkeys(str(p) for p in f.get('paths',[]))
+    es = [e for p in dict.fromkeys(f.get('paths',[]))
         if (e:=repo.entry(commit,p.strip('/')))]
     last = repo.last_commits(commit, [e.path for e in es if e.path]) if expand else {}
     return [entry_json(e, last.get(e.path), expand) for e in es]

@@ -166,7 +166,8 @@ class Call:
     def form(self)->dict: # {name: [values]}
         "Read the body as a form, or as JSON where the client says so."
         if 'json' in self.request.headers.get('content-type',''):
-            return {k:v if isinstance(v,list) else [v] for k,v in self.json().items()}
+            return {k:[str(x) for x in (v if isinstance(v,list) else [v])]
+                for k,v in self.json().items()}
         try: return parse_qs(self.body.decode(), keep_blank_values=True, max_num_fields=200_000)
         except ValueError: raise HubError(400, 'the form cannot be read.') from None
 
