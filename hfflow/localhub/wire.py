@@ -106,8 +106,7 @@ Hub.together = together
 def _undo(self, key, repo):
     notes,refs = self.db.all('SELECT ref,old FROM undo WHERE key=?', key),repo.git.references
     for name,old in notes:
-        if old: refs.create(name, old, force=True)
-        elif name in refs: refs.delete(name)
+        if old or name in refs: repo.point(name, old)
     if notes:
         with self.db.tx() as c: c.execute('DELETE FROM undo WHERE key=?', (key,))
 Hub._undo = _undo

@@ -273,8 +273,8 @@ def test_a_private_repo_is_like_none(target):
     for method, path, f in ROUTES:
         url = re.sub(r"\{([\w:]+)\}", lambda m: m[0] if m[1] == "name" else GOOD.get(m[1].split(":")[0], ["x"])[0], path)
         known = FIELDS[f.__module__]
-        body = json.dumps({k: v for k, v in BODY.items() if k in known}).replace("you/open", "you/{name}").replace("fresh", "you/{name}").replace("A title", "For {name}") if method != "GET" else ""
-        if "{name}" not in url + body:
+        body = json.dumps({k: v for k, v in BODY.items() if k in known}).replace("you/open", "you/{name}").replace("fresh", "you/{name}") if method != "GET" else ""
+        if "{name}" not in url and not path.startswith("/api/repos/"):
             assert method != "GET" or all(b"hidden7" not in target(method, url, user=user)[2] for user in ("ann", None)), url
             continue
         for user in ("ann", None):
