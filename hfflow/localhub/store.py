@@ -12,7 +12,7 @@ __all__ = ['Pointer', 'Entry', 'HubError', 'write_pointer', 'read_pointer', 'Lfs
 # %% ../../nbs/localhub/00_store.ipynb #62dcface
 import os, re, shutil, threading
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -206,17 +206,16 @@ def point(self, name:str, oid=None # None removes the ref
          ):
     "Let a ref name an object, new or old, so that both survive a power cut."
     old = self.git.references.get(name)
-    self._set(name, oid)
-    folders = [d for d in (self.path/name).parents if self.path in d.parents and d.is_dir()]
-    try:
-        for d in (*folders, self.path/'objects'): fsync_dir(d)
+    try: self._set(name, oid)
     except OSError: # the caller will not be told of success
-        self._set(name, old and old.target)
+        with suppress(OSError): self._set(name, old and old.target)
         raise
 
 def _set(self, name, oid):
-    if oid is None: self.git.references.delete(name)
-    else: self.git.references.create(name, oid, force=True)
+    if oid: self.git.references.create(name, oid, force=True)
+    elif name in self.git.references: self.git.references.delete(name)
+    folders = [d for d in (self.path/name).parents if self.path in d.parents and d.is_dir()]
+    for d in (*folders, self.path/'objects'): fsync_dir(d)
 Repo._set = _set
 Repo.point = point
 

@@ -52,6 +52,12 @@ class Hub:
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
         self.store.recover = self._undo
 
+    def _undo(self, key, repo): # what `together`, below, had begun
+        notes = self.db.all('SELECT ref,old FROM undo WHERE key=?', key)
+        for name,old in notes: repo._set(name, old)
+        if notes:
+            with self.db.tx() as c: c.execute('DELETE FROM undo WHERE key=?', (key,))
+
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
         from io import BytesIO
@@ -103,13 +109,6 @@ def together(self, key:str, *names:str): # yields the locked `Repo`
             with self.store.lock(key): raise
 Hub.together = together
 
-def _undo(self, key, repo):
-    notes,refs = self.db.all('SELECT ref,old FROM undo WHERE key=?', key),repo.git.references
-    for name,old in notes:
-        if old or name in refs: repo.point(name, old)
-    if notes:
-        with self.db.tx() as c: c.execute('DELETE FROM undo WHERE key=?', (key,))
-Hub._undo = _undo
 
 # %% ../../nbs/localhub/05_wire.ipynb #da0dbe3c
 def iso(t:float # Unix time
