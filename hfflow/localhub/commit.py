@@ -408,7 +408,8 @@ class Quarantine:
     def __init__(self, store:Store, key:str):
         self.main = store.path(key)
         self.folder = store.lfs.tmp/f'{token_hex(12)}.git'
-        bare(self.folder).free()
+        try: bare(self.folder).free()
+        except BaseException: shutil.rmtree(self.folder, ignore_errors=True); raise
         self.repo,self.held = Repo(self.folder),ExitStack()
         self.held.enter_context(store.using()) # what is found there stays until this closes
         self.repo.git.odb.add_disk_alternate(str(self.main/'objects'))

@@ -25,8 +25,7 @@ copy_routes = Routes()
 def copy(self:Store, key:str)->str: # the copy's key
     "Copy a git repository with its branches and tags, without its pull requests."
     new = token_hex(12)
-    tmp = self.lfs.tmp/f'{new}.git'
-    try:
+    with self.scratch(new) as tmp:
         with self.lock(key): shutil.copytree(self.path(key), tmp)
         git = Repo(tmp).git
         for name in [r for r in git.references if r.startswith('refs/pr/')]:
@@ -34,7 +33,6 @@ def copy(self:Store, key:str)->str: # the copy's key
         git.free()
         fsync_all(tmp)
         self._place(tmp, new)
-    finally: shutil.rmtree(tmp, ignore_errors=True) # of a copy that failed
     return new
 Store.copy = copy
 
@@ -150,7 +148,8 @@ def _rewrite(repo, refs, oids):
         ref = repo.git.references[name]
         obj,commit = repo.git[ref.target],ref.peel(pygit2.Commit)
         new = again.commit(commit)
-        if new!=commit.id: ref.set_target(new if obj.id==commit.id else _retag(repo, obj, new))
+        if new!=commit.id:
+            repo.point(name, new if obj.id==commit.id else _retag(repo, obj, new))
 
 def _retag(repo, tag, target):
     "An annotated tag is an object that names its commit, or another tag, in its first line."

@@ -127,7 +127,7 @@ def new_branch(call:Call, row:RepoRow, base:str # branch that it shall change
             raise no_revision(base)
         num = next_number(call, row)
         with call.hub.together(row.key, f'refs/pr/{num}'):
-            repo.git.references.create(f'refs/pr/{num}', repo.git.references[full].target)
+            repo.point(f'refs/pr/{num}', repo.git.references[full].target)
             yield num,full
 
 def enter(call:Call, row:RepoRow, num:int, title:str, text:str,
@@ -273,7 +273,7 @@ def _merge_commit(call, row, repo, d, base, head, tree):
     oid = repo.git.create_commit(None, who, who, f"{d['title']} (#{d['num']})\n\n"+'\n'.join(lines),
         tree, [base.id])
     if d['base']=='refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
-    repo.git.references[d['base']].set_target(oid)
+    repo.point(d['base'], oid)
     with call.hub.db.tx() as c:
         c.execute("UPDATE discussions SET status='merged', merged=? WHERE key=? AND num=?",
             (str(oid), row.key, d['num']))

@@ -204,18 +204,18 @@ def move_ref(call:Call, row:RepoRow, repo:Repo, old:str, new:str, name:str):
     now = str(refs[name].target) if name in refs else NONE
     if now!=old: raise HubError(412, 'it has moved since: fetch first')
     if new==NONE:
-        if now!=NONE: refs.delete(name)
+        if now!=NONE: repo.point(name)
         return
     obj = repo.git.get(new)
     end = repo.git[obj.target] if isinstance(obj, pygit2.Tag) and name.startswith('refs/tags/') else obj
     if not isinstance(end, pygit2.Commit): raise HubError(400, 'it points to no commit')
     if num:=pr_number(name):
         with call.hub.together(row.key, name):
-            refs[name].set_target(new)
+            repo.point(name, new)
             add_event(call, row, num, 'commit', dict(subject=obj.message.split('\n')[0], oid=new))
         return
     if name=='refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
-    refs.create(name, new, force=True)
+    repo.point(name, new)
 
 # %% ../../nbs/localhub/07a_git.ipynb #7dff127c
 @git_routes('POST', '/{P}{ns}/{name}/git-receive-pack')

@@ -359,7 +359,7 @@ def paths_info(call:Call)->list:
     row,repo,commit = _at(call)
     f = call.form()
     expand = truthy((f.get('expand') or ['false'])[0])
-    es = [e for p in dict.fromkeys(str(p) for p in f.get('paths',[]))
+    es = [e for p in dict.fromkeys(f.get('paths',[]))
         if (e:=repo.entry(commit,p.strip('/')))]
     last = repo.last_commits(commit, [e.path for e in es if e.path]) if expand else {}
     xet = call.hub.chunks.hashes(row.key, [e.lfs.oid for e in es if e.lfs])
@@ -388,7 +388,7 @@ def create_branch(call:Call)->Json:
         full = name if re.fullmatch(r'refs/convert/[\w-]+',name) else repo.new_ref('heads',name)
         if full in repo.git.references: raise HubError(409, f'Reference {full} already exists')
         start = repo.resolve(call.text(d,'startingPoint') or 'main')
-        repo.git.references.create(full, start.id)
+        repo.point(full, start.id)
     return Json({}, 201)
 
 @repo_routes('DELETE', '/api/{T}/{ns}/{name}/branch/{rev}')
@@ -400,7 +400,7 @@ def delete_branch(call:Call)->dict:
     with call.hub.store.lock(row.key) as repo:
         if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
             raise no_revision(name)
-        repo.git.references.delete(full)
+        repo.point(full)
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #1d6ec05a
@@ -413,9 +413,9 @@ def create_tag(call:Call)->Json:
         target,full = repo.resolve(call.p['rev']),repo.new_ref('tags',name)
         if full in repo.git.references: raise HubError(409, f'Tag reference exists already: {name}')
         from hfflow.localhub.store import signature
-        if message: repo.git.create_tag(name, target.id, pygit2.enums.ObjectType.COMMIT,
-                signature(call.who.name), message)
-        else: repo.git.references.create(full, target.id)
+        oid = repo.git.create_tag(name, target.id, pygit2.enums.ObjectType.COMMIT,
+            signature(call.who.name), message) if message else target.id
+        repo.point(full, oid)
     return Json({}, 201)
 
 @repo_routes('DELETE', '/api/{T}/{ns}/{name}/tag/{rev}')
@@ -425,7 +425,7 @@ def delete_tag(call:Call)->dict:
     with call.hub.store.lock(row.key) as repo:
         if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
             raise no_revision(call.p['rev'])
-        repo.git.references.delete(full)
+        repo.point(full)
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #6a255131
@@ -462,10 +462,10 @@ def squash(call:Call)->dict:
         full = rev if rev.startswith(('refs/pr/','refs/convert/')) else f'refs/heads/{rev}'
         if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
             raise no_revision(rev)
-        ref,who = repo.git.references[full],signature(call.who.name)
+        who = signature(call.who.name)
         oid = repo.git.create_commit(None, who, who, message, repo.resolve(rev).tree.id, [])
         if rev=='main': call.hub.db.set_repo(row.key, stale=1)
-        ref.set_target(oid)
+        repo.point(full, oid)
         if rev=='main': call.hub.index(row)
     return {}
 

@@ -135,12 +135,12 @@ def create_collection(call:Call)->dict:
     d,db = call.json(),call.hub.db
     owner,title = call.text(d,'namespace') or call.user(),_title(call,d)
     call.user('collection.write', owner)
-    old = db.one('SELECT * FROM collections WHERE owner=? AND title=?', owner, title)
-    if old:
-        raise HubError(409, f'{owner} has a collection of that title already.',
-                       body=dict(slug=_slug(old)))
     id,note = token_hex(12),_description(call,d)
     with db.tx() as c:
+        old = db.one('SELECT * FROM collections WHERE owner=? AND title=?', owner, title)
+        if old:
+            raise HubError(409, f'{owner} has a collection of that title already.',
+                           body=dict(slug=_slug(old)))
         n = c.execute('SELECT count(*) FROM collections WHERE owner=?', (owner,)).fetchone()[0]
         c.execute('INSERT INTO collections VALUES(?,?,?,?,?,?,?,?)',
             (id, owner, title, note, d.get('private') is True, 'blue', n, time.time()))

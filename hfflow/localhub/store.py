@@ -6,14 +6,14 @@ Docs: https://hfflow.github.io/hfflow/localhub/store.html.md"""
 
 # %% auto #0
 __all__ = ['Pointer', 'Entry', 'HubError', 'write_pointer', 'read_pointer', 'LfsStore', 'LfsWriter', 'fsync_dir', 'keep', 'bare',
-           'signature', 'Repo', 'no_revision', 'readable', 'resolve', 'new_ref', 'entry', 'walk', 'history', 'refs',
-           'last_commits', 'Store', 'fsync_all', 'create', 'using', 'alone', 'lock', 'delete', 'sweep']
+           'signature', 'Repo', 'no_revision', 'readable', 'resolve', 'new_ref', 'point', 'entry', 'walk', 'history',
+           'refs', 'last_commits', 'Store', 'fsync_all', 'create', 'using', 'alone', 'lock', 'delete', 'sweep']
 
 # %% ../../nbs/localhub/00_store.ipynb #62dcface
 import fcntl, os, re, shutil, threading, time
 from bisect import bisect_right
 from collections import namedtuple
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -212,6 +212,24 @@ def new_ref(self, kind:str, # heads | tags
     return full
 Repo.new_ref = new_ref
 
+# %% ../../nbs/localhub/00_store.ipynb #96531b66
+def point(self, name:str, oid=None # None removes the ref
+         ):
+    "Let a ref name an object, new or old, so that both survive a power cut."
+    old = self.git.references.get(name)
+    try: self._set(name, oid)
+    except OSError: # the caller will not be told of success
+        with suppress(OSError): self._set(name, old and old.target)
+        raise
+
+def _set(self, name, oid):
+    if oid: self.git.references.create(name, oid, force=True)
+    elif name in self.git.references: self.git.references.delete(name)
+    folders = [d for d in (self.path/name).parents if self.path in d.parents and d.is_dir()]
+    for d in (*folders, self.path/'objects'): fsync_dir(d)
+Repo._set = _set
+Repo.point = point
+
 # %% ../../nbs/localhub/00_store.ipynb #501aa889
 def _entry(self, obj, path):
     if obj.type==ObjectType.TREE: return Entry(path, 'directory', str(obj.id), 0, None)
@@ -342,6 +360,13 @@ class Store:
         "Open a repository for reading."
         return Repo(self.path(key))
 
+    @contextmanager
+    def scratch(self, name:str): # yields a path at which nothing is yet
+        "Give a place to make a repository; what is still there at the end, as after an error, is removed."
+        tmp = self.lfs.tmp/f'{name}.git'
+        try: yield tmp
+        finally: shutil.rmtree(tmp, ignore_errors=True)
+
 # %% ../../nbs/localhub/00_store.ipynb #b26116a5
 def fsync_all(folder:Path):
     "Ask the disk to remember a folder with everything in it."
@@ -357,18 +382,18 @@ def create(self, files:dict, # {path: bytes} of the first commit
           )->str: # the new repository's key
     "Make a repository whose `main` has one commit; it appears at once and whole."
     key = token_hex(12)
-    tmp = self.lfs.tmp/f'{key}.git'
-    git = bare(tmp)
-    tree = git.TreeBuilder()
-    for path,data in files.items(): tree.insert(path, git.create_blob(data),
-            pygit2.enums.FileMode.BLOB)
-    who = signature(author)
-    git.create_commit('refs/heads/main', who, who, message, tree.write(), [])
-    git.free()
-    (tmp/'config').write_text(_config
-        +'\tfsyncObjectFiles = true\n') # from here on, a ref is on the disk before git goes on
-    fsync_all(tmp)
-    self._place(tmp, key)
+    with self.scratch(key) as tmp:
+        git = bare(tmp)
+        tree = git.TreeBuilder()
+        for path,data in files.items(): tree.insert(path, git.create_blob(data),
+                pygit2.enums.FileMode.BLOB)
+        who = signature(author)
+        git.create_commit('refs/heads/main', who, who, message, tree.write(), [])
+        git.free()
+        (tmp/'config').write_text(_config
+            +'\tfsyncObjectFiles = true\n') # from here on, a ref is on the disk before git goes on
+        fsync_all(tmp)
+        self._place(tmp, key)
     return key
 Store.create = create
 

@@ -67,6 +67,12 @@ class Hub:
         self.chunks = self.store.lfs.also = Chunks(self.store, self.db)
         self.store.recover = self._undo
 
+    def _undo(self, key, repo): # what `together`, below, had begun
+        notes = self.db.all('SELECT ref,old FROM undo WHERE key=?', key)
+        for name,old in notes: repo._set(name, old)
+        if notes:
+            with self.db.tx() as c: c.execute('DELETE FROM undo WHERE key=?', (key,))
+
     def open_file(self, e:Entry, repo:Repo):
         "Open a file of a repo, wherever its bytes are."
         from io import BytesIO
@@ -133,14 +139,6 @@ def together(self, key:str, *names:str): # yields the locked `Repo`
             with self.store.lock(key): raise
 Hub.together = together
 
-def _undo(self, key, repo):
-    notes,refs = self.db.all('SELECT ref,old FROM undo WHERE key=?', key),repo.git.references
-    for name,old in notes:
-        if old: refs.create(name, old, force=True)
-        elif name in refs: refs.delete(name)
-    if notes:
-        with self.db.tx() as c: c.execute('DELETE FROM undo WHERE key=?', (key,))
-Hub._undo = _undo
 
 # %% ../../nbs/localhub/05_wire.ipynb #da0dbe3c
 def iso(t:float # Unix time
@@ -196,7 +194,8 @@ class Call:
     def form(self)->dict: # {name: [values]}
         "Read the body as a form, or as JSON where the client says so."
         if 'json' in self.request.headers.get('content-type',''):
-            return {k:v if isinstance(v,list) else [v] for k,v in self.json().items()}
+            return {k:[str(x) for x in (v if isinstance(v,list) else [v])]
+                for k,v in self.json().items()}
         try: return parse_qs(self.body.decode(), keep_blank_values=True, max_num_fields=200_000)
         except ValueError: raise HubError(400, 'the form cannot be read.') from None
 

@@ -8,12 +8,13 @@ import gzip
 import hashlib
 import inspect
 import json
+import mimetypes
 import os
 import re
 import socket
 import sys
+from html.parser import HTMLParser
 from http.client import HTTPException, HTTPResponse
-from io import BytesIO
 from urllib.parse import quote
 
 import psutil
@@ -74,7 +75,7 @@ def commit_body(files, **header):
 def fill(t):
     """A public and a private repo of each kind with a little of everything in it."""
     for kind, sdk in (("model", None), ("dataset", None), ("space", "static")):
-        for name, private in (("open", False), ("secret", True)):
+        for name, private in (("open", False), ("hidden7", True)):
             api = f"/api/{kind}s/you/{name}"
             if t("GET", api)[0] == 200:
                 continue  # nobody has deleted it
@@ -100,7 +101,7 @@ def target(tmp_path_factory):
         yield t
         assert look(folder) == outside, "something was written outside the data folder"
         fill(t)
-        assert t("GET", "/api/models/you/secret")[0] == 200
+        assert t("GET", "/api/models/you/hidden7")[0] == 200
 
 
 def look(folder):
@@ -121,7 +122,7 @@ def fair(answer, what):
 
 
 # What a path or a field may hold. The first are right, so that a request gets past its first check.
-GOOD = {"kind": ["model"], "ns": ["you"], "name": ["open", "open", "secret"], "rev": ["main", "dev", "v1", "refs%2Fpr%2F2"], "path": ["README.md", "d", "data.csv", "d/e/f.json"],
+GOOD = {"kind": ["model"], "ns": ["you"], "name": ["open", "open", "hidden7"], "rev": ["main", "dev", "v1", "refs%2Fpr%2F2"], "path": ["README.md", "d", "data.csv", "d/e/f.json"],
         "num": ["1", "2"], "user": ["you", "ann"], "owner": ["you"], "org": ["org"], "sha": ["main"], "status": ["pending"], "oid": ["0" * 64], "slug": ["x-" + "0" * 24]}
 SEGMENTS = ["..", "%2e%2e", ".", "%00", "a%00b", "%ff", "%c0%ae%c0%ae", "%ed%a0%80", "x" * 300, "%F0%9F%98%80", "a%2Fb", "..%2f..%2fhub.sqlite3", "%2fetc%2fpasswd", "refs%2Fpr%2F1", "refs/pr/1", "refs%2Fheads%2Fmain", "@{", "%40%7B-1%7D", "main~1", "main^",
             "HEAD", "--upload-pack=touch", "-x", "a.lock", "%0d%0aX-Evil:%201", "%5c..%5c", "con", "a:b", "%3Cscript%3E", "%E2%80%AE", "'", "%22", "*", "%3F", "%23", "1" * 40, "0" * 64, "9" * 30, "-1", "1e9", "%D9%A3", "", "%20", "%25", "%2525", "models", "datasets", "api", "null"]
@@ -222,3 +223,229 @@ def test_every_route_with_anything(target, f):
         fair(target(method, url, body, headers, user), (method, url, body[:300], headers, user))
 
     walk()
+
+
+def fields(f):
+    """The words that a handler, or a function of its module that it calls, looks for in a body."""
+    known, module, source = FIELDS[f.__module__], sys.modules[f.__module__], inspect.getsource(f)
+    source += "".join(inspect.getsource(g) for name in set(re.findall(r"\b(\w+)\(", source)) if inspect.isfunction(g := getattr(module, name, None)))
+    return [k for k in known if f"'{k}'" in source or f'"{k}"' in source]
+
+
+WRONG = [[None], {"a": [1]}, "\ud800", 10**30, "x" * 70_000]
+
+
+@pytest.mark.parametrize("f", [f for f in HANDLERS if {m for m, _, g in ROUTES if g is f} & {"POST", "PUT", "PATCH", "DELETE"}], ids=lambda f: f"{f.__module__.split('.')[-1]}.{f.__name__}")
+def test_each_field_with_the_wrong_type(target, f):
+    """A body that is right but for one field."""
+    method, path = next((m, p) for m, p, g in ROUTES if g is f and m != "GET")
+    fill(target)
+    url = re.sub(r"\{([\w:]+)\}", lambda m: GOOD.get(m[1].split(":")[0], ["x"])[0], path)
+    known = fields(f)
+    for k in known:
+        for v in WRONG:
+            body = json.dumps({**{k: v for k, v in BODY.items() if k in known}, k: v}).encode()
+            fair(target(method, url, body, [("Content-Type", "application/json")]), (method, url, body[:300]))
+
+
+RAW = [
+    b"", b"\r\n\r\n", b"GET", b"\x16\x03\x01\x02\x00", b"GET / HTTP/9.9\r\n\r\n", b"GET http://evil.example/ HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n", b"BREW /api/models HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n",
+    b"GET /\xff HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"GET / HTTP/1.1\r\n X: y\r\n\r\n", b"GET / HTTP/1.1\r\nX: " + b"a" * 300_000 + b"\r\n\r\n", b"GET /" + b"a" * 300_000 + b" HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\n" + b"".join(b"X%d: y\r\n" % i for i in range(5000)) + b"\r\n", b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: a\x00b\r\n\r\n",
+    *(b"POST /api/repos/create HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n%s\r\n\r\n{}" % h for h in (
+        b"Content-Length: 10", b"Content-Length: -1", b"Content-Length: x", b"Content-Length: " + b"9" * 40, b"Content-Length: 1\r\nContent-Length: 2", b"Content-Length: 99999999999", b"Transfer-Encoding: chunked", b"Transfer-Encoding: gzip",
+        b"Transfer-Encoding: chunked\r\nContent-Length: 2", b"Transfer-Encoding: chunked\r\n\r\nzz", b"Transfer-Encoding: chunked\r\n\r\nffffffffffffffffffff\r\n", b"Content-Length: 0")),
+    *(b"POST /you/open/git-upload-pack HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nContent-Length: %d\r\n\r\n0000" % n for n in (4, 400)),
+    b"PUT /lfs/%s?x HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab" % (b"0" * 64),
+]
+
+
+@pytest.mark.parametrize("data", RAW, ids=range(len(RAW)))
+def test_what_is_hardly_http(target, data):
+    status, _, body = target.raw(data, end=True)
+    assert status is None or status < 500 or status == 501, (data[:100], status, body)
+    assert target("GET", "/api/whoami-v2")[0] == 200
+
+
+def test_a_private_repo_is_like_none(target):
+    """For whoever may not see it, each call answers for a private repo as for one that is not there, and no list names it."""
+    fill(target)
+    for method, path, f in ROUTES:
+        url = re.sub(r"\{([\w:]+)\}", lambda m: m[0] if m[1] == "name" else GOOD.get(m[1].split(":")[0], ["x"])[0], path)
+        known = FIELDS[f.__module__]
+        body = json.dumps({k: v for k, v in BODY.items() if k in known}).replace("you/open", "you/{name}").replace("fresh", "you/{name}") if method != "GET" else ""
+        if "{name}" not in url and not path.startswith("/api/repos/"):
+            assert method != "GET" or all(b"hidden7" not in target(method, url, user=user)[2] for user in ("ann", None)), url
+            continue
+        for user in ("ann", None):
+            answers = []
+            for name in ("hidden7", "absent7"):
+                status, headers, text = target(method, url.replace("{name}", name), body.replace("{name}", name).encode(), [("Content-Type", "application/json")], user)
+                told = {k: v.replace(name, "") for k, v in headers.items() if k not in ("date", "content-length", "x-request-id")}
+                answers.append((status, told, re.sub(rb"[0-9a-f]{24}|\d{4}-\d\d-\d\dT[\d:.]+Z|20\d\d", b"", text.replace(name.encode(), b""))))
+            assert answers[0] == answers[1], (method, url, user)
+            if "{name}" in url and "/{ns}/" in path:
+                assert answers[0][0] in (401, 404, 400, 403, 501, 405), (method, url, answers[0][:1])
+    assert target("GET", "/api/models/you/hidden7")[0] == 200
+
+
+def upload(t, data, size=None, oid=None, transfers=("basic",)):
+    oid = oid or hashlib.sha256(data).hexdigest()
+    batch = dict(operation="upload", transfers=transfers, objects=[dict(oid=oid, size=len(data) if size is None else size)])
+    return json.loads(t.post("/you/open.git/info/lfs/objects/batch", batch)[2])["objects"][0]
+
+
+def test_signed_addresses_hold_for_one_object(target):
+    data, other = os.urandom(2000), hashlib.sha256(b"other").hexdigest()
+    oid = hashlib.sha256(data).hexdigest()
+    href = upload(target, data)["actions"]["upload"]["href"].removeprefix(target.url)
+    exp, sig = re.search(r"exp=(\d+)", href)[1], re.search("sig=([0-9a-f]+)", href)[1]
+    altered = [href.replace(f"/lfs/{oid}", f"/lfs/{other}"), href.replace(oid, other), href.replace(f"exp={exp}", f"exp={int(exp) + 9}"), href.replace(sig, sig[::-1]), href.replace(f"&sig={sig}", ""), href + "&part=1", href + "&get=1",
+               href.replace("size=2000", "size=1"), href.replace(sig, ""), href.split("?")[0], href.replace(f"/lfs/{oid}", f"/lfs/{oid.upper()}"), href + f"&oid={other}"]
+    for address in altered:
+        assert target("PUT", address, data, user=None)[0] in (400, 403), address
+    assert target("GET", href, user=None)[0] == 403 and target.post(href, {}, user=None)[0] == 403  # it is for uploading only
+    for wrong in (data[:-1], data + b"x", b"", data[::-1]):
+        assert target("PUT", href, wrong, user=None)[0] in (400, 413)
+    from hfflow.localhub.wire import sign
+    key = target.hub.db.find("model", "you/open").key
+    old = sign(target.hub, seconds=-1, key=key, oid=oid, size="2000")
+    assert target("PUT", f"/lfs/{oid}?{old}", data, user=None)[0] == 403
+    assert target.hub.store.lfs.size(oid) is None and not list(target.hub.store.lfs.tmp.iterdir())
+    assert target("PUT", href, data, user=None)[0] == 200
+    assert "actions" not in upload(target, data)
+    assert upload(target, data, oid=oid.upper())["error"]["code"] == 422
+
+
+def test_parts_that_are_missing_swapped_or_of_the_wrong_size(target):
+    import hfflow.localhub.wire as wire
+
+    old, target.hub.limits = target.hub.limits, wire.Limits(part=1000)
+    try:
+        data = os.urandom(2500)
+        for wrong in ({1, 2}, {2, 3}, {3}, set(), "swapped", "short", "long", "names"):
+            up = upload(target, data, transfers=["multipart"])["actions"]["upload"]
+            hrefs = {int(k): v.removeprefix(target.url) for k, v in up["header"].items() if k.isdigit()}
+            parts = {1: data[:1000], 2: data[1000:2000], 3: data[2000:]}
+            if wrong == "swapped":
+                parts |= {1: parts[2], 2: parts[1]}
+            for i, part in parts.items():
+                if isinstance(wrong, str) or i in wrong:
+                    body = part[:-1] if wrong == "short" else part + b"x" if wrong == "long" else part
+                    assert target("PUT", hrefs[i], body, user=None)[0] in ((400, 413) if wrong in ("short", "long") else (200,))
+            named = [dict(partNumber=i, etag="x") for i in ((2, 1, 3) if wrong == "names" else (1, 2, 3))]
+            assert target.post(up["href"].removeprefix(target.url), dict(oid="x", parts=named), user=None)[0] == 400, wrong
+            assert target.hub.store.lfs.size(hashlib.sha256(data).hexdigest()) is None
+            if wrong == "names":
+                assert target.post(up["href"].removeprefix(target.url), dict(parts=sorted(named, key=lambda p: p["partNumber"])), user=None)[0] == 200
+        assert not list(target.hub.store.lfs.tmp.iterdir())
+    finally:
+        target.hub.limits = old
+
+
+class Active(HTMLParser):
+    """Finds what a browser would run, or fetch from elsewhere."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.found = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = {k: v or "" for k, v in attrs}
+        if tag in ("script", "iframe", "object", "embed", "svg", "math", "style", "base", "template", "portal", "applet", "frame"):
+            self.found.append(tag)
+        self.found += [(tag, k, v) for k, v in attrs.items() if k.startswith("on") or k in ("srcdoc", "formaction", "ping", "background")]
+        links = [v for k, v in attrs.items() if k in ("href", "src", "action", "poster", "srcset", "xlink:href", "data")]
+        self.found += [(tag, v) for v in links if re.match(r"[\s\x00-\x20]*(javascript|data|vbscript|blob|file)[\s\x00-\x20]*:", v, re.I)]
+        if tag in ("img", "video", "audio", "source", "link"):
+            self.found += [(tag, v) for v in links if re.match(r"\s*(\w+:)?//", v)]
+        if tag == "meta" and "http-equiv" in attrs:
+            self.found.append((tag, attrs))
+
+
+EVIL = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "<svg onload=alert(1)>", "<svg><script>alert(1)</script></svg>", "[x](javascript:alert(1))", "[x](data:text/html,<script>alert(1)</script>)", "![x](https://evil.example/a.png)", "<a href='jAvAsCrIpT:alert(1)'>x</a>",
+        "<a href=' javascript:alert(1)'>x</a>", "<a href='java\nscript:alert(1)'>x</a>", "<a href='&#106;avascript:alert(1)'>x</a>", "<math><mtext><table><mglyph><style><img src=x onerror=alert(1)>", "<iframe src=https://evil.example></iframe>", "<base href=https://evil.example>",
+        "<form action=https://evil.example><button>x</button></form>", "<style>@import 'https://evil.example'</style>", "<div style='background:url(https://evil.example)'>x</div>", "<meta http-equiv=refresh content='0;url=https://evil.example'>", "<!--><script>alert(1)</script>-->",
+        "<noscript><p title='</noscript><img src=x onerror=alert(1)>'>", "```html\n<script>alert(1)</script>\n```", "```<script>\nx\n```", "<details open ontoggle=alert(1)>x</details>", "<video src=https://evil.example/v poster=https://evil.example/p></video>", "<a href=vbscript:x>x</a>", "<a href='\x01javascript:alert(1)'>x</a>",
+        "<x:script xmlns:x='http://www.w3.org/1999/xhtml'>alert(1)</x:script>", "<![CDATA[<script>alert(1)</script>]]>", "<img src='//evil.example/x'>", "<img src='\\\\evil.example\\x'>", "<img srcset='https://evil.example/x 2x'>", "[a]: javascript:alert(1)\n\n[a]", "<https://x.example/<script>>", "\u202e<b>x", "&lt;script&gt;", "<p id=x class='a b' onclick=x>"]
+
+
+@pytest.mark.parametrize("where", ["card", "comment", "title", "file name", "file", "commit message", "front matter", "lineage"])
+def test_no_script_runs_on_any_page(target, where):
+    fill(target)
+    api, pages, evil = "/api/models/you/open", ["/you/open", "/you", "/models", "/", "/you/open/commits/main", "/you/open/tree/main", "/search?q=open"], EVIL
+    if where == "card":
+        ok = [target.post(f"{api}/commit/main", commit_body({"README.md": "\n\n".join(evil).encode(), **{f"cards/{i}/README.md": e.encode() for i, e in enumerate(evil)}}))[0]]
+        pages += [f"/you/open/tree/main/cards/{i}" for i in range(len(evil))] + ["/you/open/blob/main/README.md", "/you/open/blob/main/README.md?code=1", "/you/open/commit/main"]
+    elif where in ("comment", "title"):
+        num = [json.loads(target.post(f"{api}/discussions", dict(title=(e if where == "title" else "A talk")[:190], description=e))[2])["num"] for e in evil]
+        pages, ok = [f"/you/open/discussions/{n}" for n in num] + ["/you/open/discussions"], [200]
+    elif where == "file name":
+        files = {f"names/{i}{e.replace('/', '')}".replace("\\", "").replace("\n", "").replace("\x01", ""): b"x" for i, e in enumerate(evil)}
+        ok = [target.post(f"{api}/commit/main", commit_body(files))[0]]
+        pages += ["/you/open/tree/main/names", "/you/open/commit/main"] + [f"/you/open/blob/main/{quote(p)}" for p in files]
+    elif where == "file":
+        ok = [target.post(f"{api}/commit/main", commit_body({f"files/a.{x}": "\n".join(evil).encode() for x in ("html", "svg", "py", "json", "csv", "txt", "ipynb", "xml", "js", "md", "yaml")}))[0]]
+        pages = [f"/you/open/blob/main/files/a.{x}" for x in ("html", "svg", "py", "json", "csv", "txt", "ipynb", "xml", "js", "md", "yaml")] + ["/you/open/commit/main"]
+    elif where == "commit message":
+        ok = [target.post(f"{api}/commit/main", commit_body({"x": e.encode()}).replace(b'"summary": "x"', b'"summary": %s, "description": %s' % ((json.dumps(e).encode(),) * 2)))[0] for e in evil]
+        pages += ["/you/open/commit/main"]
+    elif where == "front matter":
+        front = json.dumps({k: evil for k in ("tags", "datasets", "base_model", "language", "license")} | {k: evil[0] for k in ("library_name", "pipeline_tag", "base_model_relation", "license_name", evil[1])})
+        ok = [target.post(f"{api}/commit/main", commit_body({"README.md": f"---\n{front}\n---\n# x".encode(), "config.json": front.encode(), "tokenizer_config.json": json.dumps(dict(mask_token=evil[0])).encode()}))[0]]
+    else:
+        ok = [target.post(f"{api}/commit/main", commit_body({"lineage.json": json.dumps(dict(inputs=[dict(kind="model", repo_id=e, revision=e) for e in evil], code=dict.fromkeys(evil, evil[0]))).encode()}))[0]]
+    assert set(ok) == {200}
+    for page in pages:
+        status, headers, body = target("GET", page, headers=[("Accept", "text/html")])
+        assert status == 200 and headers["content-security-policy"].startswith("default-src 'none'") and "script" not in headers["content-security-policy"], page
+        assert headers["x-content-type-options"] == "nosniff" and Active(body.decode()).found == [], page
+    for url in (api, f"{api}/discussions/1", f"{api}/commits/main?expand[]=formatted", f"{api}/tree/main?recursive=1"):
+        assert target("GET", url)[1]["content-type"] == "application/json"
+
+
+def test_what_is_uploaded_never_runs_on_this_origin(target):
+    """A browser that opens a file finds a type that it does not run, or a sandbox."""
+    ends = sorted({*mimetypes.types_map, ".html", ".xhtml", ".svg", ".js", ".mjs", ".wasm", ".swf", ".pdf", ".xml", ".xsl", ".htc", ".shtml", ".mht", ".hta", ".manifest", "", ".HTML", ".html.", ".svgz"})
+    files = {f"types/x{e}": b"<script>alert(1)</script>" for e in ends}
+    fill(target)
+    assert target.post("/api/models/you/open/commit/main", commit_body(files))[0] == 200
+    for path in files:
+        for how in ("resolve", "raw"):
+            status, headers, _ = target("GET", f"/you/open/{how}/main/{quote(path)}")
+            type = headers["content-type"].split(";")[0]
+            assert status == 200 and headers["x-content-type-options"] == "nosniff" and "sandbox" in headers["content-security-policy"] and "allow-" not in headers["content-security-policy"], path
+            assert not re.search("html|javascript|ecmascript|xml$|pdf|flash|wasm|manifest", type) or type == "image/svg+xml", (path, type)
+
+
+yaml = st.recursive(st.one_of(st.sampled_from(["&a", "*a", "!!python/object:os.system", "!!binary x", "2024-13-45", "1_000", "0o7", "1e999", ".nan", "~", "{", "[", "- ", "? ", ": ", "|", ">", "%YAML 1.1", "---", "...", "'", '"', "\t", "<<: *a", "=", "12:30:45", "0x" + "f" * 500, "9" * 400, "\x85", "\u2028", "\ufeff"]), st.text(max_size=6)),
+                    lambda s: st.one_of(st.tuples(st.sampled_from(["tags", "license", "model-index", "datasets", "language", "base_model", "pipeline_tag", "widget", "sdk", "library_name", "configs", "dataset_info"]), s).map(": ".join), st.lists(s, max_size=4).map("\n".join), st.lists(s, max_size=4).map(lambda x: "\n- ".join(["", *x]))), max_leaves=12)
+
+
+def test_any_card(target):
+    fill(target)
+    big = ["a: " + "[" * 20_000, "a: &a [*a, *a]", "[" * 900 + "]" * 900, "a: " + "x" * 900_000, "\n".join(f"k{i}: &k{i} [" + ",".join([f"*k{i - 1}"] * 10 if i else ["x"] * 10) + "]" for i in range(12))]
+
+    @examples(12)
+    @given(st.one_of(yaml, st.sampled_from(big)), st.sampled_from(["model", "dataset", "space"]), st.text(max_size=40))
+    def check(front, kind, words):
+        card = f"---\n{front}\n---\n{words}".encode("utf-8", "replace")
+        assert target.post(f"/api/{kind}s/you/open/commit/main", commit_body({"README.md": card}))[0] == 200
+        for url in (f"/api/{kind}s/you/open", f"/api/{kind}s?full=1&cardData=1&config=1", f"/{'' if kind == 'model' else kind + 's/'}you/open", f"/{kind}s"):
+            assert target("GET", url)[0] == 200, (url, card[:200])
+        assert target.post("/api/validate-yaml", dict(content=card.decode(), repoType=kind))[0] in (200, 400)
+
+    check()
+
+
+def test_memory_stays_bounded(target):
+    """After all that, and after bodies that promise or hold far too much."""
+    for path in ("/api/repos/create", "/api/models/you/open/preupload/main", "/you/open.git/info/lfs/objects/batch"):
+        assert target("POST", path, b"{", [("Content-Length", str(10**12))])[0] == 413
+        assert target("POST", path, b'{"x":"' + b"x" * (33 << 20) + b'"}')[0] in (413, None)
+        assert target("POST", path, b"[" * (30 << 20))[0] == 400
+    bomb = gzip.compress(bytes(200 << 20), 1)
+    assert target("POST", "/you/open/git-upload-pack", bomb, [("Content-Encoding", "gzip")])[0] == 413
+    assert target("GET", "/api/whoami-v2")[0] == 200
+    assert psutil.Process().memory_info().rss - target.size < 400e6
