@@ -206,8 +206,8 @@ def move_ref(call:Call, row:RepoRow, repo:Repo, old:str, new:str, name:str):
     if new==NONE:
         if now!=NONE: repo.point(name)
         return
-    obj = repo.git.get(new)
-    end = repo.git[obj.target] if isinstance(obj, pygit2.Tag) and name.startswith('refs/tags/') else obj
+    obj = end = repo.git.get(new)
+    while isinstance(end, pygit2.Tag) and name.startswith('refs/tags/'): end = repo.git[end.target]
     if not isinstance(end, pygit2.Commit): raise HubError(400, 'it points to no commit')
     if num:=pr_number(name):
         with call.hub.together(row.key, name):

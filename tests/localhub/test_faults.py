@@ -2,7 +2,6 @@
 import base64
 import hashlib
 import json
-import random
 import sqlite3
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import threading
 import time
 
 import httpx
-import pygit2
 import pytest
 from hub_process import TOKENS, Server
 
@@ -20,70 +18,6 @@ AUTH = {"Authorization": f"Bearer {TOKENS['you']}"}
 def commit_body(files, summary="x", parent=None):
     head = dict(key="header", value=dict(summary=summary) | (dict(parentCommit=parent) if parent else {}))
     return "\n".join(json.dumps(d) for d in [head, *[dict(key="file", value=dict(path=p, content=base64.b64encode(c).decode())) for p, c in files.items()]])
-
-
-def check_all(data):
-    """Every object of every ref is there and whole, as `git fsck` would say."""
-    for path in data.glob("repos/*/*.git"):
-        git = pygit2.Repository(str(path))
-        for name in git.references:
-            for c in git.walk(git.references[name].peel(pygit2.Commit).id):
-                stack = [c.tree]
-                while stack:
-                    for o in stack.pop():
-                        raw = o.read_raw()
-                        assert hashlib.sha1(f"{o.type_str} {len(raw)}\0".encode() + raw).hexdigest() == str(o.id)
-                        if o.type_str == "tree":
-                            stack.append(o)
-
-
-def test_kill_while_writing(tmp_path):
-    rng, acked, repos = random.Random(0), {}, [f"you/r{i}" for i in range(2)]
-    for round in range(4):
-        s = Server(tmp_path)
-        try:
-            with httpx.Client(base_url=s.url, headers=AUTH, timeout=10, trust_env=False) as c:
-                if not round:
-                    for r in repos:
-                        c.post("/api/repos/create", json=dict(name=r.split("/")[1])).raise_for_status()
-                listed = {m["id"]: m["sha"] for m in c.get("/api/models", params=dict(expand=["sha"])).json()}
-                for r in repos:
-                    assert listed[r] == c.get(f"/api/models/{r}").json()["sha"]  # the index has caught up
-                    for path, (oid, content) in list(acked.get(r, {}).items())[-3:]:
-                        assert c.get(f"/{r}/resolve/{oid}/{path}").content == content
-
-            def writer(r, k):
-                with httpx.Client(base_url=s.url, headers=AUTH, timeout=10, trust_env=False) as c:
-                    for i in range(1000):
-                        files = {f"w{k}/{round}-{i}-{j}.txt": f"{r}{k}{i}{j}".encode() * 50 for j in range(3 if k else 20)}
-                        try:
-                            a = c.post(f"/api/models/{r}/commit/main", content=commit_body(files))
-                        except httpx.HTTPError:
-                            return
-                        assert a.status_code == 200, a.text
-                        acked.setdefault(r, {}).update({p: (a.json()["commitOid"], x) for p, x in files.items()})
-
-            threads = [threading.Thread(target=writer, args=(r, k)) for r in repos for k in range(2)]
-            [t.start() for t in threads]
-            before, end = sum(map(len, acked.values())), time.time() + 20
-            while sum(map(len, acked.values())) < before + 60 and time.time() < end:
-                time.sleep(0.01)
-            time.sleep(rng.uniform(0, 0.3))
-        finally:
-            s.kill()
-        [t.join() for t in threads]
-        keys = dict(sqlite3.connect(tmp_path / "hub.sqlite3").execute("select id, key from repos"))
-        for r, files in acked.items():  # what was acknowledged is there
-            git = pygit2.Repository(str(tmp_path / f"repos/{keys[r][:2]}/{keys[r]}.git"))
-            main = git.references["refs/heads/main"].peel(pygit2.Commit)
-            history = {str(c.id) for c in git.walk(main.id)}
-            for path, (oid, content) in files.items():
-                assert oid in history and git[main.tree[path].id].data == content
-        check_all(tmp_path)
-    assert sum(map(len, acked.values())) >= 200
-    s = Server(tmp_path)
-    assert not list((tmp_path / "lfs/tmp").iterdir())
-    s.stop()
 
 
 def test_a_lock_left_behind_does_not_block(tmp_path):

@@ -212,7 +212,7 @@ def test_every_route_with_anything(target, f):
     fill(target)
     mine = [(method, path) for method, path, g in ROUTES if g is f]
 
-    @examples(30)
+    @examples(20)
     @given(st.data())
     def walk(data):
         method, path = data.draw(st.sampled_from(mine))
