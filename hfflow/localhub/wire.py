@@ -195,7 +195,7 @@ class Call:
         "Read the body as a form, or as JSON where the client says so."
         if 'json' in self.request.headers.get('content-type',''):
             return {k:[str(x) for x in (v if isinstance(v,list) else [v])]
-                for k,v in self.json().items()}
+                for k,v in self.json().items() if v is not None}
         try: return parse_qs(self.body.decode(), keep_blank_values=True, max_num_fields=200_000)
         except ValueError: raise HubError(400, 'the form cannot be read.') from None
 

@@ -53,9 +53,12 @@ class Receiver:
 
 
 @pytest.fixture
-def receiver():
+def receiver(world):
+    "Somebody whom webhooks call; these go with it, or the next to take its port would be called too."
     r = Receiver()
     yield r
+    for api in world[:2]:
+        for w in api.list_webhooks(): api.delete_webhook(w.id)
     r.close()
 
 
