@@ -1,6 +1,6 @@
 """A Hub that is killed at any moment has every acknowledged write, and no other by halves.
 
-`HFFLOW_KILLS=n` sets the number of kills at random moments; the nightly run asks for 1000.
+`HFFLOW_KILLS=n` sets the number of kills at random moments; the nightly run of CI asks for 500.
 """
 import base64
 import errno
