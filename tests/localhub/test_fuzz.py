@@ -77,8 +77,9 @@ def fill(t):
     for kind, sdk in (("model", None), ("dataset", None), ("space", "static")):
         for name, private in (("open", False), ("hidden7", True)):
             api = f"/api/{kind}s/you/{name}"
-            if t("GET", api)[0] == 200:
-                continue  # nobody has deleted it
+            if t("GET", api)[0] == 200:  # nobody has deleted it; what its owner may have changed is put back
+                assert t("PUT", f"{api}/settings", json.dumps(dict(visibility="private" if private else "public", gated=False)).encode())[0] == 200
+                continue
             assert t.post("/api/repos/create", dict(name=name, type=kind, sdk=sdk, private=private))[0] == 200
             files = {"README.md": b"---\ntags: [x]\n---\n# Hi\n", "d/a.txt": b"a\n", "data.csv": b"a,b\n1,2\n", "d/e/f.json": b"{}"}
             assert t.post(f"{api}/commit/main", commit_body(files))[0] == 200
