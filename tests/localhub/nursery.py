@@ -7,6 +7,7 @@ after the n-th, and asked by `X-Scout` it tells in `X-Steps` after which of them
 import http.client
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -70,6 +71,14 @@ def doom(app, data):
     return res
 
 
+def until_abandoned():
+    """End a Hub whose test has gone without killing it."""
+    poll = select.poll()
+    poll.register(0, 0)  # no input, only its end
+    poll.poll()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def nurse():
     import hfflow.localhub.__main__ as main
     import hfflow.localhub.render  # noqa: F401
@@ -79,24 +88,18 @@ def nurse():
     import uvicorn.protocols.http.auto  # noqa: F401
 
     main.open_hub = partial(main.open_hub, limits=Limits(part=1 << 20))
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead leave no trace
-    children, make_app = [], main.make_app
+    make_app = main.make_app
     for line in sys.stdin:
         doomed, *args = json.loads(line)
-        if pid := os.fork():
-            children.append(pid)
-            continue
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        print(os.getpid(), flush=True)
-        if doomed:
-            main.make_app = lambda *a: doom(make_app(*a), args[1])
-        os._exit(main.main(args))
-    for pid in children:
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        pid = os.fork()
+        if not pid:
+            threading.Thread(target=until_abandoned, daemon=True).start()
+            print(os.getpid(), flush=True)
+            if doomed:
+                main.make_app = lambda *a: doom(make_app(*a), args[1])
+            os._exit(main.main(args))
+        os.waitpid(pid, 0)  # until then its number is nobody else's
+        print("dead", flush=True)
 
 
 class Nursery:
@@ -122,19 +125,17 @@ class Nursery:
 
     def wait(self):
         """Wait until the Hub is dead."""
-        while True:
-            try:
-                os.kill(self.pid, 0)
-            except ProcessLookupError:
-                return
-            time.sleep(0.0005)
+        assert self.process.stdout.readline() == "dead\n"
+        self.pid = None
 
     def kill(self):
         os.kill(self.pid, signal.SIGKILL)
         self.wait()
 
     def close(self):
-        self.process.stdin.close()  # the nursery kills the last one and goes
+        if self.pid:
+            self.kill()
+        self.process.stdin.close()
         self.process.wait()
         self.process.stdout.close()
 
