@@ -661,8 +661,7 @@ def _template(call, d):
     return row
 
 def _from_template(call, d, src):
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
-    id = new_id(call, 'space', d.get('organization') or call.who.name, call.text(d,'name',''))
+    id = new_id(call, 'space', d.get('organization') or call.user(), call.text(d,'name',''))
     row = _copy_of(call, src, id, _visibility(d)=='private')
     return Json(dict(url=f'{call.base}/{row.url}', name=row.id, id=row.key))
 
@@ -675,7 +674,7 @@ def templates(call:Call)->dict:
 @app_routes('GET', '/api/spaces/zero-gpu/quota')
 def quota(call:Call)->dict:
     "Tell how many GPU seconds the caller may borrow: none, there are none to lend."
-    if call.who.name is None: raise HubError(401, 'Invalid username or password.')
+    call.user()
     return dict(base=0, current=0, overquotaUsed=0)
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00050

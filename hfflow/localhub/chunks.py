@@ -7,7 +7,8 @@ Docs: https://hfflow.github.io/hfflow/localhub/chunks.html.md"""
 # %% auto #0
 __all__ = ['CHUNK', 'XORB', 'CHUNKS', 'Index', 'TERM', 'FILE', 'File', 'to_hex', 'from_hex', 'chunk_hash', 'xorb_hash',
            'file_hash', 'unpack_chunk', 'read_chunks', 'Chunks', 'know', 'keep', 'ChunkedFile', 'xorbs_of', 'claim',
-           'check', 'leaves', 'row', 'add', 'may_read', 'size', 'open_file', 'open_oid', 'hashes', 'collect', 'epoch']
+           'check', 'leaves', 'row', 'add', 'may_read', 'size', 'open_file', 'open_oid', 'hashes', 'drop_files',
+           'collect', 'epoch', 'intact', 'forget']
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #2c091230
 import io, json, re, time
@@ -15,8 +16,8 @@ from bisect import bisect_right
 from collections import namedtuple
 from functools import lru_cache
 from hashlib import sha256
-from itertools import chain, islice
-from struct import Struct, pack, unpack
+from itertools import chain, islice, pairwise
+from struct import Struct, error as StructError, pack, unpack
 
 from blake3 import blake3
 from lz4.frame import LZ4FrameDecompressor
@@ -118,13 +119,19 @@ class Chunks:
     def __init__(self, store:Store, db:Db):
         self.db,self.tmp = db,store.lfs.tmp
         self.xorbs = LfsStore(store.folder/'xet', store.lfs.tmp)
-        self.index = lru_cache(32)(self._index)
+        self._cached = lru_cache(32)(self._index)
 
-    def _index(self, xorb):
-        try: f = open(self.xorbs.path(xorb),'rb')
+    def index(self, xorb:str # name
+             )->Index:
+        "Tell where the chunks of a xorb lie."
+        try: s = self.xorbs.path(xorb).stat()
         except FileNotFoundError:
             raise HubError(400, f'the xorb {xorb} has not been uploaded.') from None
-        with f:
+        # another process may have removed it, and somebody sent it again, packed otherwise
+        return self._cached(xorb, s.st_ino, s.st_mtime_ns)
+
+    def _index(self, xorb, *version):
+        with open(self.xorbs.path(xorb),'rb') as f:
             f.seek(-4,2)
             n = int.from_bytes(f.read(4),'little')
             f.seek(-4-40*n,2)
@@ -141,22 +148,27 @@ def know(self:Chunks, xorb:str, user:str, chunks:list=() # hashes by which other
                       [(to_hex(h),xorb) for h in chunks])
 Chunks.know = know
 
+def _walk(chunks, xorb):
+    "Read a xorb to its end; it must have this name."
+    hashes,packed,raw = [],[],[0]
+    for data,end in chunks:
+        hashes.append(chunk_hash(data)); packed.append(end); raw.append(raw[-1]+len(data))
+    if not hashes or to_hex(xorb_hash(zip(hashes,(b-a for a,b in pairwise(raw)))))!=xorb:
+        raise _bad(f'its chunks do not have the name {xorb}')
+    return hashes,packed,raw
+
 def keep(self:Chunks, f, # temporary file, open for reading and writing
          xorb:str, # its name
          user:str # who sent it
         )->bool: # False where it was here already
     "Check a xorb, and keep it."
     f.seek(0)
-    hashes,packed,raw = [],[],[0]
-    for data,end in read_chunks(f):
-        hashes.append(chunk_hash(data)); packed.append(end); raw.append(raw[-1]+len(data))
-    n = len(hashes)
-    if not n or to_hex(xorb_hash(zip(hashes,(raw[i+1]-raw[i] for i in range(n)))))!=xorb:
-        raise _bad(f'its chunks do not have the name {xorb}')
+    hashes,packed,raw = _walk(read_chunks(f), xorb)
     self.know(xorb, user, [h for h in hashes if int.from_bytes(h[24:],'little')%1024==0])
     if self.xorbs.size(xorb) is not None: return False
     f.truncate(packed[-1])
     f.seek(packed[-1])
+    n = len(hashes)
     f.write(b''.join(hashes)+pack(f'<{2*n+1}I', *packed, *raw[1:], n))
     _keep(self.xorbs, f, f.name, xorb)
     return True
@@ -335,6 +347,16 @@ Chunks.hashes = hashes
 def _dead(c, xorb, cutoff):
     return not c.execute('SELECT 1 FROM xet_uses WHERE xorb=? UNION ALL SELECT 1 FROM xet_known '
                          'WHERE xorb=? AND created>=?', (xorb,xorb,cutoff)).fetchone()
+def drop_files(self:Chunks, where:str, *args):
+    "Take out files, by a condition on their rows; their bytes stay."
+    with self.db.tx() as c:
+        c.execute(f'DELETE FROM xet_files WHERE {where}', args)
+        c.execute('DELETE FROM xet_uses WHERE file NOT IN (SELECT hash FROM xet_files)')
+Chunks.drop_files = drop_files
+
+def _next_epoch(c):
+    c.execute("INSERT INTO meta VALUES('xet_epoch','1') ON CONFLICT DO UPDATE SET value=value+1")
+
 def collect(self:Chunks, grace:float=86400, # seconds for which anything new is kept
             dry:bool=False # only count
            )->tuple: # how many xorbs went, and their bytes
@@ -353,10 +375,8 @@ def collect(self:Chunks, grace:float=86400, # seconds for which anything new is 
                   'AND NOT EXISTS(SELECT 1 FROM bucket_files b WHERE b.key=xet_links.key AND '
                   'b.hash=file) AND EXISTS(SELECT 1 FROM xet_files WHERE hash=file AND created<?)',
                   (cutoff,))
-        c.execute('DELETE FROM xet_files WHERE created<? AND NOT EXISTS(SELECT 1 FROM lfs WHERE '
-                  'lfs.oid=xet_files.oid) AND NOT EXISTS(SELECT 1 FROM xet_links WHERE '
-                  'file=hash)', (cutoff,))
-        c.execute('DELETE FROM xet_uses WHERE file NOT IN (SELECT hash FROM xet_files)')
+    self.drop_files('created<? AND NOT EXISTS(SELECT 1 FROM lfs WHERE lfs.oid=xet_files.oid) AND '
+                    'NOT EXISTS(SELECT 1 FROM xet_links WHERE file=hash)', cutoff)
     for path in list(self.xorbs.objects.glob('*/*/*')):
         with self.db.tx() as c:
             if not _dead(c, path.name, cutoff): continue
@@ -364,9 +384,7 @@ def collect(self:Chunks, grace:float=86400, # seconds for which anything new is 
             freed.append(path.stat().st_size)
             path.unlink()
     if freed:
-        self.index.cache_clear()
-        with self.db.tx() as c: c.execute("INSERT INTO meta VALUES('xet_epoch','1') ON CONFLICT "
-                                          'DO UPDATE SET value=value+1')
+        with self.db.tx() as c: _next_epoch(c)
     return len(freed),sum(freed)
 Chunks.collect = collect
 
@@ -375,3 +393,23 @@ def epoch(self:Chunks)->int:
     r = self.db.one("SELECT value FROM meta WHERE key='xet_epoch'")
     return int(r['value']) if r else 0
 Chunks.epoch = epoch
+
+# %% ../../nbs/localhub/02a_chunks.ipynb #c85a9939
+def intact(self:Chunks, xorb:str)->bool:
+    "Tell whether a xorb that lies here is what its name and its index say."
+    try:
+        x = self.index(xorb)
+        with open(self.xorbs.path(xorb),'rb') as f:
+            hashes,packed,raw = _walk(islice(read_chunks(f),len(x.raw)-1), xorb)
+    except (HubError,OSError,StructError): return False
+    return x==Index(b''.join(hashes), (0,*packed), tuple(raw))
+Chunks.intact = intact
+
+def forget(self:Chunks, xorb:str):
+    "Remove a xorb, and the files that need it, so that they can be sent again."
+    self.drop_files('hash IN (SELECT file FROM xet_uses WHERE xorb=?)', xorb)
+    with self.db.tx() as c:
+        for t in ('known','asked'): c.execute(f'DELETE FROM xet_{t} WHERE xorb=?', (xorb,))
+        _next_epoch(c)
+    self.xorbs.path(xorb).unlink(missing_ok=True)
+Chunks.forget = forget

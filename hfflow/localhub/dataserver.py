@@ -220,7 +220,7 @@ def linker(call:Call, view:View, split, base:str=''):
 @viewer_routes('GET', '/api/viewer/media')
 def send_media(call:Call)->Response:
     "Send a picture or a sound of a row."
-    d = check_signed(call, None)
+    d = check_signed(call, 'repo', 'sha', 'config', 'split', 'path')
     row = call.hub.db.by_key(d['repo'])
     if row is None: raise no_repo(call.who)
     view = View(call.hub, row, d['sha'])

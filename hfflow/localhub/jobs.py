@@ -107,10 +107,8 @@ def _flavor(d):
 # %% ../../nbs/localhub/08i_jobs.ipynb #fd28f573
 def readable(hub:Hub, row:RepoRow, who)->bool:
     "Tell whether somebody may read a repo's files."
-    if row is None or row.disabled or not hub.db.visible(row,who): return False
-    if not row.gated or who.may('repo.content.read', row.owner, row.key): return True
-    return bool(hub.db.one("SELECT 1 FROM access WHERE key=? AND user=? AND status='accepted'",
-                           row.key, who.name))
+    return row is not None and not row.disabled and hub.db.visible(row,who) and hub.db.gate_open(
+        row, who)
 
 def _source(call, kind, id):
     row = call.hub.db.find(kind, _text('the name of a repo', id))
@@ -223,12 +221,14 @@ def job_json(hub:Hub, j)->dict:
             name=j['source'] if j['origin']=='user' else None))
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #6ae0be3c
+def _new_id(): return f'{int(time.time()):08x}{token_hex(8)}' # sorts by time
+
 def add_job(hub:Hub, owner:str, creator:str, spec:dict, secrets:dict,
             origin:str='user', # user | duplicated-job | scheduled-job
             source:str=None # user name, or id of that Job or schedule
            )->str: # id
     "Put a Job into the queue."
-    id = f'{int(time.time()):08x}{token_hex(8)}'
+    id = _new_id()
     with hub.db.tx() as c: c.execute('INSERT INTO jobs(id,owner,creator,origin,source,spec,'
         "secrets,stage,message,created) VALUES(?,?,?,?,?,?,?,'SCHEDULING',?,?)",
         (id, owner, creator,
@@ -657,7 +657,7 @@ def create_schedule(call:Call)->dict:
     flags = [d.get(k) or False for k in ('concurrency','suspend')]
     if not all(type(f) is bool for f in flags):
         raise HubError(400, '`concurrency` and `suspend` must be true or false.')
-    call.p['id'] = id = f'{int(time.time()):08x}{token_hex(8)}'
+    call.p['id'] = id = _new_id()
     with call.hub.db.tx() as c: c.execute('INSERT INTO schedules VALUES(?,?,?,?,?,?,?,?,?,?,NULL,'
         'NULL)', (id, owner, call.who.name, json.dumps(spec), json.dumps(secrets), schedule,
         *flags, time.time(), due))

@@ -171,7 +171,7 @@ def sign_in_link(hub:Hub, name:str, to:str='/', # path shown to whoever comes in
     return '/login?'+sign(hub, seconds, do='login', name=name, to=to)
 
 def _by_link(call):
-    d,sig,now,spent = check_signed(call, None),call.q['sig'],time.time(),call.hub.spent
+    d,sig,now,spent = check_signed(call, 'do', 'name', 'to'),call.q['sig'],time.time(),call.hub.spent
     for s,(exp,_) in list(spent.items()):
         if exp<now: spent.pop(s, None)
     me = object()
@@ -274,7 +274,7 @@ def how_to_use(row:RepoRow)->str:
     "Write the Python lines that fetch a repo."
     t = row.info.get('transformersInfo') or {}
     which = dict(dataset='dataset', model=row.info.get('library_name'),
-                 space=row.info.get('sdk'))[row.kind]
+                 space=row.info.get('sdk')).get(row.kind)
     return _use.get(which,_use['other']).format(id=row.id, auto=t.get('auto_model','AutoModel'),
         proc=t.get('processor','AutoTokenizer'), kind='' if row.kind=='model'
         else f', repo_type="{row.kind}"')

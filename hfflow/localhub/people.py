@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/people.html.md"""
 __all__ = ['SCHEMA', 'SCHEMAS', 'RESERVED', 'KINDS', 'ANYWHERE', 'NOBODY', 'PREFIX', 'Db', 'check_name', 'add_user', 'add_member',
            'token_hash', 'add_token', 'Caller', 'may', 'can_write', 'reads', 'caller', 'holder', 'person', 'RepoRow',
            'find', 'moved_to', 'by_key', 'add_repo', 'drop_repo', 'rename_repo', 'set_repo', 'no_repo', 'visible',
-           'link_lfs', 'lfs_size', 'borrow_lfs']
+           'gate_open', 'link_lfs', 'lfs_size', 'borrow_lfs']
 
 # %% ../../nbs/localhub/02_people.ipynb #7ff7e298
 import hmac, json, re, sqlite3, threading, time
@@ -448,6 +448,13 @@ def visible(self, row:RepoRow, who:Caller)->bool:
     "Tell whether the caller may know that a repo exists."
     return not row.private or who.may('repo.content.read', row.owner, row.key)
 Db.visible = visible
+
+def gate_open(self, row:RepoRow, who:Caller)->bool:
+    "Tell whether a repo that the caller may see lets them at its files."
+    if not row.gated or who.may('repo.content.read', row.owner, row.key): return True
+    a = self.one('SELECT status FROM access WHERE key=? AND user=?', row.key, who.name)
+    return bool(a) and a['status']=='accepted' and who.may('gated.read', row.owner)
+Db.gate_open = gate_open
 
 # %% ../../nbs/localhub/02_people.ipynb #94a552b1
 def link_lfs(self, key:str, oid:str, size:int):

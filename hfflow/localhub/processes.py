@@ -132,11 +132,10 @@ class Program:
     address = None # where it answers, once it does: for whoever started it
     def __init__(self, argv:list, cwd:Path, env:dict, log:Log,
                  seconds:float=None, # stopped after so many; never where None
-                 on_end:Callable=None, # called with the program, from a thread, when it has ended
                  grace:float=5 # seconds from SIGTERM to SIGKILL
                 ):
-        self.log,self.on_end,self.started,self.ended = log,on_end,time.time(),None
-        self.code,self.why = None,None # exit code; `stopped` or `timeout` where it did not end by itself
+        self.log = log
+        self.code,self.why = None,None # exit code; `stopped` or `timeout` where it did not end
         self._p = subprocess.Popen([sys.executable,'-I','-c',_GUARD,str(grace),*argv], cwd=cwd,
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True)
@@ -150,16 +149,12 @@ class Program:
     @property
     def pid(self)->int: return self._p.pid # of the guard, whose child the program is
 
-    @property
-    def pid(self)->int: return self._p.pid # of the guard, whose child the program is
-
     def _watch(self):
         _read_lines(self._p.stdout, self.log)
-        self.code,self.ended = self._p.wait(),time.time()
+        self.code = self._p.wait()
         if self._timer: self._timer.cancel()
         self._p.stdout.close()
         self.stop(None)
-        if self.on_end: self.on_end(self)
 
 # %% ../../nbs/localhub/08g_processes.ipynb #73e60d0e
 def stop(self, why:str='stopped'):
@@ -196,6 +191,6 @@ def start(hub:Hub, name:str, what:str, # as for `check_may`
 def stop_all(hub:Hub):
     "Stop every program, and let no other start."
     hub.stopping.set()
-    for p in list(hub.programs.values()): p.on_end = None; p.stop()
+    for p in list(hub.programs.values()): p.stop()
     for p in list(hub.programs.values()): p.wait(10)
     hub.programs.clear()

@@ -92,8 +92,8 @@ def new_token(hub:Hub, who:Caller, name:str, role:str, days:int=None, # None for
 @token_routes('GET', '/api/settings/repositories', '/api/organizations/{org}/settings/repositories')
 def repositories(call:Call)->Json:
     "List the repos of the caller, or of an organisation they belong to, with their size."
-    owner,db = call.p.get('org') or call.user(),call.hub.db
-    call.user()
+    me,db = call.user(),call.hub.db
+    owner = call.p.get('org') or me
     if not call.who.role_in(owner): raise HubError(403, f'you are no member of `{owner[:100]}`.')
     rows = [db.by_key(r['key']) for r in db.all('SELECT key FROM repos WHERE owner=? ORDER BY '
                                                 'modified DESC, key', owner)]

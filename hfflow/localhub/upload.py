@@ -144,7 +144,7 @@ async def receive(call:Call, write, # function that takes bytes
 @upload_routes('PUT', '/lfs/{oid}')
 async def put_lfs(call:Call)->Response:
     "Take the bytes of an LFS object, or one part of them, from a signed address."
-    d = check_signed(call)
+    d = check_signed(call, 'oid')
     if 'parts' in d or 'get' in d:
         raise HubError(403, 'this address is for another object.')
     if 'part' in d: return await _put_part(call, d)
@@ -207,7 +207,7 @@ async def _put_part(call, d):
 @upload_routes('POST', '/lfs/{oid}')
 def complete_lfs(call:Call)->Response:
     "Put the parts of an LFS object together."
-    d = check_signed(call)
+    d = check_signed(call, 'oid')
     if 'parts' not in d: raise HubError(403, 'this address is for another object.')
     parts,size,tmp = call.json().get('parts'),int(d['size']),_part_file(call,d)
     nums = [p.get('partNumber') for p in parts if isinstance(p,dict)] if isinstance(parts,
@@ -251,7 +251,7 @@ def get_lfs(call:Call)->Response:
     "Send an LFS object to git-lfs."
     from starlette.responses import StreamingResponse
     from hfflow.localhub.download import _pieces, read_range
-    d = check_signed(call)
+    d = check_signed(call, 'oid')
     if 'get' not in d: raise HubError(403, 'this address is for another object.')
     size = call.hub.store.lfs.size(d['oid'])
     if size is None: raise HubError(404, 'Object does not exist on the server')

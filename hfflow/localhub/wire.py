@@ -254,14 +254,12 @@ Call.repo = get_repo
 # %% ../../nbs/localhub/05_wire.ipynb #eb58afb6
 def check_gate(self, row:RepoRow):
     "Let only people in to whom access was granted."
-    if self.who.may('repo.content.read', row.owner, row.key): return
+    if self.hub.db.gate_open(row, self.who): return
     if self.who.name is None:
         raise HubError(401, f'Access to {row.kind} {row.id} is restricted. You must have access '
             f'to it and be authenticated to access it. Please log in.', 'GatedRepo')
-    a = self.hub.db.one('SELECT status FROM access WHERE key=? AND user=?', row.key, self.who.name)
-    if not a or a['status']!='accepted' or not self.who.may('gated.read', row.owner):
-        raise HubError(403, f'Access to {row.kind} {row.id} is restricted and you are not in the '
-            f'authorized list. Visit {self.base}/{row.url} to ask for access.', 'GatedRepo')
+    raise HubError(403, f'Access to {row.kind} {row.id} is restricted and you are not in the '
+        f'authorized list. Visit {self.base}/{row.url} to ask for access.', 'GatedRepo')
 Call.check_gate = check_gate
 
 # %% ../../nbs/localhub/05_wire.ipynb #c49b3db5
@@ -430,8 +428,6 @@ async def _guarded(f, kind, request):
     except Exception as e:
         traceback.print_exc()
         res = error(HubError(500, f'internal error: {type(e).__name__}'))
-    # uvicorn's own is up to a second old, and clients cut logs by it
-    res.headers['Date'] = formatdate(usegmt=True)
     res.headers.setdefault('X-Request-Id', _header_text(rid)[:100])
     # uvicorn's own is up to a second old, and clients cut logs by it
     res.headers['Date'] = formatdate(usegmt=True)
@@ -517,13 +513,14 @@ def read_signed(hub:Hub, query:str)->dict: # None where the signature is wrong o
     ok = hmac.compare_digest(sig.encode('utf-8','replace'),good.encode())
     return d if ok and int(d['exp'])>=time.time() else None
 
-def check_signed(call:Call, name:str='oid' # field that must be as in the path, if any
+def check_signed(call:Call, *names:str # fields that it must have; those in the path as there
                 )->dict:
     "Return the fields of a signed URL."
     d = read_signed(call.hub, call.request.url.query)
     if d is None:
         raise HubError(403, 'this address has expired or was altered: start again.')
-    if name and d.get(name)!=call.p[name]: raise HubError(403, 'this address is for another object.')
+    if any(n not in d or d[n]!=call.p.get(n,d[n]) for n in names):
+        raise HubError(403, 'this address is for another object.')
     return d
 
 # %% ../../nbs/localhub/05_wire.ipynb #4cff4e1e

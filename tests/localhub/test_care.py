@@ -137,6 +137,35 @@ def test_each_fault_is_found(here, at_once, fault):
         assert care.check(hub.data) == []
 
 
+@pytest.mark.parametrize("fault", ["damaged", "no index", "gone", "wrong"])
+def test_files_in_chunks(here, at_once, fault, monkeypatch):
+    from huggingface_hub import constants
+    api, hub = here
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    data = os.urandom(300_000)
+    api.create_repo("you/a")
+    api.create_bucket("you/b")
+    put(api, "you/a", "w.bin", data)
+    api.batch_bucket_files("you/b", add=[(data[:200_000], "half.bin")])
+    assert care.check(hub.data) == []
+    xorbs = care.objects(hub.chunks.xorbs)
+    if fault == "wrong": hub.db.conn.execute("UPDATE xet_files SET size=size+1")
+    for f in xorbs if fault != "wrong" else []:
+        if fault == "damaged": damage(f)
+        elif fault == "no index": f.chmod(0o644), os.truncate(f, f.stat().st_size - 4)
+        elif fault == "gone": f.unlink()
+    found = care.check(hub.data)
+    assert found and all(f.todo.startswith("use --repair") for f in found), found
+    if fault == "damaged": assert care.check(hub.data, quick=True) == []
+    assert care.repair(hub.data, found) == found                            # nothing is forgotten unasked
+    assert care.repair(hub.data, found, ask=lambda q: True) == []
+    assert sorted(f.what.split(" (")[0] for f in care.check(hub.data)) == ["the chunks of half.bin are missing", "the large file w.bin"]
+    put(api, "you/a", "w.bin", data)                                        # what it says helps
+    api.batch_bucket_files("you/b", add=[(data[:200_000], "half.bin")])
+    assert care.check(hub.data) == []
+    assert open(api.hf_hub_download("you/a", "w.bin", force_download=True), "rb").read() == data
+
+
 def test_a_damaged_database(here):
     _, hub = here
     copy = hub.data.parent / "copy"

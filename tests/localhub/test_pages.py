@@ -4,8 +4,12 @@ import json
 import re
 import shutil
 
+import httpx
 import pytest
 from hub_process import TOKENS
+
+from hfflow.localhub.server import running
+from hfflow.localhub.wire import sign
 
 CARD = """---
 license: mit
@@ -57,10 +61,24 @@ def test_page_answers(http, shown, page):
     assert r.status_code == 200 and "<script" not in r.text and "<b>&name" not in r.text
 
 
+def test_the_page_of_a_kernel(http, api):
+    api.create_repo("you/kernel-page", repo_type="kernel")
+    r = http.get("/kernels/you/kernel-page", headers={"Accept": "text/html"})
+    assert r.status_code == 200 and "you/kernel-page" in r.text
+
+
 def test_absent_pages(http, shown):
     for p in ("/you/absent", "/absent", "/you/shown/tree/absent", "/you/shown/blob/main/absent", "/datasets/you/shown", "/a/b/c/d"):
         r = http.get(p, headers={"Accept": "text/html"})
         assert r.status_code == 404 and "<!doctype html>" in r.text
+
+
+def test_an_address_signed_for_one_thing_opens_no_other(tmp_path):
+    with running(tmp_path, ["you:" + TOKENS["you"]]) as (url, hub):
+        signed, oid = sign(hub, oid="0" * 64, size=1), "0" * 64
+        for method, path in [("GET", "/login"), ("GET", "/api/viewer/media"), ("GET", f"/api/xet/{oid}"), ("GET", f"/lfs/{oid}"), ("PUT", f"/lfs/{'1' * 64}"), ("POST", f"/lfs/{oid}")]:
+            r = httpx.request(method, f"{url}{path}?{signed}")
+            assert r.status_code == 403 and "for another object" in r.text, (path, r.text)
 
 
 def test_login_shows_private_repos(server, api):
