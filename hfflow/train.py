@@ -11,7 +11,7 @@ __all__ = ['CHUNK', 'batch_loss', 'TrainConfig', 'lr_at', 'threads_for', 'save_c
 # %% ../nbs/05_train.ipynb #cf245745
 import ctypes, gc, hashlib, json, math, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch

@@ -19,7 +19,7 @@ from secrets import token_hex
 from starlette.responses import Response, StreamingResponse
 
 from .chunks import from_hex
-from .download import safe_headers, send_file
+from .download import media_type, safe_headers, send_file
 from .people import KINDS, Db, RepoRow, check_name, no_repo
 from .repos import _visibility, new_id
 from .store import HubError
@@ -163,7 +163,8 @@ def _operation(n, line):
         op = json.loads(line)
         json.dumps(op, ensure_ascii=False).encode() # half a surrogate pair is no text
     except (ValueError,RecursionError): op = None
-    if not isinstance(op,dict) or op.get('type') not in _types or not isinstance(op.get('path'),str):
+    if not isinstance(op,dict) or op.get('type') not in _types or not isinstance(op.get('path'),
+        str):
         raise HubError(400, f'line {n} is no operation: each needs a `path` and a `type`, which is '
             f'{", ".join(_types)}.')
     return op
@@ -244,8 +245,9 @@ def bucket_file(call:Call)->Response:
     token = f'{call.base}/api/buckets/{row.id}/xet-read-token'
     headers = safe_headers(path, f['hash'])|{'X-Xet-Hash':f['hash'], 'X-Linked-Size':str(f['size']),
         'Link':f'<{token}>; rel="xet-auth"'}
-    return send_file(call, path, f['size'], headers,
-                     partial(open_hash,call.hub,f['hash']) if f['size'] else b'')
+    return send_file(call.request, f['size'], headers,
+                     partial(open_hash,call.hub,f['hash']) if f['size'] else b'',
+                     media_type(path))
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #21ca56b4
 KEPT = 3600 # seconds for which changes are kept
@@ -293,7 +295,8 @@ async def follow_bucket(hub:Hub, who, # `Caller`
         if rows:
             seq,cursor = rows[-1]['seq'],f"{rows[-1]['at']:.6f}-{rows[-1]['seq']}"
             yield _event('changes', cursor=cursor, changes=[_change(r) for r in rows])
-        elif not ready: ready = True; yield _event('ready', **(dict(cursor=cursor) if cursor else {}))
+        elif not ready:
+            ready = True; yield _event('ready', **(dict(cursor=cursor) if cursor else {}))
         elif time.monotonic()-quiet>15: quiet = time.monotonic(); yield ': waiting\n\n'
         else: await asyncio.sleep(.25)
 

@@ -12,7 +12,7 @@ __all__ = ['SDKS', 'COLORS', 'DTYPE_BITS', 'split_card', 'plain', 'read_meta', '
 import datetime, json, math, re, struct
 import yaml
 
-from .store import HubError, Repo
+from .store import Repo
 
 # %% ../../nbs/localhub/03_cards.ipynb #bdaa9842
 _front_re = re.compile(r'\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)', re.S)

@@ -22,7 +22,7 @@ from urllib.parse import quote
 import pygit2
 
 from .chunks import Chunks, from_hex, xorbs_of
-from .people import SCHEMAS, Db
+from .people import SCHEMAS
 from .store import HubError, LfsStore, Repo, Store
 from .wire import Hub, iso
 

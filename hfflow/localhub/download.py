@@ -13,7 +13,7 @@ import mimetypes, re
 from functools import partial
 from urllib.parse import quote
 
-from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from .people import KINDS
@@ -97,18 +97,19 @@ def _in_chunks(call, row, commit, e):
     return {'X-Xet-Hash':hash, 'Link':f'<{token}>; rel="xet-auth"'} if hash else {}
 
 # %% ../../nbs/localhub/06_download.ipynb #f29ac0ce
-def send_file(call:Call, path:str, size:int, headers:dict,
-              content # bytes, or a function that opens the file
+def send_file(request:Request, size:int, headers:dict,
+              content, # bytes, or a function that opens the file
+              kind:str='application/octet-stream' # media type
              )->Response:
     "Send a file, or its headers, or a piece of it."
-    head = call.request.method=='HEAD'
-    if call.request.headers.get('if-none-match')==headers['ETag']:
+    head,asked = request.method=='HEAD',request.headers
+    if 'ETag' in headers and asked.get('if-none-match')==headers['ETag']:
         return Response(status_code=304, headers=headers)
-    part = None if head else read_range(call.request.headers.get('range'), size)
+    part = None if head else read_range(asked.get('range'), size)
     a,b = part or (0,size)
     headers = headers | {'Content-Length':str(b-a)} | (
         {'Content-Range':f'bytes {a}-{b-1}/{size}'} if part else {})
-    kind,status = media_type(path),206 if part else 200
+    status = 206 if part else 200
     if head: return Response(headers=headers, media_type=kind)
     if isinstance(content,bytes): return Response(content[a:b], status, headers, kind)
     return StreamingResponse(_pieces(content(),a,b), status, headers, kind)
@@ -121,7 +122,7 @@ def resolve_file(call:Call)->Response:
     content = partial(call.hub.store.lfs.open,e.lfs.oid) if e.lfs else repo.read(e.oid)
     size = e.lfs.size if e.lfs else len(content)
     headers = file_headers(e, commit, size) | _in_chunks(call, row, commit, e)
-    return send_file(call, e.path, size, headers, content)
+    return send_file(call.request, size, headers, content, media_type(e.path))
 
 # %% ../../nbs/localhub/06_download.ipynb #69dbbb48
 @download_routes('GET', '/{P}{ns}/{name}/raw/{rev}/{path:path}')

@@ -24,7 +24,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from .apps import stage
 from .buckets import bucket_json, find_bucket, list_buckets, list_level
-from .cards import read_meta, read_safetensors, split_card
+from .cards import read_safetensors, split_card
 from .commit import text_of
 from .discussions import (PAGE, ends, find_discussion, fork_point, get_discussion,
                                          list_discussions)

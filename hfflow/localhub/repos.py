@@ -12,12 +12,11 @@ __all__ = ['repo_routes', 'EXPAND', 'STATES', 'whoami', 'validate_yaml', 'new_id
 
 # %% ../../nbs/localhub/08_repos.ipynb #6e280807
 import json, re, time
-from urllib.parse import urlencode
 
 import pygit2
 
 from .cards import SDKS, validate_card
-from .people import KINDS, PREFIX, RepoRow, check_name, no_repo
+from .people import KINDS, PREFIX, check_name, no_repo
 from .store import HubError, Repo, no_revision
 from .wire import Call, Json, Routes, iso, next_link, truthy
 

@@ -9,7 +9,7 @@ __all__ = ['SORTS', 'set_index', 'search', 'all_tags']
 
 # %% ../../nbs/localhub/04_search.ipynb #16d98d22
 import base64, json, re
-from .people import Caller, Db, RepoRow, _row
+from .people import Caller, Db, _row
 from .store import HubError
 
 # %% ../../nbs/localhub/04_search.ipynb #53af3f76

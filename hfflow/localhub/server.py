@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/server.html.md"""
 __all__ = ['own', 'open_hub', 'catch_up', 'all_routes', 'working', 'running']
 
 # %% ../../nbs/localhub/10_server.ipynb #3ba81d99
-import errno, fcntl, socket
+import fcntl
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from .tokens import token_routes
 from .upload import upload_routes
 from .visits import visit_routes
 from .webhooks import delivering, watch, webhook_routes
-from .wire import LOOPBACK, Hub, Limits, make_app, serving
+from .wire import Hub, Limits, make_app, serving
 from .xet import xet_routes
 
 # %% ../../nbs/localhub/10_server.ipynb #671358fb

@@ -9,8 +9,9 @@ __all__ = ['upload_routes', 'LFS_TYPE', 'preupload', 'lfs_batch', 'receive', 'pu
            'lfs_verify', 'commit']
 
 # %% ../../nbs/localhub/07_upload.ipynb #9cf57316
-import asyncio, base64, binascii, json, os, re, tempfile, threading
+import asyncio, base64, json, os, re, tempfile, threading
 from contextlib import contextmanager
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -20,7 +21,7 @@ from starlette.responses import Response
 
 from .commit import Quarantine, ignored, lines_of, make_commit, read_commit, text_of, upload_mode
 from .discussions import add_event, committable, enter, new_branch, pr_number, signed_in
-from .people import RepoRow
+from .download import send_file
 from .store import HubError, LfsWriter, _keep
 from .wire import Call, Json, Routes, check_signed, sign, truthy
 
@@ -249,17 +250,11 @@ def _sha256(f):
 @upload_routes('GET', '/lfs/{oid}')
 def get_lfs(call:Call)->Response:
     "Send an LFS object to git-lfs."
-    from starlette.responses import StreamingResponse
-    from hfflow.localhub.download import _pieces, read_range
     d = check_signed(call, 'oid')
     if 'get' not in d: raise HubError(403, 'this address is for another object.')
     size = call.hub.store.lfs.size(d['oid'])
     if size is None: raise HubError(404, 'Object does not exist on the server')
-    part = read_range(call.request.headers.get('range'), size)
-    a,b = part or (0,size)
-    h = {'Content-Length':str(b-a)} | ({'Content-Range':f'bytes {a}-{b-1}/{size}'} if part else {})
-    return StreamingResponse(_pieces(call.hub.store.lfs.open(d['oid']),a,b), 206 if part else 200,
-        h, 'application/octet-stream')
+    return send_file(call.request, size, {}, partial(call.hub.store.lfs.open,d['oid']))
 
 @upload_routes('POST', '/{P}{ns}/{name}/info/lfs/verify')
 def lfs_verify(call:Call)->dict:

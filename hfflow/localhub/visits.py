@@ -6,11 +6,11 @@ Docs: https://hfflow.github.io/hfflow/localhub/visits.html.md"""
 
 # %% auto #0
 __all__ = ['COOKIES', 'SANDBOX', 'WAIT', 'visit_routes', 'app_url', 'make_pass', 'read_pass', 'visitor', 'to_app', 'from_app',
-           'forward', 'tunnel', 'ready', 'not_running', 'static_file', 'Visits', 'visit']
+           'relay', 'forward', 'tunnel', 'ready', 'not_running', 'static_file', 'Visits', 'visit']
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0005
 import asyncio, hmac, mimetypes, re, time, traceback
-from hashlib import sha256
+from functools import partial
 from html import escape
 from urllib.parse import quote, unquote, urlencode
 
@@ -21,10 +21,10 @@ from starlette.routing import BaseRoute, Match
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from .apps import app_of, is_static, stage, subdomain, trouble
-from .download import read_range
+from .download import send_file
 from .people import NOBODY, Caller, RepoRow, no_repo
 from .store import HubError
-from .wire import LOOPBACK, Call, Hub, Routes, browser_user, error
+from .wire import LOOPBACK, Call, Hub, Routes, browser_user, error, seal
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0010
 def app_url(hub:Hub, row:RepoRow, request:Request, who:Caller)->str:
@@ -41,8 +41,7 @@ def make_pass(hub:Hub, row:RepoRow, user:str, exp:int=None # Unix time; in a day
              )->str:
     "Sign that a browser may see one private Space as somebody."
     exp = exp or int(time.time())+86400
-    mac = hmac.new(hub.db.secret, f'space:{row.key}:{user}:{exp}'.encode(), sha256).hexdigest()
-    return f'{user}:{exp}:{mac}'
+    return f'{user}:{exp}:{seal(hub,"space",f"{row.key}:{user}:{exp}")}'
 
 def read_pass(hub:Hub, row:RepoRow, text:str)->str: # user name; None where it is not good
     "Check such a signature."
@@ -137,31 +136,39 @@ def _client(hub):
     return hub._client[1]
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0017
-async def forward(hub:Hub, app, # `App`
-                  port:int, request:Request, prefix:str, rest:str, hub_auth:bool)->Response:
-    "Ask the app, and pass its answer on as it comes."
+async def relay(hub:Hub, request:Request, port:int, path:str,
+                headers:list, # of pairs of bytes, for the program
+                left=lambda: None # called when the answer has ended, or none will come
+               )->tuple: # (answer without headers, headers as pairs of bytes)
+    "Ask a program of this machine, and pass its answer on as it comes."
     import httpx
     query = request.scope['query_string']
     url = httpx.URL(scheme='http', host='127.0.0.1', port=port,
-                    raw_path=(rest or '/').encode('ascii','replace')+(b'?'+query if query else b''))
+                    raw_path=(path or '/').encode('ascii','replace')+(b'?'+query if query else b''))
     sends = 'content-length' in request.headers or 'transfer-encoding' in request.headers
-    req = httpx.Request(request.method, url, headers=to_app(request,prefix,hub_auth),
+    req = httpx.Request(request.method, url, headers=headers,
                         content=request.stream() if sends else None)
-    app.open += 1
     try: res = await _client(hub).send(req, stream=True)
     except BaseException as e:
-        app.open -= 1
+        left()
         if not isinstance(e, httpx.TransportError): raise
-        raise HubError(502, 'the Space did not answer: its run log may say why.') from None
+        raise HubError(502, 'the program did not answer: its log may say why.') from None
     async def body():
         try:
             async for chunk in res.aiter_raw(): yield chunk
         except httpx.TransportError: pass # it ended in the middle; so does the answer
         finally:
-            app.open -= 1; app.visited = time.monotonic()
+            left()
             await res.aclose()
-    answer = StreamingResponse(body(), res.status_code)
-    answer.raw_headers = from_app(res.headers.raw, prefix)
+    return StreamingResponse(body(), res.status_code),res.headers.raw
+
+async def forward(hub:Hub, app, # `App`
+                  port:int, request:Request, prefix:str, rest:str, hub_auth:bool)->Response:
+    "Pass a visitor's request on to an app."
+    def left(): app.open -= 1; app.visited = time.monotonic()
+    app.open += 1
+    answer,raw = await relay(hub, request, port, rest, to_app(request,prefix,hub_auth), left)
+    answer.raw_headers = from_app(raw, prefix)
     return answer
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0019
@@ -256,22 +263,11 @@ def static_file(hub:Hub, row:RepoRow, request:Request, prefix:str, rest:str)->Re
     if e is None: raise HubError(404, f'there is no `{path[:200]}` in this Space.')
     if e.lfs and hub.db.lfs_size(row.key, e.lfs.oid) is None: e = e._replace(lfs=None)
     size = e.lfs.size if e.lfs else repo.git.odb.read_header(e.oid)[1]
-    etag = f'"{e.lfs.oid if e.lfs else e.oid}"'
-    head = {'ETag':etag, 'Accept-Ranges':'bytes', 'Cache-Control':'no-cache'}
+    head = {'ETag':f'"{e.lfs.oid if e.lfs else e.oid}"', 'Accept-Ranges':'bytes',
+            'Cache-Control':'no-cache'}
     if prefix: head['Content-Security-Policy'] = SANDBOX
-    if request.headers.get('if-none-match')==etag: return Response(status_code=304, headers=head)
-    part = read_range(request.headers.get('range'), size)
-    a,b = part or (0,size)
-    head |= {'Content-Length':str(b-a)}|({'Content-Range':f'bytes {a}-{b-1}/{size}'} if part
-                                         else {})
-    kind = mimetypes.guess_type(path)[0] or 'application/octet-stream'
-    if request.method=='HEAD': return Response(headers=head, media_type=kind)
-    return StreamingResponse(_pieces(hub,e,repo,a,b), 206 if part else 200, head, kind)
-
-def _pieces(hub, e, repo, start, end):
-    with hub.open_file(e, repo) as f:
-        f.seek(start)
-        while start<end and (data:=f.read(min(1<<20,end-start))): start += len(data); yield data
+    return send_file(request, size, head, partial(hub.open_file,e,repo),
+                     mimetypes.guess_type(path)[0] or 'application/octet-stream')
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0027
 _path_re = re.compile('/spaces/([^/]+)/([^/]+)/app(/.*)?')

@@ -14,7 +14,6 @@ __all__ = ['webhook_routes', 'DOMAINS', 'WATCHED', 'MOST', 'DAILY', 'check_url',
 import http.client, ipaddress, json, re, socket, ssl, threading, time, traceback
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
 from secrets import token_hex
 from urllib.parse import urlsplit
 
