@@ -59,6 +59,7 @@ def _copy_of(call, row, id, private):
                 c.execute('INSERT INTO lfs SELECT ?,oid,size,created FROM lfs WHERE key=?',
                           (key, row.key))
         except BaseException: store.delete(key); raise
+        store.sure(key)
     new = call.hub.index(db.by_key(key))
     call.hub.announce(new, 'repo', 'create')
     return new

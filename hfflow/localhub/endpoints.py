@@ -185,7 +185,7 @@ def _load(hub, e):
             HFFLOW_HUB=hub.url, HFFLOW_HOME=str(home), HFFLOW_ENDPOINT_TOKEN=key)
         p = start(hub, _key(e), 'jobs', [sys.executable,'-m','hfflow.endpoint',
             f"{model['repository']}@{model['revision']}",'--port','0'], home, env, log)
-        p.key,p.busy = key,0
+        p.key = key
         if not set_state(hub, e, 'initializing', 'Loads the model.', UP[:3]): p.stop()
         while p.running and not p.port:
             for l in log.read(at)[0]:

@@ -129,6 +129,7 @@ os._exit(code if code>=0 else 128-code)
 
 class Program:
     "A program that this Hub has started, with everything that it starts in turn."
+    busy = 0 # requests that it is answering
     port = None # where it answers, once it does: for whoever started it
     def __init__(self, argv:list, cwd:Path, env:dict, log:Log,
                  seconds:float=None, # stopped after so many; never where None

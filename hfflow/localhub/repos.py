@@ -123,6 +123,7 @@ def delete_repo(call:Call)->dict:
         raise HubError(404, 'Repository not found', 'RepoNotFound')
     row = _row_of(call, row.kind, row.id)
     call.hub.announce(row, 'repo', 'delete')
+    call.hub.store.doubt(row.key)
     call.hub.db.drop_repo(row.key)
     call.hub.store.delete(row.key)
     return {}

@@ -61,7 +61,7 @@ def open_hub(data:Path, users:list=(), # 'name:token'
     "Open a data folder that this process owns, and make the people it should have."
     hub = Hub(data, limits)
     hub.may = frozenset(may)
-    hub.store.sweep()
+    hub.store.sweep(lambda key: hub.db.by_key(key) is not None)
     watch(hub)
     catch_up(hub)
     for u in users:

@@ -7,7 +7,8 @@ Docs: https://hfflow.github.io/hfflow/localhub/store.html.md"""
 # %% auto #0
 __all__ = ['Pointer', 'Entry', 'HubError', 'write_pointer', 'read_pointer', 'LfsStore', 'LfsWriter', 'fsync_dir', 'keep', 'bare',
            'signature', 'Repo', 'no_revision', 'readable', 'resolve', 'new_ref', 'point', 'entry', 'walk', 'history',
-           'refs', 'last_commits', 'Store', 'fsync_all', 'create', 'using', 'alone', 'lock', 'delete', 'sweep']
+           'refs', 'last_commits', 'Store', 'fsync_all', 'create', 'using', 'alone', 'lock', 'delete', 'doubt', 'sure',
+           'sweep']
 
 # %% ../../nbs/localhub/00_store.ipynb #62dcface
 import fcntl, os, re, shutil, threading, time
@@ -400,6 +401,7 @@ Store.create = create
 def _place(self, tmp, key):
     dest = self.path(key)
     dest.parent.mkdir(parents=True, exist_ok=True)
+    self.doubt(key)
     os.replace(tmp, dest)
     for d in (dest.parent, self.repos): fsync_dir(d)
 Store._place = _place
@@ -455,11 +457,28 @@ def delete(self, key:str):
     with self.lock(key):
         tmp = self.lfs.tmp/token_hex(12)
         os.replace(self.path(key), tmp)
+    self.sure(key)
     shutil.rmtree(tmp, ignore_errors=True)
 Store.delete = delete
 
-def sweep(self):
-    "Remove the temporary files that a killed server left behind."
+def doubt(self, key:str):
+    "Note that whoever keeps the names is being told of a repository, or told to forget it."
+    (self.repos/'doubt').mkdir(exist_ok=True)
+    (self.repos/'doubt'/key).touch()
+    fsync_dir(self.repos/'doubt')
+Store.doubt = doubt
+
+def sure(self, key:str):
+    "Note that they have been told."
+    (self.repos/'doubt'/key).unlink(missing_ok=True)
+Store.sure = sure
+
+def sweep(self, named=lambda key: True # whether a repository has a name
+         ):
+    "Remove what a killed server left behind: temporary files, and repositories made or deleted by halves."
     for f in self.lfs.tmp.iterdir(): shutil.rmtree(f,
             ignore_errors=True) if f.is_dir() else f.unlink(missing_ok=True)
+    for f in (self.repos/'doubt').glob('*'):
+        if self.path(f.name).exists() and not named(f.name): self.delete(f.name)
+        else: f.unlink()
 Store.sweep = sweep

@@ -165,8 +165,10 @@ async def relay(hub:Hub, request:Request, port:int, path:str,
 async def forward(hub:Hub, app, # `App`
                   port:int, request:Request, prefix:str, rest:str, hub_auth:bool)->Response:
     "Pass a visitor's request on to an app."
-    def left(): app.open -= 1; app.visited = time.monotonic()
-    app.open += 1
+    p = app.live
+    if p is None: raise HubError(502, 'the app has just ended: its run log may say why.')
+    def left(): app.open -= 1; p.busy -= 1; app.visited = time.monotonic()
+    app.open += 1; p.busy += 1
     answer,raw = await relay(hub, request, port, rest, to_app(request,prefix,hub_auth), left)
     answer.raw_headers = from_app(raw, prefix)
     return answer

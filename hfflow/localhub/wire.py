@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/wire.html.md"""
 # %% auto #0
 __all__ = ['LOOPBACK', 'Limits', 'Hub', 'make_repo', 'together', 'iso', 'truthy', 'Json', 'error', 'Moved', 'Call', 'text',
            'int_', 'user', 'get_repo', 'check_gate', 'Routes', 'RawPath', 'read_body', 'seal', 'session',
-           'browser_user', 'identify', 'same_origin', 'csrf', 'browser_form', 'make_routes', 'Table', 'make_app',
+           'browser_user', 'identify', 'same_origin', 'csrf', 'browser_form', 'make_route', 'Table', 'make_app',
            'serving', 'sign', 'read_signed', 'check_signed', 'next_link']
 
 # %% ../../nbs/localhub/05_wire.ipynb #12964f84
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import formatdate
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
@@ -117,6 +117,7 @@ def make_repo(self, kind:str, # model | dataset | space
         author)
     try: self.db.add_repo(key, kind, id, private, sdk)
     except BaseException: self.store.delete(key); raise
+    self.store.sure(key)
     row = self.index(self.db.by_key(key))
     self.announce(row, 'repo', 'create')
     return row
@@ -268,7 +269,7 @@ class Routes(list):
     def __call__(self, methods:str, *paths:str):
         def add(f):
             for path in paths:
-                for p,kind in _variants(path): self.append((p, methods.split(), f, kind))
+                for p,kind in _variants(path): self.append((p, tuple(methods.split()), f, kind))
             return f
         return add
 
@@ -433,10 +434,10 @@ async def _guarded(f, kind, request):
     res.headers['Date'] = formatdate(usegmt=True)
     return res
 
-def make_routes(routes:Routes)->list:
-    "Turn collected handlers into Starlette's routes; what is a route already stays as it is."
-    return [r if isinstance(r,BaseRoute) else Route(r[0], partial(_guarded,*r[2:]), methods=r[1])
-            for r in routes]
+@lru_cache(maxsize=None)
+def make_route(path:str, methods:tuple, f, kind:str)->Route:
+    "Turn a collected handler into Starlette's route, once in a process."
+    return Route(path, partial(_guarded,f,kind), methods=methods)
 
 # %% ../../nbs/localhub/05_wire.ipynb #830b1a37
 def _begin(path):
@@ -445,11 +446,14 @@ def _begin(path):
     return None if '{' in a else a, None if '{' in b or ':path}' in a else b
 
 class Table(Router):
-    "A router that tries only the routes whose beginning fits the path."
-    def __init__(self, routes:list):
-        super().__init__(routes, redirect_slashes=False)
-        self.begins = [_begin(r.path) if isinstance(r,Route) else (None,None) for r in routes]
-        self.known,self.groups = [set(s) for s in zip(*self.begins)],{}
+    "A router that makes and tries only the routes whose beginning fits the path."
+    def __init__(self, routes:list # what `Routes` collect; routes that look at a request themselves
+                ):
+        whole = [isinstance(r,BaseRoute) for r in routes]
+        super().__init__([r for r,w in zip(routes,whole) if w], redirect_slashes=False)
+        self.collected,self.groups = routes,{}
+        self.begins = [(None,None) if w else _begin(r[0]) for r,w in zip(routes,whole)]
+        self.known = [set(s) for s in zip(*self.begins)]
 
     def group(self, path:str)->Router:
         "Choose the routes for a path."
@@ -457,8 +461,8 @@ class Table(Router):
                     k in zip((path[1:].split('/',2)+[''])[:2], self.known))
         if key not in self.groups:
             fits = lambda begin: all(s in (None,k) for s,k in zip(begin,key))
-            self.groups[key] = Router([r for r,b in zip(self.routes,self.begins) if fits(b)],
-                redirect_slashes=False)
+            self.groups[key] = Router([r if isinstance(r,BaseRoute) else make_route(*r)
+                for r,b in zip(self.collected,self.begins) if fits(b)], redirect_slashes=False)
         return self.groups[key]
 
     async def app(self, scope, receive, send):
@@ -475,7 +479,7 @@ def make_app(hub:Hub, routes:list, # `Routes`, the first that fits answers
              hosts:set=LOOPBACK|{'testserver'}):
     "Make the ASGI application."
     app = Starlette(exception_handlers={404:_not_found, 405:_not_found})
-    app.router = Table([r for rs in routes for r in make_routes(rs)])
+    app.router = Table([r for rs in routes for r in rs])
     app.state.hub = hub
     return RawPath(app, hosts)
 

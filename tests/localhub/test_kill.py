@@ -26,7 +26,7 @@ from hfflow.localhub.wire import Limits
 from hub_process import TOKENS
 from nursery import Client, Nursery
 
-KILLS = int(os.environ.get("HFFLOW_KILLS", 60))
+KILLS = int(os.environ.get("HFFLOW_KILLS", 200))
 
 
 def sha(data):
@@ -116,6 +116,10 @@ class Folder:
             res[row["id"].removeprefix(name)] = dict(refs=dict(self.refs(self.git(row["key"]), linked)), lfs=sorted(linked.values()), moved=moved, talk=dict(self.talk(row["key"])),
                                                      likes=row["likes"], private=row["private"])
         return res
+
+    def folders(self):
+        """The keys of the folders there are, and of those that have a name."""
+        return {d.name[:-4] for d in self.data.glob("repos/??/*.git")}, {r["key"] for r in self.all("SELECT key FROM repos WHERE kind<>'bucket'")}
 
     def agree(self, client, name):
         """The API says of these repos what git holds."""
@@ -354,6 +358,8 @@ def test_killed_after_each_step(nursery, op, data):
             nursery.wait()
             nursery.start(doomed=True)
             kills += 1
+            there, named = folder.folders()
+            assert there == named, f"killed after step {step} of {steps}"
         folder.agree(client, o.repo)
         assert folder.look(o.repo) in (before, after), f"killed after step {step} of {steps}"
     assert kills >= len(steps) - 1  # a folder that was there already is a step less
@@ -578,7 +584,7 @@ def test_killed_at_random_moments(nursery, data):
         w.start()
     for n in range(KILLS):
         nursery.gate.set()
-        end, deadline = sum(w.acks for w in writers) + rng.randrange(20), time.time() + 5
+        end, deadline = sum(w.acks for w in writers) + rng.randrange(30 if n % 10 == 0 else 6), time.time() + 5
         while sum(w.acks for w in writers) < end and time.time() < deadline:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.01))
@@ -586,6 +592,8 @@ def test_killed_at_random_moments(nursery, data):
         nursery.gate.clear()
         nursery.start()
         proof.told()
+        there, named = folder.folders()
+        assert there == named  # no repo made or deleted by halves
         if n % 20 == 0:
             proof.all_whole()
         assert [w.wrong for w in writers if w.wrong] == []

@@ -65,7 +65,7 @@ def receiver(world):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     start = webhooks.Deliverer.__init__.__defaults__
-    webhooks.Deliverer.__init__.__defaults__ = ((0.05, 0.1), 1.0, 4)
+    webhooks.Deliverer.__init__.__defaults__ = ((0.05, 0.1), 2.5, 4)
     with running(tmp_path_factory.mktemp("hub"), ["you:tok-you", "ann:tok-ann"], ["hfflow:you"]) as (url, hub):
         yield HfApi(url, token="tok-you"), HfApi(url, token="tok-ann"), hub
     webhooks.Deliverer.__init__.__defaults__ = start
@@ -204,7 +204,7 @@ def test_order_retries_and_the_end_of_patience(world, receiver):
     assert [p.comment.content for _, p, _ in receiver.got] == ["0", "0", "0", "1", "2", "3"]
     assert [(x["status"], x["tries"]) for x in sent()[:4]] == [("delivered", 1)] * 3 + [("delivered", 3)]
     receiver.got.clear()
-    receiver.answer = lambda n: time.sleep(1.5) or 200 if n == 1 else 500
+    receiver.answer = lambda n: time.sleep(3) or 200 if n == 1 else 500
     you.comment_discussion("you/slow", d.num, "never")
     receiver.wait(3)
     assert (sent()[0]["status"], sent()[0]["tries"], sent()[0]["answer"]) == ("failed", 3, "500")
