@@ -463,40 +463,60 @@ def lineage(
     print(json.dumps(found.as_dict(), indent=1, default=str) if as_json else _terminal(found))
 
 # %% ../nbs/14_cli.ipynb #9da0a615
+_Data = Annotated[Optional[Path],
+                  typer.Option("--data", metavar="DIR", help="A Hub's data folder; without it the "
+                               "embedded Hub's.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
 @hub_app.command("start")
-def hub_start():
+def hub_start(
+    spaces: Annotated[bool, typer.Option("--spaces", help="Run Spaces, as processes of this "
+        "machine.")] = False,
+    jobs: Annotated[bool, typer.Option("--jobs", help="Run Jobs and Inference Endpoints, as "
+        "processes of this machine.")] = False,
+    port: Annotated[Optional[int], typer.Option("--port", help="Without it the last one, or any "
+        "that is free.")] = None,
+    data: _Data = None,
+):
     """Start the embedded Hub, or find the one that is running.
+
+Nothing that a repo contains is run, unless you ask for it with --spaces or --jobs.
 
 \b
     hfflow hub start
+    hfflow hub start --spaces --jobs
     """
     from hfflow import hub as hubs
-    print(f"Hub at {hubs.connect().endpoint}")
+    hubs.start(data, port, spaces, jobs)
+    print(f"Hub at {hubs.connect(data=hubs._folder(data)).endpoint}")
+    if spaces or jobs: print("What repos contain runs with your rights: no container isolates it.")
 
 
 @hub_app.command("stop")
-def hub_stop():
+def hub_stop(data: _Data = None):
     """Stop the embedded Hub; its repos stay on the disk.
 
 \b
     hfflow hub stop
     """
     from hfflow import hub as hubs
-    print("stopped" if hubs.stop() else "it was not running")
+    print("stopped" if hubs.stop(data) else "it was not running")
 
 # %% ../nbs/14_cli.ipynb #0adfa525
 @hub_app.command("status")
-def hub_status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False):
+def hub_status(as_json: _Json = False, data: _Data = None):
     """Say where the embedded Hub is; exit code 1 where it is not running.
 
 \b
     hfflow hub status
     """
     from hfflow import hub as hubs
-    found = hubs.status()
+    found = hubs.status(data)
     if as_json: print(json.dumps(found, default=str))
     else:
-        print(f"Hub at {found['url']} (process {found['pid']})" if found
+        print(f"Hub at {found['url']} (process {found['pid']}"
+              + "".join(f", runs {m}" for m in found["may"]) + ")" if found
               else "not running; start it with: hfflow hub start")
     if not found: raise typer.Exit(1)
 
@@ -505,6 +525,7 @@ def hub_status(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.
 def hub_open(
     repo: Annotated[Optional[str], typer.Argument(metavar="[ID]", help="A model, a data set or a "
         "Space; without it the home page.")] = None,
+    data: _Data = None,
 ):
     """Open the embedded Hub's pages in a browser, signed in.
 
@@ -514,7 +535,7 @@ def hub_open(
     """
     import webbrowser
     from hfflow import hub as hubs
-    hub, page, link = hubs.connect(), "", ""
+    hub, page, link = hubs.connect(data=data), "", ""
     if repo:
         found = _find(hub, repo, ("model", "dataset", "space"))
         page = found.url if "@" in repo else hub.repo_url(found.kind, found.repo_id)
@@ -528,12 +549,6 @@ def hub_open(
           + (f". This address signs one in, once, within five minutes:\n{link}" if link else "")))
 
 # %% ../nbs/14_cli.ipynb #d8baff14
-_Data = Annotated[Optional[Path],
-                  typer.Option("--data", metavar="DIR", help="A Hub's data folder; without it the "
-                               "embedded Hub's.")]
-_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
 @contextmanager
 def _plain(advice=lambda e: ""):
     "Turn what the Hub's own modules raise into the sentence that a user gets."

@@ -225,6 +225,23 @@ def test_hub(tmp_path):
     assert hfflow("hub", "stop")[1] == "it was not running"
 
 
+def test_a_hub_that_may_run_programs(tmp_path):
+    data = ("--data", str(tmp_path / "data"))
+    try:
+        code, out, err = process("hub", "start", "--jobs", *data)
+        assert code == 0 and "no container" in out, (out, err)
+        code, status, _ = process("hub", "status", "--json", *data)
+        assert (code, json.loads(status)["may"]) == (0, ["jobs"])
+        code, out, err = process("hub", "start", "--spaces", *data)
+        assert code == 2 and "without spaces" in err and "hfflow hub stop" in err, (code, out, err)
+        assert process("hub", "start", "--port", "99999", *data)[0] == 2
+        assert process("hub", "start", *data)[0] == 0                    # it is found as it is
+    finally: assert process("hub", "stop", *data)[1].strip() == "stopped"
+    assert process("hub", "start", *data)[0] == 0
+    try: assert json.loads(process("hub", "status", "--json", *data)[1])["may"] == []   # a right is given once
+    finally: process("hub", "stop", *data)
+
+
 @pytest.fixture
 def far(tmp_path):
     "Another Hub, whose people are `ann`; its address, its token and a client."
