@@ -91,18 +91,17 @@ async def follow(log:Log, done:Callable, # () -> whether nothing more will come
     "Send a log as server-sent events, as it grows."
     pos,quiet = 0,time.monotonic()
     if last is not None:
-        for l in log.lines(last): yield _event(l)
+        yield _events(log.lines(last))
         pos = log.path.stat().st_size if log.path.exists() else 0
     while True:
         end = done() # asked before the file is read, so that no last line is missed
         lines,pos = log.read(pos)
-        for l in lines: yield _event(l)
-        if lines: quiet = time.monotonic()
+        if lines: yield _events(lines); quiet = time.monotonic()
         elif end: return
         elif time.monotonic()-quiet>15: yield b': waiting\n\n'; quiet = time.monotonic()
         if not end and not lines: await asyncio.sleep(.25)
 
-def _event(d): return b'data: '+json.dumps(d).encode()+b'\n\n'
+def _events(lines): return b''.join(b'data: '+json.dumps(d).encode()+b'\n\n' for d in lines)
 
 # %% ../../nbs/localhub/08g_processes.ipynb #553001a2
 _GUARD = '''

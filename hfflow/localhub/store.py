@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/store.html.md"""
 # %% auto #0
 __all__ = ['Pointer', 'Entry', 'HubError', 'write_pointer', 'read_pointer', 'LfsStore', 'LfsWriter', 'fsync_dir', 'keep', 'bare',
            'signature', 'Repo', 'no_revision', 'readable', 'resolve', 'new_ref', 'point', 'entry', 'walk', 'history',
-           'refs', 'last_commits', 'Store', 'fsync_all', 'create', 'using', 'alone', 'lock', 'delete', 'doubt', 'sure',
+           'refs', 'last_commits', 'Store', 'fsync_all', 'doubt', 'sure', 'create', 'using', 'alone', 'lock', 'delete',
            'sweep']
 
 # %% ../../nbs/localhub/00_store.ipynb #62dcface
@@ -376,6 +376,19 @@ def fsync_all(folder:Path):
             with open(Path(d)/n,'rb') as f: os.fsync(f.fileno())
         fsync_dir(d)
 
+# %% ../../nbs/localhub/00_store.ipynb #a2ccf944
+def doubt(self, key:str):
+    "Note that whoever keeps the names is being told of a repository, or told to forget it."
+    (self.repos/'doubt').mkdir(exist_ok=True)
+    (self.repos/'doubt'/key).touch()
+    fsync_dir(self.repos/'doubt')
+Store.doubt = doubt
+
+def sure(self, key:str):
+    "Note that they have been told."
+    (self.repos/'doubt'/key).unlink(missing_ok=True)
+Store.sure = sure
+
 # %% ../../nbs/localhub/00_store.ipynb #a0a4663e
 def create(self, files:dict, # {path: bytes} of the first commit
            author:str, # user name
@@ -460,18 +473,6 @@ def delete(self, key:str):
     self.sure(key)
     shutil.rmtree(tmp, ignore_errors=True)
 Store.delete = delete
-
-def doubt(self, key:str):
-    "Note that whoever keeps the names is being told of a repository, or told to forget it."
-    (self.repos/'doubt').mkdir(exist_ok=True)
-    (self.repos/'doubt'/key).touch()
-    fsync_dir(self.repos/'doubt')
-Store.doubt = doubt
-
-def sure(self, key:str):
-    "Note that they have been told."
-    (self.repos/'doubt'/key).unlink(missing_ok=True)
-Store.sure = sure
 
 def sweep(self, named=lambda key: True # whether a repository has a name
          ):
