@@ -152,41 +152,50 @@ def endpoint_json(call:Call, e)->dict:
 # %% ../../nbs/localhub/08j_endpoints.ipynb #9ed1cb07
 def launch(hub:Hub, e):
     "Start an endpoint's program in a thread that watches it."
-    threading.Thread(target=_keep, args=(hub,e['owner'],e['name']), daemon=True).start()
+    turn = object()
+    with hub.turn: hub.turns[_key(e)] = turn
+    threading.Thread(target=_keep, args=(hub,e['owner'],e['name'],turn), daemon=True).start()
 
-def _keep(hub, owner, name):
+def _keep(hub, owner, name, turn):
     e = _row(hub, owner, name)
     if e is None: return # deleted already
+    mine = lambda: hub.turns.get(_key(e)) is turn # nobody has stopped it, or launched it again
     failed = 'updateFailed' if e['state']=='updating' else 'failed'
     try:
-        p = _load(hub, e)
-        if p.port: set_state(hub, e, 'running', 'Runs as a process of this machine.', UP[:3])
+        p = _load(hub, e, mine)
+        if p is None: return
+        with hub.turn:
+            if p.port and mine():
+                set_state(hub, e, 'running', 'Runs as a process of this machine.', UP[:3])
         while p.wait(1) is None and (now:=_row(hub,owner,name)):
             minutes = json.loads(now['spec'])['compute']['scaling']['scaleToZeroTimeout']
-            if minutes and p.port and not p.busy and time.time()-p.used>60*minutes:
-                rest(hub, e, 'scaledToZero')
+            idle = time.time()-p.used if p.port and not p.busy else 0
+            if minutes and idle>60*minutes and mine(): rest(hub, e, 'scaledToZero')
         if p.why or p.running: return # as somebody wanted
         last = p.log.lines(1)
         why = last[0]['data'] if last else f'exit code {p.code}'
     except HubError as x: why = x.message
     except Exception as x: traceback.print_exc(); why = f'{type(x).__name__} in the Hub'
-    if not hub.stopping.is_set(): set_state(hub, e, failed, why)
+    with hub.turn:
+        if mine() and not hub.stopping.is_set(): set_state(hub, e, failed, why)
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #5b3376eb
-def _load(hub, e):
-    model,home,key,log = json.loads(e['spec'])['model'],_home(hub,e),token_hex(16),endpoint_log(hub,
-        e)
-    log.add(f"Starts with {model['repository']} at {model['revision']}.")
-    at = log.path.stat().st_size
-    token = hub.db.add_token(e['creator'], name=_key(e), role='read', expires=time.time()+3600,
-                             replace=True)
+def _load(hub, e, mine):
+    model,home,key = json.loads(e['spec'])['model'],_home(hub,e),token_hex(16)
+    token = hub.db.add_token(e['creator'], name=f'{_key(e)} {key[:6]}', role='read',
+                             expires=time.time()+3600)
     try:
         env = base_env(home,hub.url)|model['env']|json.loads(e['secrets'])|dict(HF_TOKEN=token,
             HFFLOW_HUB=hub.url, HFFLOW_HOME=str(home), HFFLOW_ENDPOINT_TOKEN=key)
-        p = start(hub, _key(e), 'jobs', [sys.executable,'-m','hfflow.endpoint',
-            f"{model['repository']}@{model['revision']}",'--port','0'], home, env, log)
-        p.key = key
-        if not set_state(hub, e, 'initializing', 'Loads the model.', UP[:3]): p.stop()
+        with hub.turn: # whoever stops it comes before this, or finds the program
+            if not mine(): return None
+            log = endpoint_log(hub,e)
+            log.add(f"Starts with {model['repository']} at {model['revision']}.")
+            at = log.path.stat().st_size
+            p = start(hub, _key(e), 'jobs', [sys.executable,'-m','hfflow.endpoint',
+                f"{model['repository']}@{model['revision']}",'--port','0'], home, env, log)
+            p.key = key
+            set_state(hub, e, 'initializing', 'Loads the model.', UP[:3])
         while p.running and not p.port:
             for l in log.read(at)[0]:
                 if m:=re.search(r' answers at http://127\.0\.0\.1:(\d+)/v1$', l['data']):
@@ -199,8 +208,11 @@ def _load(hub, e):
 
 def rest(hub:Hub, e, state:str)->bool: # whether it was up
     "Stop an endpoint's program."
-    ok = set_state(hub, e, state, 'Stopped.', (*UP,'scaledToZero'))
-    if p:=hub.programs.pop(_key(e),None): p.stop(); p.wait(10)
+    with hub.turn:
+        hub.turns.pop(_key(e), None)
+        ok,p = set_state(hub, e, state, 'Stopped.', (*UP,'scaledToZero')),hub.programs.pop(_key(e),
+            None)
+    if p: p.stop(); p.wait(10)
     return ok
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #30f0acf2
@@ -278,7 +290,8 @@ def sleep_endpoint(call:Call)->dict:
 def wake(hub:Hub, e, was:tuple)->bool: # whether it was in one of these states
     "Start an endpoint again, once however many ask."
     check_may(hub, 'jobs')
-    if ok:=set_state(hub, e, 'pending', 'Waits for its program.', was): launch(hub, e)
+    with hub.turn:
+        if ok:=set_state(hub, e, 'pending', 'Waits for its program.', was): launch(hub, e)
     return ok
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #92c4b7e5
@@ -369,7 +382,7 @@ async def ask(call:Call)->Response:
     while True:
         e = await run_in_threadpool(_open, call)
         p = call.hub.programs.get(_key(e))
-        if p and p.running and p.port: break
+        if p and p.running and p.port and e['state']=='running': break
         if time.monotonic()>end or call.hub.stopping.is_set():
             raise HubError(503, 'this endpoint is still loading its model: try again.',
                            headers={'Retry-After':'10'})

@@ -127,12 +127,12 @@ def from_app(raw:list, # of pairs of bytes
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0016
 def _client(hub):
-    "The Hub's own client; each event loop has one."
+    "The Hub's own client; each event loop has one. A program may close a kept connection at any time."
     import httpx
     loop = asyncio.get_running_loop()
     if getattr(hub,'_client',(None,))[0] is not loop:
         hub._client = loop,httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(None,connect=5),
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20))
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
     return hub._client[1]
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0017

@@ -58,6 +58,7 @@ class Hub:
         self.may,self.programs = frozenset(),{} # `spaces`, `jobs`: whether it may start programs, and those that run
         self.stopping = threading.Event() # set when it ends
         self.apps = {} # Spaces that were started, by the key of their repo
+        self.turns,self.turn = {},threading.RLock() # of endpoints: the launch that counts
         self.data.mkdir(parents=True, exist_ok=True)
         self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
         self.listeners = [] # functions that `announce` calls
