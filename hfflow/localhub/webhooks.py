@@ -322,7 +322,10 @@ def step(self, pool)->float: # seconds until something is due
         if r['webhook'] in self.busy or len(self.busy)>=self.most: continue
         if r['due']>now: wait = min(wait, r['due']-now); continue
         self.busy.add(r['webhook'])
-        pool.submit(self.deliver, r)
+        # it may have been delivered since the list was read
+        if self.hub.db.one("SELECT 1 FROM deliveries WHERE seq=? AND tries=? AND "
+                "status='waiting'", r['seq'], r['tries']): pool.submit(self.deliver, r)
+        else: self.busy.discard(r['webhook']); wait = 0
     return wait
 Deliverer.step = step
 

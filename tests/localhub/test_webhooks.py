@@ -40,7 +40,7 @@ class Receiver:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/hook"
 
-    def wait(self, n, seconds=10):
+    def wait(self, n, seconds=30):
         end = time.time() + seconds
         while len(self.got) < n and time.time() < end: time.sleep(0.02)
         time.sleep(0.05)
