@@ -189,32 +189,19 @@ def _free(port, limit=1):
         time.sleep(.02)
 
 # %% ../nbs/01_hub.ipynb #1eb6ea31
-def _fits(data, url, port, may):
-    "`url`, if the Hub that runs there is what was asked for."
-    state = _state(data)
-    less = [m for m in may if m not in state.get('may', [])]
-    if less or port and port != urlsplit(url).port:
-        raise UserError(f"The embedded Hub runs already, at {url}" + (f", without "
-            f"{' and '.join(less)}" if less else '') + ': stop it with `hfflow hub stop`, then '
-            'start it again.')
-    return url
-
 def _ensure(data, port=None, may=()):
     "The address of the embedded Hub of `data`, started if it is not running."
-    if url := _found(data): return _fits(data, url, port, may)
+    if url := _found(data): return url
     from filelock import Timeout
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         with _lock(data/'hub.lock'):
-            # another process was faster
-            if url := _found(data): return _fits(data, url, port, may)
+            if url := _found(data): return url                        # another process was faster
             if state := _running(data):
                 # whoever started it died meanwhile
-                if not state.get('url'):
-                    return _fits(data, _wait(data, state['pid']), port, may)
+                if not state.get('url'): return _wait(data, state['pid'])
                 try:
-                    if _answers(data, state['url']):
-                        return _fits(data, state['url'], port, may)
+                    if _answers(data, state['url']): return state['url']
                 except OSError: pass
                 # hangs, or knows another token
                 _end(state['pid'])
@@ -241,7 +228,14 @@ def start(data=None,        # folder of the embedded Hub; default: the one below
     "Start the embedded Hub, or find it running; UserError where it runs, but otherwise."
     if port is not None and not 1 <= port <= 65535:
         raise UserError(f'port is {port}, but a port lies between 1 and 65535: choose another.')
-    return _ensure(_folder(data), port, [m for m, on in (('spaces', spaces), ('jobs', jobs)) if on])
+    data, may = _folder(data), [m for m, on in (('spaces', spaces), ('jobs', jobs)) if on]
+    url = _ensure(data, port, may)
+    less = [m for m in may if m not in _state(data).get('may', [])]   # one that ran already
+    if less or port and port != urlsplit(url).port:
+        raise UserError(f"The embedded Hub runs already, at {url}" + (f", without "
+            f"{' and '.join(less)}" if less else '') + ': stop it with `hfflow hub stop`, then '
+            'start it again.')
+    return url
 
 # %% ../nbs/01_hub.ipynb #50ef5d15
 def status(data=None,     # folder of the embedded Hub; default: the one below `home()`

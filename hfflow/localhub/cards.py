@@ -38,13 +38,32 @@ def plain(value, budget:list=None):
     if isinstance(value,str): return value.encode('utf-8','replace').decode()
     return value if value is None or isinstance(value,(bool,int,float)) else str(value)
 
-_Loader = getattr(yaml,'CSafeLoader',yaml.SafeLoader)
+class _Loader(getattr(yaml,'CSafeLoader',yaml.SafeLoader)):
+    room = 50_000
+    def flatten_mapping(self, node): # merges (`<<`) of merges grow tenfold with each line
+        super().flatten_mapping(node)
+        self.room -= len(node.value)
+        if self.room<0: raise ValueError('the metadata is too large, or refers to itself.')
+
+# 12:30 is a text, as on the Hub, and not 750: a long number to base 60 takes minutes to read
+for _tag in ('tag:yaml.org,2002:int','tag:yaml.org,2002:float'):
+    _Loader.add_constructor(_tag, lambda loader,node,known=_Loader.yaml_constructors[_tag]:
+        node.value if ':' in node.value else known(loader,node))
+
+def _check_depth(front, limit=100):
+    # libyaml takes a level of the machine's stack, and time, for each level of nesting
+    depth = 0
+    for e in yaml.parse(front, _Loader):
+        depth += isinstance(e,yaml.CollectionStartEvent)-isinstance(e,yaml.CollectionEndEvent)
+        if depth>limit: raise RecursionError
 
 def read_meta(front:str # YAML
              )->dict:
     "Read a card's metadata; ValueError says what is wrong with it."
     if len(front)>1_000_000: raise ValueError('the metadata is longer than 1 MB.')
-    try: meta = plain(yaml.load(front, _Loader))
+    try:
+        _check_depth(front)
+        meta = plain(yaml.load(front, _Loader))
     except yaml.YAMLError as e: raise ValueError(f'Invalid YAML in README.md: {e}') from None
     except RecursionError: raise ValueError('the metadata is nested too deeply.') from None
     except (OverflowError,TypeError) as e:

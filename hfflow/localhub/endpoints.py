@@ -182,9 +182,7 @@ def _keep(hub, owner, name, turn):
 # %% ../../nbs/localhub/08j_endpoints.ipynb #5b3376eb
 def _load(hub, e, mine):
     model,home,key = json.loads(e['spec'])['model'],_home(hub,e),token_hex(16)
-    token = hub.db.add_token(e['creator'], name=f'{_key(e)} {key[:6]}', role='read',
-                             expires=time.time()+3600)
-    try:
+    with hub.db.lend_token(e['creator'], name=_key(e), role='read') as token:
         env = base_env(home,hub.url)|model['env']|json.loads(e['secrets'])|dict(HF_TOKEN=token,
             HFFLOW_HUB=hub.url, HFFLOW_HOME=str(home), HFFLOW_ENDPOINT_TOKEN=key)
         with hub.turn: # whoever stops it comes before this, or finds the program
@@ -202,9 +200,6 @@ def _load(hub, e, mine):
                     p.used,p.port = time.time(),int(m[1])
             time.sleep(.1)
         return p
-    finally:
-        with hub.db.tx() as c:
-            c.execute('DELETE FROM tokens WHERE hash=?', (hub.db.token_hash(token),))
 
 def rest(hub:Hub, e, state:str)->bool: # whether it was up
     "Stop an endpoint's program."

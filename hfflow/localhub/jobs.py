@@ -309,15 +309,12 @@ def write_back(hub:Hub, j, log:Log, work:Path, row:RepoRow, path:str, folder:Pat
     todo = work/f'{token_hex(8)}.json'
     todo.write_text(json.dumps(dict(bucket_id=row.id, add=add, delete=gone)))
     mine = dict(entity=dict(type='bucket', name=row.id, _id=row.key), permissions=['repo.write'])
-    token = hub.db.add_token(j['creator'], name=f"job {j['id']}", role='fineGrained',
-        expires=time.time()+3600, scopes=dict(scoped=[mine]))
-    env = base_env(work,hub.url)|dict(HF_TOKEN=token, HF_HUB_DISABLE_PROGRESS_BARS='1')
     task,argv = f"job {j['id']} files",[sys.executable,'-c',_SEND,str(todo)]
-    try: code = start(hub, task, 'jobs', argv, work, env, log, 3600).wait()
-    finally:
-        hub.programs.pop(task, None)
-        with hub.db.tx() as c:
-            c.execute('DELETE FROM tokens WHERE hash=?', (hub.db.token_hash(token),))
+    with hub.db.lend_token(j['creator'], name=f"job {j['id']}", role='fineGrained',
+                           scopes=dict(scoped=[mine])) as token:
+        env = base_env(work,hub.url)|dict(HF_TOKEN=token, HF_HUB_DISABLE_PROGRESS_BARS='1')
+        try: code = start(hub, task, 'jobs', argv, work, env, log, 3600).wait()
+        finally: hub.programs.pop(task, None)
     if code: raise HubError(500, f'what has changed could not be written to the bucket {row.id}')
     log.add(f'Written to the bucket {row.id}: {len(add)} files, {len(gone)} deleted.')
 

@@ -6,12 +6,13 @@ Docs: https://hfflow.github.io/hfflow/localhub/people.html.md"""
 
 # %% auto #0
 __all__ = ['SCHEMA', 'SCHEMAS', 'RESERVED', 'KINDS', 'ANYWHERE', 'NOBODY', 'PREFIX', 'Db', 'check_name', 'add_user', 'add_member',
-           'token_hash', 'add_token', 'Caller', 'may', 'can_write', 'reads', 'caller', 'holder', 'person', 'RepoRow',
-           'find', 'moved_to', 'by_key', 'add_repo', 'drop_repo', 'rename_repo', 'set_repo', 'no_repo', 'visible',
-           'gate_open', 'link_lfs', 'lfs_size', 'borrow_lfs']
+           'token_hash', 'add_token', 'lend_token', 'Caller', 'may', 'can_write', 'reads', 'caller', 'holder', 'person',
+           'RepoRow', 'find', 'moved_to', 'by_key', 'add_repo', 'drop_repo', 'rename_repo', 'set_repo', 'no_repo',
+           'visible', 'gate_open', 'link_lfs', 'lfs_size', 'borrow_lfs']
 
 # %% ../../nbs/localhub/02_people.ipynb #7ff7e298
 import hmac, json, re, sqlite3, threading, time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -269,6 +270,16 @@ def add_token(self, user:str, token:str=None, # made up where None
             (h, user, name, role, now, expires, json.dumps(scopes) if scopes else None))
     return token
 Db.add_token = add_token
+
+@contextmanager
+def lend_token(self, user:str, **kw # of `add_token`
+              ): # yields the token
+    "Give a program a person's token for as long as the block runs, and for an hour at most."
+    token = self.add_token(user, expires=time.time()+3600, **kw)
+    try: yield token
+    finally:
+        with self.tx() as c: c.execute('DELETE FROM tokens WHERE hash=?', (self.token_hash(token),))
+Db.lend_token = lend_token
 
 # %% ../../nbs/localhub/02_people.ipynb #ab09c415
 KINDS = {'model':'models', 'dataset':'datasets', 'space':'spaces', 'kernel':'kernels'}

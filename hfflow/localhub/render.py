@@ -9,6 +9,7 @@ __all__ = ['url_path', 'resolve_url', 'card_link', 'highlight', 'render_card']
 
 # %% ../../nbs/localhub/05a_render.ipynb #0825c361
 import re
+from collections import Counter
 from functools import lru_cache
 from html import escape
 from posixpath import normpath
@@ -69,6 +70,18 @@ def _markdown():
         _: highlight(code,lang=lang)}).enable(['table','strikethrough'])
 
 # %% ../../nbs/localhub/05a_render.ipynb #ce2044fd
+_flat = set('area base br col embed hr img input link meta source track wbr'.split() # hold nothing
+            +'p li td th tr dt dd option rt rp'.split()) # end where the next one begins
+
+def _deep(html, limit=500):
+    # browsers nest no deeper than 512, and a cleaner's time grows with the square of the depth
+    opened = Counter()
+    for close,tag in re.findall(r'<(/?)([a-z][a-z0-9]*)', html.lower()):
+        if tag in _flat or close and not opened[tag]: continue
+        opened[tag] += -1 if close else 1
+        if opened.total()>limit: return True
+    return False
+
 def render_card(text:str, # Markdown, without its metadata
                 row:RepoRow, rev:str='main', folder:str='' # where the text lies
                )->str: # HTML without scripts, styles or foreign images
@@ -83,8 +96,11 @@ def render_card(text:str, # Markdown, without its metadata
             except ValueError: return None
         return value
     try: html = _markdown().render(text[:1_000_000])
-    except (RecursionError,ValueError): html = f'<pre>{escape(text[:1_000_000])}</pre>'
+    except (RecursionError,ValueError): html = None
+    if html is None or _deep(html): html = f'<pre>{escape(text[:1_000_000])}</pre>'
     html = re.sub(r' style="text-align:(left|right|center)"', r' align="\1"', html)
+    # in drawings and formulas other rules of nesting hold; none of their tags is kept anyway
+    html = re.sub(r'<(/?)(?:svg|math)\b', r'<\1span', html, flags=re.I)
     clean = nh3.clean(html, tags=_tags, attributes=_attrs, attribute_filter=keep,
         url_schemes={'http','https','mailto'}, link_rel='noopener noreferrer nofollow')
     # of a foreign image only its text stays

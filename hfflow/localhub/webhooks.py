@@ -315,17 +315,15 @@ class Deliverer:
 # %% ../../nbs/localhub/08e_webhooks.ipynb #d62eb37f
 def step(self, pool)->float: # seconds until something is due
     "Start what is due and may start."
-    now,wait = time.time(),60
+    # whose entry is being delivered now may be out of date in the list: it has another look after
+    now,wait,busy = time.time(),60,set(self.busy)
     for r in self.hub.db.all("SELECT d.*, url, secret FROM deliveries d JOIN webhooks w ON "
             "d.webhook=w.id WHERE seq IN (SELECT min(seq) FROM deliveries WHERE "
             "status='waiting' GROUP BY webhook) ORDER BY due"):
-        if r['webhook'] in self.busy or len(self.busy)>=self.most: continue
+        if r['webhook'] in busy or len(self.busy)>=self.most: continue
         if r['due']>now: wait = min(wait, r['due']-now); continue
         self.busy.add(r['webhook'])
-        # it may have been delivered since the list was read
-        if self.hub.db.one("SELECT 1 FROM deliveries WHERE seq=? AND tries=? AND "
-                "status='waiting'", r['seq'], r['tries']): pool.submit(self.deliver, r)
-        else: self.busy.discard(r['webhook']); wait = 0
+        pool.submit(self.deliver, r)
     return wait
 Deliverer.step = step
 

@@ -112,7 +112,7 @@ FORMATS = {
 BROKEN = {"train.csv": b'a,b\n"\n', "train.jsonl": b'{"a": 1}\n{"a": \n', "train.parquet": b"PAR1 nothing", "train.json": b"[1, {]", "train.csv.gz": b"\x1f\x8b nothing", "train.txt": b"\xff\xfe\x00\xd8"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def formats(api, http):
     """One repo with a configuration for each format, and one for each broken file."""
     every = {name: files for name, (files, _) in FORMATS.items()} | {f"broken-{name}": {name: data} for name, data in BROKEN.items()}
@@ -207,7 +207,7 @@ def test_search_and_filter(dataset):
     assert ask("filter", where="legs=0", length=1, **TRAIN)["num_rows_total"] == 2
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def plain(api, http):
     """A small data set to ask in wrong ways."""
     api.create_repo("you/plain", repo_type="dataset")
