@@ -170,9 +170,14 @@ def _end(pid, limit=10):
     import psutil
     try:
         p = psutil.Process(pid)
-        p.terminate()
-        try: p.wait(limit)
-        except psutil.TimeoutExpired: p.kill(); p.wait(limit)
+        for end in (p.terminate, p.kill):
+            end()
+            until = time.monotonic() + limit
+            # a notebook that started it may never ask how it ended: then its number stays taken
+            while _birth(pid) and time.monotonic() < until: time.sleep(.02)
+            if not _birth(pid): break
+        try: p.wait(0)                           # if it was this process that started it, ask
+        except psutil.TimeoutExpired: pass
     except psutil.NoSuchProcess: pass
 
 def _free(port, limit=1):

@@ -120,6 +120,15 @@ def test_server_that_dies_or_never_answers(tmp_path, monkeypatch):
     assert hub.stop(data) is True
 
 
+def test_stopped_by_another_than_who_started_it(home):
+    """A notebook that started the Hub goes on running, and never asks how it ended: nobody waits for that, and nobody is told of a bug."""
+    data = home / "hub"
+    hub.start(data)
+    assert python(f"import json; from hfflow import hub; print(json.dumps([hub.stop({str(data)!r}), hub.status({str(data)!r})]))") == [True, None]
+    url = hub.start(data)
+    assert hub.status(data)["url"] == url and hub.stop(data) is True
+
+
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="set HFFLOW_HOME"): hub._ensure(tmp_path / "file" / "hub")
