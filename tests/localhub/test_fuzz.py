@@ -13,6 +13,7 @@ import os
 import re
 import socket
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from http.client import HTTPException, HTTPResponse
 from urllib.parse import quote
@@ -156,11 +157,19 @@ FIELDS = {m: words(r"""(?:\.get\(|call\.text\(\w+,\s*|\bd\[)\s*['"](\w+)['"]|['"
 QUERIES = words(r"""\bq(?:\.get|\.getlist)?[([]\s*['"]([\w[\]]+)['"]|call\.int\(\s*['"](\w+)['"]""", "".join(SOURCE.values()))
 
 
+# strategies are made once: hypothesis checks each anew
+strange = {m: st.dictionaries(st.sampled_from(known), value, max_size=2) for m, known in FIELDS.items()}
+line = st.tuples(st.sampled_from(["file", "lfsFile", "deletedFile", "deletedFolder", "header", "x"]), st.fixed_dictionaries(
+    {}, optional=dict(path=text, content=st.one_of(value, st.just("eA==")), encoding=st.one_of(value, st.just("base64")), oid=value, size=value, algo=value)))
+lines = st.lists(line, max_size=3)
+
+
+@cache
 @st.composite
 def bodies(draw, f):
     known = FIELDS[f.__module__]
     obj = {k: v for k, v in BODY.items() if k in known and draw(st.booleans())}
-    obj |= draw(st.dictionaries(st.sampled_from(known), value, max_size=2))
+    obj |= draw(strange[f.__module__])
     data = json.dumps(obj, ensure_ascii=draw(st.booleans())).encode("utf-8", "surrogatepass")
     how = draw(st.sampled_from(["plain", "plain", "plain", "list", "cut", "twice", "deep", "huge number", "raw", "lines", "form", "gzip", "packets"]))
     if how == "list":
@@ -176,9 +185,8 @@ def bodies(draw, f):
     if how == "raw":
         return draw(st.binary(max_size=200))
     if how == "lines":
-        lines = [dict(key="header", value=dict(summary="x"))] + [dict(key=draw(st.sampled_from(["file", "lfsFile", "deletedFile", "deletedFolder", "header", "x"])), value=draw(st.fixed_dictionaries(
-            {}, optional=dict(path=text, content=st.one_of(value, st.just("eA==")), encoding=st.one_of(value, st.just("base64")), oid=value, size=value, algo=value)))) for _ in range(draw(st.integers(0, 3)))]
-        return "\n".join(map(json.dumps, lines)).encode()
+        first = dict(key="header", value=dict(summary="x"))
+        return "\n".join(map(json.dumps, [first, *[dict(key=k, value=v) for k, v in draw(lines)]])).encode()
     if how == "form":
         return "&".join(f"{quote(str(k))}={quote(str(v), errors='replace')}" for k, v in obj.items()).encode()
     if how == "gzip":
@@ -191,6 +199,7 @@ def bodies(draw, f):
 segment = st.one_of(st.sampled_from(SEGMENTS), st.text(max_size=8).map(lambda s: quote(s, safe="", errors="replace")))
 
 
+@cache
 def urls(path, hostile):
     """Addresses of a route: for each of its names something right, or something hostile."""
     def one(m):
@@ -210,6 +219,7 @@ HEADERS += [("Content-Encoding", v) for v in ("gzip", "br", "deflate", "gzip, gz
 HEADERS += [("X-Amzn-Trace-Id", "a\xffb" * 200), ("Git-Protocol", "version=2"), ("Git-Protocol", "version=99\x01"), ("X-Forwarded-Host", "evil.example"), ("Origin", "null"), ("Expect", "100-continue"), ("X-HTTP-Method-Override", "DELETE")]
 
 
+one_header = st.lists(st.sampled_from(HEADERS), max_size=1)
 HANDLERS = list(dict.fromkeys(f for _, _, f in ROUTES))
 
 
@@ -225,7 +235,7 @@ def test_every_route_with_anything(target, f):
         hostile = data.draw(st.booleans())
         url, user = data.draw(urls(path, hostile)), data.draw(st.sampled_from(["you", "you", "ann", None])) if hostile else "you"
         body = data.draw(bodies(f)) if method in ("POST", "PUT", "PATCH", "DELETE") else b""
-        headers = data.draw(st.lists(st.sampled_from(HEADERS), max_size=1))
+        headers = data.draw(one_header)
         fair(target(method, url, body, headers, user), (method, url, body[:300], headers, user))
 
     walk()
