@@ -168,6 +168,11 @@ def library_of(meta:dict, # the card's metadata
     if 'model_index.json' in names: return 'diffusers'
     return 'transformers' if config.get('model_type') else None
 
+def _task(meta, config):
+    if isinstance(meta.get('pipeline_tag'),str): return meta['pipeline_tag']
+    lm = config.get('peft',{}).get('task_type')=='CAUSAL_LM'
+    return guess_task(config) or ('text-generation' if lm else None)
+
 def _base_tags(meta, names):
     relation = meta.get('base_model_relation')
     if not isinstance(relation,str):
@@ -200,7 +205,9 @@ def make_tags(kind:str, meta:dict, text:str, # the card's Markdown
     "Derive a repo's tags from its card and its files."
     tags = []
     if kind=='model':
-        tags += [library_of(meta,names,config), *_file_tags(names), config.get('model_type')]
+        tags += [library_of(meta,names,config), *_file_tags(names), config.get('model_type'),
+                 _task(meta,config)]
+        if config.get('tokenizer_config',{}).get('chat_template'): tags.append('conversational')
         tags += [f'dataset:{d}' for d in _words(meta,'datasets')]+_words(meta,
             'language')+_base_tags(meta,names)
         if meta.get('model-index'): tags.append('model-index')
@@ -282,10 +289,7 @@ def describe(repo:Repo, commit, kind:str, # model | dataset | space
 # %% ../../nbs/localhub/03_cards.ipynb #c8cef96a
 def _model_info(repo, commit, files, meta, config, open_file):
     lib = library_of(meta, set(files), config)
-    task = meta.get('pipeline_tag') if isinstance(meta.get('pipeline_tag'),
-        str) else guess_task(config)
-    if task is None and config.get('peft',
-            {}).get('task_type')=='CAUSAL_LM': task = 'text-generation'
+    task = _task(meta, config)
     res = dict(library_name=lib, pipeline_tag=task, config=config,
         safetensors=_safetensors(repo,commit,files,open_file))
     if 'model-index' in meta: res['model-index'] = meta['model-index']

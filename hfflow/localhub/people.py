@@ -150,8 +150,10 @@ CREATE TABLE bucket_changes(
   hash TEXT, mtime INTEGER, at REAL NOT NULL);
 CREATE INDEX bucket_changes_of ON bucket_changes(key,seq);
 """
+_again = "UPDATE repos SET stale=1 WHERE kind='model'" # described anew: a task is a tag, too
+
 SCHEMAS = (SCHEMA, _discussions, _collections, _settings, _jobs, _apps, _chunks, _undo,
-           _buckets) # a data folder of an older hfflow gets what it lacks
+           _buckets, _again) # a data folder of an older hfflow gets what it lacks
 
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:

@@ -6,7 +6,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/repos.html.md"""
 
 # %% auto #0
 __all__ = ['repo_routes', 'EXPAND', 'STATES', 'whoami', 'validate_yaml', 'new_id', 'create_repo', 'delete_repo', 'move_repo',
-           'settings', 'auth_check', 'siblings', 'info', 'list_repos', 'tags_by_type', 'entry_json', 'tree',
+           'settings', 'auth_check', 'siblings', 'info', 'list_repos', 'tags_by_type', 'tasks', 'entry_json', 'tree',
            'paths_info', 'refs', 'create_branch', 'delete_branch', 'create_tag', 'delete_tag', 'commits', 'squash',
            'like', 'user_likes', 'likers', 'access_list', 'access_handle', 'ask_access', 'bare_name']
 
@@ -311,6 +311,13 @@ def tags_by_type(call:Call)->dict:
     "List the tags in use."
     return call.hub.db.all_tags('model' if 'models-' in call.request.url.path else 'dataset',
         call.who)
+
+@repo_routes('GET', '/api/tasks')
+def tasks(call:Call)->dict:
+    "List tasks, each with models that `InferenceClient` may take where it is given none."
+    return {t:dict(id=t, label=t.replace('-',' ').title(), widgetModels=ids,
+        models=[dict(id=i, description='') for i in ids]) for t,
+        ids in call.hub.db.all_tasks().items()}
 
 # %% ../../nbs/localhub/08_repos.ipynb #3332d6d6
 def entry_json(e, last=None, expand:bool=False,

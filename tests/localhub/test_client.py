@@ -255,7 +255,7 @@ def test_move(api, repo):
         api.move_repo(new, other)
 
 
-def test_info_of_a_card(api, repo):
+def test_info_of_a_card(api, repo, run):
     import struct
 
     head = b'{"w":{"dtype":"BF16","shape":[4,6],"data_offsets":[0,48]}}'
@@ -270,12 +270,14 @@ def test_info_of_a_card(api, repo):
     assert i.card_data.license == "apache-2.0" and i.config["model_type"] == "llama"
     e = api.model_info(repo, expand=["sha", "safetensors", "baseModels"])
     assert e.sha == i.sha and e.tags is None
-    for found in (api.list_models(filter="base_model:hfflow/base"), api.list_models(filter=["llama", "demo"], author="you"), api.list_models(pipeline_tag="text-generation", search="test_info"), api.list_models(num_parameters="max:1K", search="info_of card")):
+    for found in (api.list_models(filter="base_model:hfflow/base"), api.list_models(filter="text-generation"), api.list_models(filter=["llama", "demo"], author="you"), api.list_models(pipeline_tag="text-generation", search="test_info"), api.list_models(num_parameters="max:1K", search="info_of card")):
         assert repo in [m.id for m in found]
     assert not list(api.list_models(filter=["llama", "absent"]))
     full = [m for m in api.list_models(filter="demo", full=True, cardData=True)][0]
     assert full.card_data.license == "apache-2.0" and "config.json" in [s.rfilename for s in full.siblings]
     assert "license" in api.get_model_tags()
+    found = run("from huggingface_hub.inference._providers.hf_inference import _fetch_recommended_models as f; print(f()['text-generation'])")
+    assert api.model_info(found.strip()).pipeline_tag == "text-generation"
 
 
 def test_pages_by_link(api, http):
