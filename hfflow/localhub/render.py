@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/render.html.md"""
 __all__ = ['url_path', 'resolve_url', 'card_link', 'highlight', 'render_card']
 
 # %% ../../nbs/localhub/05a_render.ipynb #0825c361
-import re
+import re, time
 from collections import Counter
 from functools import lru_cache
 from html import escape
@@ -40,19 +40,28 @@ def card_link(value:str, row:RepoRow, rev:str, image:bool=False,
                        path) if image else f'/{row.url}/blob/{quote(rev,safe="")}/{url_path(path)}'
 
 # %% ../../nbs/localhub/05a_render.ipynb #88daf6cb
+def _in_time(tokens, limit):
+    end = time.monotonic()+limit
+    for t in tokens:
+        if time.monotonic()>end: raise TimeoutError
+        yield t
+
 def highlight(code:str, lang:str=None, path:str=None)->str:
-    "Colour code by classes; '' where the language is unknown."
+    "Colour code by classes; '' where the language is unknown, or the text too much for its rules."
     try:
-        from pygments import highlight as run
+        from pygments import format
         from pygments.formatters import HtmlFormatter
         from pygments.lexers import get_lexer_by_name, get_lexer_for_filename
         from pygments.util import ClassNotFound
     except ImportError: return ''
-    if len(code)>200_000: return ''
+    # many of the rules take time with the square of a line's length, or of a gap's
+    if len(code)>200_000 or re.search(r'[^\n]{2000}|\s{2000}', code): return ''
     try: lexer = get_lexer_by_name(lang, stripnl=False) if lang else get_lexer_for_filename(path,
         stripnl=False)
     except (ClassNotFound,TypeError,ValueError): return ''
-    return run(code, lexer, HtmlFormatter(nowrap=True))
+    tokens = _in_time(lexer.get_tokens(code), .2+len(code)*1e-5)
+    try: return format(tokens, HtmlFormatter(nowrap=True))
+    except TimeoutError: return ''
 
 # %% ../../nbs/localhub/05a_render.ipynb #5b67e801
 _tags = set('a abbr b blockquote br caption code dd del details div dl dt em figcaption figure '
