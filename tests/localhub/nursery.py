@@ -12,8 +12,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import urllib.request
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +84,7 @@ def until_abandoned():
 def nurse():
     import hfflow.localhub.__main__ as main
     import hfflow.localhub.render  # noqa: F401
+    from hfflow.localhub.server import running
     from hfflow.localhub.wire import Limits
     import uvicorn  # noqa: F401
     import uvicorn.loops.auto  # noqa: F401
@@ -89,6 +92,8 @@ def nurse():
 
     main.open_hub = partial(main.open_hub, limits=Limits(part=1 << 20))
     make_app = main.make_app
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder) / "hub") as (url, _):  # imports what a first answer needs
+        urllib.request.urlopen(f"{url}/api/models").read()
     for line in sys.stdin:
         doomed, *args = json.loads(line)
         pid = os.fork()
