@@ -45,7 +45,7 @@ class _Loader(getattr(yaml,'CSafeLoader',yaml.SafeLoader)):
         self.room -= len(node.value)
         if self.room<0: raise ValueError('the metadata is too large, or refers to itself.')
 
-# 12:30 is a text, as on the Hub, and not 750: a long number to base 60 takes minutes to read
+# 12:30 is a text, as in YAML 1.2, and not 750: a long number to base 60 takes minutes to read
 for _tag in ('tag:yaml.org,2002:int','tag:yaml.org,2002:float'):
     _Loader.add_constructor(_tag, lambda loader,node,known=_Loader.yaml_constructors[_tag]:
         node.value if ':' in node.value else known(loader,node))

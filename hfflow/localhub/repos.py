@@ -316,8 +316,8 @@ def tags_by_type(call:Call)->dict:
 def tasks(call:Call)->dict:
     "List tasks, each with models that `InferenceClient` may take where it is given none."
     return {t:dict(id=t, label=t.replace('-',' ').title(), widgetModels=ids,
-        models=[dict(id=i, description='') for i in ids]) for t,
-        ids in call.hub.db.all_tasks().items()}
+        models=[dict(id=i, description='') for i in ids])
+        for t,ids in call.hub.db.all_tasks().items()}
 
 # %% ../../nbs/localhub/08_repos.ipynb #3332d6d6
 def entry_json(e, last=None, expand:bool=False,
