@@ -24,11 +24,13 @@ def split_card(text:str # README.md
     return (m[1],text[m.end():]) if m else ('',text)
 
 # %% ../../nbs/localhub/03_cards.ipynb #6199eed5
+_most,_too_much = 50_000,'the metadata is too large, or refers to itself.'
+
 def plain(value, budget:list=None):
     "Copy what YAML or JSON gave into plain JSON values; refuse what grows without end."
-    budget = [50_000] if budget is None else budget
+    budget = [_most] if budget is None else budget
     budget[0] -= 1
-    if budget[0]<0: raise ValueError('the metadata is too large, or refers to itself.')
+    if budget[0]<0: raise ValueError(_too_much)
     if isinstance(value,dict): return {str(k):plain(v,budget) for k,v in value.items()}
     if isinstance(value,(list,tuple,set)): return [plain(v,budget) for v in value]
     if isinstance(value,float) and not math.isfinite(value): return None
@@ -39,11 +41,11 @@ def plain(value, budget:list=None):
     return value if value is None or isinstance(value,(bool,int,float)) else str(value)
 
 class _Loader(getattr(yaml,'CSafeLoader',yaml.SafeLoader)):
-    room = 50_000
+    room = _most
     def flatten_mapping(self, node): # merges (`<<`) of merges grow tenfold with each line
         super().flatten_mapping(node)
         self.room -= len(node.value)
-        if self.room<0: raise ValueError('the metadata is too large, or refers to itself.')
+        if self.room<0: raise ValueError(_too_much)
 
 # 12:30 is a text, as in YAML 1.2, and not 750: a long number to base 60 takes minutes to read
 for _tag in ('tag:yaml.org,2002:int','tag:yaml.org,2002:float'):

@@ -205,8 +205,8 @@ def rest(hub:Hub, e, state:str)->bool: # whether it was up
     "Stop an endpoint's program."
     with hub.turn:
         hub.turns.pop(_key(e), None)
-        ok,p = set_state(hub, e, state, 'Stopped.', (*UP,'scaledToZero')),hub.programs.pop(_key(e),
-            None)
+        ok = set_state(hub, e, state, 'Stopped.', (*UP,'scaledToZero'))
+        p = hub.programs.pop(_key(e), None)
     if p: p.stop(); p.wait(10)
     return ok
 

@@ -104,9 +104,10 @@ def render_card(text:str, # Markdown, without its metadata
             try: return card_link(value,row,rev,tag=='img',folder)
             except ValueError: return None
         return value
-    try: html = _markdown().render(text[:1_000_000])
+    text = text[:1_000_000]
+    try: html = _markdown().render(text)
     except (RecursionError,ValueError): html = None
-    if html is None or _deep(html): html = f'<pre>{escape(text[:1_000_000])}</pre>'
+    if html is None or _deep(html): html = f'<pre>{escape(text)}</pre>'
     html = re.sub(r' style="text-align:(left|right|center)"', r' align="\1"', html)
     # in drawings and formulas other rules of nesting hold; none of their tags is kept anyway
     html = re.sub(r'<(/?)(?:svg|math)\b', r'<\1span', html, flags=re.I)
