@@ -17,13 +17,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Callable, Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, field_validator
 from pydantic.dataclasses import dataclass
 
 import hfflow
 from . import hub as hubs
 from .data import DataConfig
 from .hub import Artifact, UserError
+from .metrics import find_metrics
 from .qlora import QloraConfig
 from .train import TrainConfig
 
@@ -76,6 +77,14 @@ class EvaluateConfig:
     max_new_tokens: int = 96               # an answer that has not ended by then counts as it is
     batch: int = 32                        # prompts generated at once
     controls: bool = True                  # also score the trivial controls
+    metrics: "tuple[str, ...]" = ()        # more figures beside exact match, such as [chrf, f1]; always with a control
+
+    @field_validator("metrics", mode="before")
+    @classmethod
+    def _known(cls, value):
+        "Take names as YAML lists or on one line, and refuse what cannot be measured before anything is trained."
+        if not isinstance(value, (str, list, tuple)): return value
+        return tuple(m.name for m in find_metrics(value))
 
 
 @dataclass(frozen=True, config=_strict)
@@ -1022,7 +1031,7 @@ def _evaluate(w):
             loss["before"] = float(evaluate.held_out_loss(model, tok, held))
     if not w.tests: return {"rows": [], "held_out_loss": loss}
     report = evaluate.evaluate({"base": untuned, "fine-tuned": answer, **_controls(w)}, w.tests,
-                               limit=e.limit)
+                               limit=e.limit, metrics=e.metrics)
     return {**_plain(report), "held_out_loss": loss}
 
 # %% ../nbs/11_flow.ipynb #0dadf163

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 
 from .hub import Artifact, UserError, connect, provenance
+from .evaluate import Report, shown
+from .metrics import eval_results, eval_results_yaml, figures_of
 
 # %% ../nbs/08_publish.ipynb #ebf2a16d
 PICKLED = {'.bin', '.ckpt', '.dill', '.joblib', '.npy', '.npz', '.pickle', '.pkl', '.pt', '.pth'}
@@ -137,7 +139,7 @@ def card_data(repo_id: str,  # the Model repo
               license: str = None,  # as the Hub spells it, e.g. apache-2.0; left out when unknown
               system: str = None,  # the tuned system's name in the report; found by name when left out
               merged: bool = False,  # whether full weights stand there in place of the adapter
-              ):  # huggingface_hub.ModelCardData, with one result per test split
+              ):  # huggingface_hub.ModelCardData, with one result per test split and metric
     "Make the card's metadata: what the Hub reads to list, link and score the model."
     from huggingface_hub import EvalResult, ModelCardData
     _, tuned = systems_of(report, system)
@@ -145,11 +147,11 @@ def card_data(repo_id: str,  # the Model repo
                           dataset_type=data.repo_id,
                           dataset_name=data.repo_id.split('/')[-1], dataset_split=r['split'],
                           dataset_revision=data.revision,
-                          metric_type='exact_match', metric_name='Exact match',
-                          metric_value=round(r['exact'], 4),
-                          metric_args=dict(n=r['n'], right=r['right'], low=round(r['lo'], 4),
-                                           high=round(r['hi'], 4)))
-               for r in rows_of(report) if r['system'] == tuned]
+                          metric_type=d['name'], metric_name=d['title'],
+                          metric_value=round(d['value'], 4),
+                          metric_args={k: d[k] for k in ('n', 'right') if k in d}
+                          | dict(low=round(d['lo'], 4), high=round(d['hi'], 4)))
+               for r in rows_of(report) if r['system'] == tuned for d in figures_of(r)]
     return ModelCardData(base_model=base.repo_id,
         base_model_relation='finetune' if merged else 'adapter', datasets=[data.repo_id],
                          library_name='transformers' if merged else 'peft',
@@ -291,7 +293,17 @@ def _results(report, system=None):
              for r in sorted(rows, key=lambda r: _order(rows, r))]
     return ('Requests whose whole answer is exactly the expected one, with 95 % Wilson '
             'intervals.\n\n'
-            + _table(['test set', 'system', 'right', 'share', '95 % interval'], body))
+            + _table(['test set', 'system', 'right', 'share', '95 % interval'], body)
+            + _more_results(rows))
+
+def _more_results(rows):
+    "Return the table of the other metrics that were asked for, or nothing."
+    titles = {k: m['title'] for r in rows for k, m in (r.get('metrics') or {}).items()}
+    if not titles: return ''
+    body = [[r['split'], r['system'], *(shown(r['metrics'][k]) for k in titles)]
+            for r in sorted(rows, key=lambda r: _order(rows, r)) if r.get('metrics')]
+    return ('\n\nOther metrics on the same rows, with 95 % bootstrap intervals.\n\n'
+            + _table(['test set', 'system', *titles.values()], body))
 
 def _order(rows, r):
     "Sort by split in the order of the report, then by system in the order of the report."
@@ -492,6 +504,7 @@ def push(run_folder: 'str|Path',  # the run: `adapter/`, loss.png
     files = stage(run_folder, base)
     if merged: files = _merged(files, run_folder, base)
     if rows_of(report): files['evaluation.json'] = _json(_plain(report))
+    files |= _eval_results(report, data, system)
     note, before = trace('model', repo_id, files, [base, data], config)
     tag = 'run-' + sha256(_json(note['files']))[:8]
     files['README.md'] = model_card(repo_id, base, data, report, plan, run, config, note['code'],
@@ -504,6 +517,13 @@ def push(run_folder: 'str|Path',  # the run: `adapter/`, loss.png
     return made
 
 # %% ../nbs/08_publish.ipynb #c934c6fc
+def _eval_results(report, data, system=None):
+    "Return the file that the Hub reads results from, without a date, for which the Hub takes the commit's."
+    _, tuned = systems_of(report, system)
+    if tuned is None: return {}
+    entries = eval_results(Report.from_dict(_plain(report)), data.repo_id, tuned, data.revision)
+    return {f'.eval_results/{data.repo_id.split("/")[-1]}.yaml': eval_results_yaml(entries).encode()}
+
 def trace(kind: str,  # model, dataset or space
           repo_id: str,  # the repo that is about to be written
           files: dict,  # path -> Path or bytes, without the card
