@@ -9,30 +9,31 @@ __all__ = ['METRICS', 'Metric', 'find_metrics', 'Measure', 'measure', 'per_row',
            'Difference', 'compare', 'copy_control', 'controls', 'figures', 'difference', 'classify',
            'classifier_system', 'figures_of', 'eval_results', 'eval_results_yaml']
 
-# %% ../nbs/07a_metrics.ipynb #54856b85
+# %% ../nbs/07a_metrics.ipynb #13d711ad
 import difflib, importlib, itertools, re, string, unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import NormalDist
+from typing import Callable
 
 from .hub import UserError
-from .evaluate import PALETTE, majority_control, shown
+from .evaluate import PALETTE, Report, majority_control, shown
 
-# %% ../nbs/07a_metrics.ipynb #d6d78c5e
+# %% ../nbs/07a_metrics.ipynb #5e21d522
 @dataclass(frozen=True)
 class Metric:
     "A figure over all rows: each row gives counts, the counts are added up, and a formula turns the sum into the figure."
     name: str  # by which `measure` and `evaluate` know it
     title: str  # what tables and cards call it
-    counts: 'Callable'  # (answers, references): list of str, list of lists of str -> array of rows x counts
-    formula: 'Callable'  # sums, an array (..., counts) -> figures, an array (...)
+    counts: Callable  # (answers, references): list of str, list of lists of str -> array of rows x counts
+    formula: Callable  # sums, an array (..., counts) -> figures, an array (...)
     low: float = 0.0  # the worst figure that can be
     high: float = 1.0  # the best
     labels: bool = False  # whether answers are labels, one of a fixed set, and not free text
     package: 'str|None' = None  # what must be installed for it, beyond hfflow itself
 
-# %% ../nbs/07a_metrics.ipynb #8050d683
+# %% ../nbs/07a_metrics.ipynb #b67e32f6
 def _ratio(a, b):
     "a / b, and 0 where b is 0."
     import numpy as np
@@ -43,11 +44,12 @@ def _mean(sums): return _ratio(sums[..., 0], sums[..., 1])
 
 def _by_row(score):
     "The counts of a metric that is a mean: the best `score(answer, reference)` over a row's references, and 1."
-    import numpy as np
-    return lambda answers, refs: np.array([(max(score(a, r) for r in row), 1)
-                                           for a, row in zip(answers, refs)], float)
+    def counts(answers, refs):
+        import numpy as np
+        return np.array([(max(score(a, r) for r in row), 1) for a, row in zip(answers, refs)])
+    return counts
 
-# %% ../nbs/07a_metrics.ipynb #4acf1988
+# %% ../nbs/07a_metrics.ipynb #fca26fee
 # scripts written without spaces: Thai and Lao, Burmese, Khmer, kana, and Han with its extensions
 _UNSPACED = re.compile('([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff'
                        '\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])')
@@ -69,7 +71,7 @@ def _f1(answer, reference):
 
 def _exact(answer, reference): return float(answer.strip() == reference.strip())
 
-# %% ../nbs/07a_metrics.ipynb #c7773278
+# %% ../nbs/07a_metrics.ipynb #10ec1999
 def _need(package):
     "Import an optional package, or say how to get it."
     try: return importlib.import_module(package)
@@ -93,7 +95,7 @@ def _chrf(sums):
                          for x in (answer, reference))
     return 100 * _ratio(5 * precision * recall, 4 * precision + recall)
 
-# %% ../nbs/07a_metrics.ipynb #9922bcaf
+# %% ../nbs/07a_metrics.ipynb #a3cc1d47
 class _Words:
     "Words for rouge-score: runs of letters, marks and digits of any script, characters where there are no spaces."
     def tokenize(self, text):
@@ -110,7 +112,7 @@ def _rouge(kind):
                          for a, r in zip(answers, refs)], float)
     return counts
 
-# %% ../nbs/07a_metrics.ipynb #d4c25236
+# %% ../nbs/07a_metrics.ipynb #ba8c66c5
 def _label_counts(answers, refs, labels):
     "Per row: which label is right (one-hot), which is answered (all 0 if it is none), which is the reference; as one line."
     import numpy as np
@@ -132,7 +134,7 @@ def _per_label(sums):
     return _ratio(right, answered), _ratio(right, reference), _ratio(2 * right,
         answered + reference)
 
-# %% ../nbs/07a_metrics.ipynb #87375b9f
+# %% ../nbs/07a_metrics.ipynb #fcdfc5d0
 def _accuracy(sums):
     right, _, reference = _split(sums)
     return _ratio(right.sum(-1), reference.sum(-1))
@@ -159,7 +161,7 @@ def _matthews(sums):
     spread = (n**2 - (answered**2).sum(-1) - none**2) * (n**2 - (reference**2).sum(-1))
     return _ratio(right.sum(-1) * n - (answered * reference).sum(-1), spread**.5)
 
-# %% ../nbs/07a_metrics.ipynb #0f5be007
+# %% ../nbs/07a_metrics.ipynb #b6380e50
 _text = lambda name, title, counts, **more: Metric(name, title, counts, _mean, **more)
 _label = lambda name, title, formula, low=0.0: Metric(name, title, _label_counts, formula, low,
                                                       labels=True)
@@ -178,7 +180,7 @@ METRICS = {m.name: m for m in [
     _label('recall', 'Macro recall', partial(_macro, 1)),
     _label('mcc', 'Matthews correlation', _matthews, -1.0)]}
 
-# %% ../nbs/07a_metrics.ipynb #a54e792f
+# %% ../nbs/07a_metrics.ipynb #d83ace5a
 def find_metrics(
     names,  # a name, several in one string with commas or blanks, or a list of names and Metric objects
 ) -> list:  # Metric objects, each once, in the order asked for
@@ -195,7 +197,7 @@ def find_metrics(
         if m not in found: found.append(m)
     return found
 
-# %% ../nbs/07a_metrics.ipynb #7977907a
+# %% ../nbs/07a_metrics.ipynb #ed02995b
 def _many(formula, draw, rows, times):
     "The formula of `times` sums of rows, with the multiples that `draw(times)` gives; in pieces of a few MB."
     import numpy as np
@@ -214,7 +216,7 @@ def _multiples(rng, weights):
         return np.bincount(at.ravel(), minlength=b * kinds).reshape(b, kinds).astype(float)
     return draw
 
-# %% ../nbs/07a_metrics.ipynb #b32c3e5c
+# %% ../nbs/07a_metrics.ipynb #5ab298af
 def _interval(formula, rows, span, seed, resamples):
     "The figure of all rows, and its 95 % interval: bootstrap, bias-corrected and accelerated."
     import numpy as np
@@ -238,7 +240,7 @@ def _interval(formula, rows, span, seed, resamples):
     at = [normal.cdf(bias + (bias + z) / (1 - skew * (bias + z))) for z in (-1.959964, 1.959964)]
     return value, *map(float, np.quantile(draws, at))
 
-# %% ../nbs/07a_metrics.ipynb #9d2b9eeb
+# %% ../nbs/07a_metrics.ipynb #b9d7406f
 def _missing(x): return x is None or x != x          # None, or NaN, which is not equal to itself
 
 def _prepare(predictions, references):
@@ -254,7 +256,7 @@ def _prepare(predictions, references):
         raise UserError(f"Row {empty} has an empty list of references: give it one, or leave it out")
     return answers, refs
 
-# %% ../nbs/07a_metrics.ipynb #db087d65
+# %% ../nbs/07a_metrics.ipynb #fd16aed3
 def _labels(refs, labels=None):
     "The known labels: those given, or those of the references, sorted, numbers by size."
     if bad := next((r for r in refs if len(r) != 1), None):
@@ -274,7 +276,7 @@ def _rows(metric, answers, refs, labels=None):
     if metric.labels: return metric.counts(answers, refs, _labels(refs, labels))
     return metric.counts(answers, refs)
 
-# %% ../nbs/07a_metrics.ipynb #bfb5e4d1
+# %% ../nbs/07a_metrics.ipynb #b87dead3
 @dataclass(frozen=True)
 class Measure:
     "One figure of one system, with its 95 % interval."
@@ -290,13 +292,13 @@ class Measure:
     def __str__(self): return shown(asdict(self))
     def _repr_markdown_(self): return f'{self.title} **{self}** over {self.n:,} rows'
 
-# %% ../nbs/07a_metrics.ipynb #f0028f25
+# %% ../nbs/07a_metrics.ipynb #b4a847fd
 def _measure(m, rows, seed=0, resamples=2000):
     "The figure of one system from its rows' counts."
     value, lo, hi = _interval(m.formula, rows, (m.low, m.high), seed, resamples)
     return Measure(m.name, m.title, value, lo, hi, len(rows), m.low, m.high)
 
-# %% ../nbs/07a_metrics.ipynb #daa37368
+# %% ../nbs/07a_metrics.ipynb #cd529181
 def measure(
     predictions: list,  # answers; None counts as the empty text
     references: list,  # what is right, in the same order: a text, or a list of texts of which the best counts
@@ -320,7 +322,7 @@ def per_row(
                                  "exact_match, or `confusion`")
     return [float(x) for x in m.formula(_rows(m, *_prepare(predictions, references)))]
 
-# %% ../nbs/07a_metrics.ipynb #493232e2
+# %% ../nbs/07a_metrics.ipynb #b0ec8cc7
 @dataclass(frozen=True)
 class Confusion:
     "How often each label was answered with each label."
@@ -345,7 +347,7 @@ class Confusion:
 
     def plot(self, ax=None): return plot_confusion(self, ax)
 
-# %% ../nbs/07a_metrics.ipynb #d3f3d957
+# %% ../nbs/07a_metrics.ipynb #9f731df3
 def confusion(
     predictions: list,  # answers
     references: list,  # one label per row
@@ -358,7 +360,7 @@ def confusion(
     return Confusion(tuple(labels),
                      tuple(tuple(pairs[r, a] for a in (*labels, None)) for r in labels))
 
-# %% ../nbs/07a_metrics.ipynb #5bda881c
+# %% ../nbs/07a_metrics.ipynb #faac9cea
 def plot_confusion(
     c: Confusion,  # what `confusion` gave
     ax=None,  # matplotlib axes; None makes a figure
@@ -388,7 +390,7 @@ def plot_confusion(
     ax.figure.colorbar(image, ax=ax, label='share of the row', format='{x:.0%}')
     return ax.figure
 
-# %% ../nbs/07a_metrics.ipynb #dd6b5725
+# %% ../nbs/07a_metrics.ipynb #e55afda2
 def _swapped(formula, before, after, seed, times):
     "The share of random swaps of before and after, row by row, whose difference is at least the one seen."
     import numpy as np
@@ -410,7 +412,7 @@ def _swapped(formula, before, after, seed, times):
     at_least = (abs(differences) >= seen - 1e-9 * max(1, seen)).sum()
     return float((at_least + extra) / (len(differences) + extra))
 
-# %% ../nbs/07a_metrics.ipynb #1c0a962a
+# %% ../nbs/07a_metrics.ipynb #ebfdfba8
 @dataclass(frozen=True)
 class Difference:
     "The same rows answered by two systems: how far apart a figure is, and whether luck explains it."
@@ -436,7 +438,7 @@ class Difference:
                 f'{shown(asdict(self))}, '
                 f'p = {self.p:.2g}, {self.n:,} rows.')
 
-# %% ../nbs/07a_metrics.ipynb #f22a4501
+# %% ../nbs/07a_metrics.ipynb #e058a01f
 def _difference(m, before, after, names, split='', seed=0, resamples=5000):
     "Compare two systems by the counts of their rows."
     import numpy as np
@@ -446,7 +448,7 @@ def _difference(m, before, after, names, split='', seed=0, resamples=5000):
     return Difference(m.name, m.title, split, *names, value, lo, hi,
                       _swapped(m.formula, before, after, seed, resamples), len(before), m.high)
 
-# %% ../nbs/07a_metrics.ipynb #750ac288
+# %% ../nbs/07a_metrics.ipynb #bbe5a36a
 def compare(
     before: list,  # answers of one system
     after: list,  # answers of the other, to the same prompts
@@ -462,8 +464,8 @@ def compare(
     old, new = (_rows(m, *_prepare(x, references), labels) for x in (before, after))
     return _difference(m, old, new, names, '', seed, resamples)
 
-# %% ../nbs/07a_metrics.ipynb #950eea2b
-def copy_control() -> "'Callable'":  # a system: list of prompts -> list of answers
+# %% ../nbs/07a_metrics.ipynb #50b74a2a
+def copy_control() -> Callable:  # a system: list of prompts -> list of answers
     "A system that answers each prompt with itself (of a chat: with its last message)."
     def copy(prompts):
         return [p if isinstance(p, str) else p[-1]['content'] for p in prompts]
@@ -478,7 +480,7 @@ def controls(
     return {'copy of the prompt': copy_control(),
             'most frequent answer': majority_control([dict(completion=r) for r in first])}
 
-# %% ../nbs/07a_metrics.ipynb #2c24f13a
+# %% ../nbs/07a_metrics.ipynb #89d57174
 def figures(
     answers: dict,  # system -> its answers
     references: list,  # what is right: a text or a list of texts per row
@@ -495,7 +497,7 @@ def figures(
     return found, pairs
 
 def difference(
-    report: 'Report',  # what `evaluate` gave, with metrics
+    report: Report,  # what `evaluate` gave, with metrics
     before: str,  # name of a system in the report
     after: str,  # name of the other one
     split: str,  # which rows
@@ -509,7 +511,7 @@ def difference(
     raise UserError(f"The report does not compare {before!r} with {after!r} by {metric!r} on "
                     f"{split!r}: ask evaluate for it with metrics=({metric!r},)")
 
-# %% ../nbs/07a_metrics.ipynb #7b550d52
+# %% ../nbs/07a_metrics.ipynb #e8ddb9bb
 def classify(
     model,  # of AutoModelForSequenceClassification, with one label per text
     tok,  # its tokenizer
@@ -545,7 +547,7 @@ def classifier_system(model, tok, batch: int = 64):
     "Turn a classifier into a system that `evaluate` can ask; see `classify`."
     return lambda prompts: classify(model, tok, prompts, batch)
 
-# %% ../nbs/07a_metrics.ipynb #968b067d
+# %% ../nbs/07a_metrics.ipynb #1ba190de
 def figures_of(
     row: dict,  # of a report's rows
 ):  # yields dicts: name, title, value, lo, hi, n, high
@@ -555,9 +557,9 @@ def figures_of(
                n=row['n'], right=row.get('right'), high=1.0)
     yield from (d for k, d in (row.get('metrics') or {}).items() if k != 'exact_match')
 
-# %% ../nbs/07a_metrics.ipynb #c55a789e
+# %% ../nbs/07a_metrics.ipynb #82bd9286
 def eval_results(
-    report: 'Report',  # what `evaluate` gave
+    report: Report,  # what `evaluate` gave
     dataset_id: str,  # the data set's repo, owner/name
     system: str,  # which system of the report the model repo holds
     revision: 'str|None' = None,  # the data set's commit
@@ -589,7 +591,7 @@ def eval_results(
                             for r in report.rows)))
     return entries
 
-# %% ../nbs/07a_metrics.ipynb #716620d6
+# %% ../nbs/07a_metrics.ipynb #de9b8345
 def _iso(date):
     "Refuse a date that the Hub would not read."
     from datetime import datetime
@@ -606,7 +608,7 @@ def _notes(report, row, d):
     return (f"{d['title']}, at best {d['high']:g}, {d['n']} rows of {row['split']}, 95 % interval "
             f"{d['lo']:.4g} to {d['hi']:.4g}" + (f'; on the same rows: {beside}' if beside else ''))
 
-# %% ../nbs/07a_metrics.ipynb #798620e8
+# %% ../nbs/07a_metrics.ipynb #9766331e
 def eval_results_yaml(
     entries: list,  # of huggingface_hub.EvalResultEntry
 ) -> str:  # what a file in `.eval_results/` holds

@@ -61,9 +61,28 @@ def test_new_figures_make_one_commit_and_keep_weights(hub, made):
     worse["rows"][1].update(right=2, exact=2 / 3)
     second = made.push(repo, report=worse)
     changed = [n for n in hub.api.list_repo_files(repo) if n != ".gitattributes" and "safetensors" not in n and read(first, n) != read(second, n)]
-    assert set(changed) == {"README.md", "evaluation.json", "lineage.json"}
+    assert set(changed) == {"README.md", "evaluation.json", "lineage.json", ".eval_results/rows.yaml"}
     assert len(hub.api.list_repo_commits(repo)) == 3
     assert {t.target_commit for t in hub.api.list_repo_refs(repo).tags} == {first.revision, second.revision}
+
+
+def test_results_stand_where_the_hub_reads_them(hub, made):
+    """In `.eval_results/`, in the card's metadata and in its text, by the Hub's own parsers, with every metric that was asked for."""
+    import yaml
+    from huggingface_hub import ModelCard, parse_eval_result_entries
+
+    report = json.loads(json.dumps(made.report))
+    for row in report["rows"]:
+        row["metrics"] = {"chrf": dict(name="chrf", title="chrF", value=41.26, lo=30.0, hi=55.5, n=3, low=0.0, high=100.0)}
+    there = made.push(f"{hub.user}/results", report=report)
+    entries = parse_eval_result_entries(yaml.safe_load(read(there, ".eval_results/rows.yaml")))
+    assert [(e.dataset_id, e.dataset_revision, e.task_id, e.value) for e in entries] == [
+        (made.data.repo_id, made.data.revision, "test_exact_match", 1.0), (made.data.repo_id, made.data.revision, "test_chrf", 41.26)]
+    assert "base 0" in entries[0].notes and entries[0].date is None
+    card = ModelCard(read(there, "README.md"))
+    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("exact_match", 1.0), ("chrf", 41.26)]
+    assert "41.3 (30.0 to 55.5)" in card.text
+    assert made.push(f"{hub.user}/results", report=report) == there, "the same results make no commit"
 
 
 def test_a_commit_in_between_is_not_overwritten(hub, made, monkeypatch):
