@@ -188,14 +188,11 @@ class Report:
         "The main table as Markdown text."
         more = {k: m['title'] for r in self.rows for k, m in r.get('metrics', {}).items()}
         head = ['system', 'split', 'right', 'exact match', '95 % interval', *more.values()]
-        out = [head, ['---'] * len(head)]
-        for r in self.rows:
-            found = r.get('metrics', {})
-            out.append([r['system'], r['split'], f"{r['right']} of {r['n']}", f"{r['exact']:.1%}",
-                        f"{r['lo']:.1%} to {r['hi']:.1%}",
-                        *(shown(found[k]) if k in found else '' for k in more)])
-        return '\n'.join(f"| {' | '.join(x)} |" if x[0] != '---' else '|' + '---|' * len(x)
-                         for x in out)
+        cell = lambda r, k: shown(r['metrics'][k]) if k in r.get('metrics', {}) else ''
+        body = [[r['system'], r['split'], f"{r['right']} of {r['n']}", f"{r['exact']:.1%}",
+                 f"{r['lo']:.1%} to {r['hi']:.1%}", *(cell(r, k) for k in more)] for r in self.rows]
+        out = [f"| {' | '.join(line)} |" for line in [head, *body]]
+        return '\n'.join([out[0], '|' + '---|' * len(head), *out[1:]])
 
     def field_table(self):
         "Right answers per field as Markdown text; empty if the task has no fields."

@@ -9,7 +9,7 @@ __all__ = ['METRICS', 'Metric', 'find_metrics', 'Measure', 'measure', 'per_row',
            'Difference', 'compare', 'copy_control', 'controls', 'figures', 'difference', 'classify',
            'classifier_system', 'figures_of', 'eval_results', 'eval_results_yaml']
 
-# %% ../nbs/07a_metrics.ipynb #13d711ad
+# %% ../nbs/07a_metrics.ipynb #ba5ad614
 import difflib, importlib, itertools, re, string, unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +20,7 @@ from typing import Callable
 from .hub import UserError
 from .evaluate import PALETTE, Report, majority_control, shown
 
-# %% ../nbs/07a_metrics.ipynb #5e21d522
+# %% ../nbs/07a_metrics.ipynb #5e0353c2
 @dataclass(frozen=True)
 class Metric:
     "A figure over all rows: each row gives counts, the counts are added up, and a formula turns the sum into the figure."
@@ -33,7 +33,7 @@ class Metric:
     labels: bool = False  # whether answers are labels, one of a fixed set, and not free text
     package: 'str|None' = None  # what must be installed for it, beyond hfflow itself
 
-# %% ../nbs/07a_metrics.ipynb #b67e32f6
+# %% ../nbs/07a_metrics.ipynb #fcdbaabc
 def _ratio(a, b):
     "a / b, and 0 where b is 0."
     import numpy as np
@@ -49,7 +49,7 @@ def _by_row(score):
         return np.array([(max(score(a, r) for r in row), 1) for a, row in zip(answers, refs)])
     return counts
 
-# %% ../nbs/07a_metrics.ipynb #fca26fee
+# %% ../nbs/07a_metrics.ipynb #60f31f0b
 # scripts written without spaces: Thai and Lao, Burmese, Khmer, kana, and Han with its extensions
 _UNSPACED = re.compile('([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff'
                        '\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])')
@@ -71,7 +71,7 @@ def _f1(answer, reference):
 
 def _exact(answer, reference): return float(answer.strip() == reference.strip())
 
-# %% ../nbs/07a_metrics.ipynb #10ec1999
+# %% ../nbs/07a_metrics.ipynb #44d2909a
 def _need(package):
     "Import an optional package, or say how to get it."
     try: return importlib.import_module(package)
@@ -95,7 +95,7 @@ def _chrf(sums):
                          for x in (answer, reference))
     return 100 * _ratio(5 * precision * recall, 4 * precision + recall)
 
-# %% ../nbs/07a_metrics.ipynb #a3cc1d47
+# %% ../nbs/07a_metrics.ipynb #33c91635
 class _Words:
     "Words for rouge-score: runs of letters, marks and digits of any script, characters where there are no spaces."
     def tokenize(self, text):
@@ -112,7 +112,7 @@ def _rouge(kind):
                          for a, r in zip(answers, refs)], float)
     return counts
 
-# %% ../nbs/07a_metrics.ipynb #ba8c66c5
+# %% ../nbs/07a_metrics.ipynb #2920df32
 def _label_counts(answers, refs, labels):
     "Per row: which label is right (one-hot), which is answered (all 0 if it is none), which is the reference; as one line."
     import numpy as np
@@ -134,7 +134,7 @@ def _per_label(sums):
     return _ratio(right, answered), _ratio(right, reference), _ratio(2 * right,
         answered + reference)
 
-# %% ../nbs/07a_metrics.ipynb #fcdfc5d0
+# %% ../nbs/07a_metrics.ipynb #7ab04c0f
 def _accuracy(sums):
     right, _, reference = _split(sums)
     return _ratio(right.sum(-1), reference.sum(-1))
@@ -161,7 +161,7 @@ def _matthews(sums):
     spread = (n**2 - (answered**2).sum(-1) - none**2) * (n**2 - (reference**2).sum(-1))
     return _ratio(right.sum(-1) * n - (answered * reference).sum(-1), spread**.5)
 
-# %% ../nbs/07a_metrics.ipynb #b6380e50
+# %% ../nbs/07a_metrics.ipynb #0a032b49
 _text = lambda name, title, counts, **more: Metric(name, title, counts, _mean, **more)
 _label = lambda name, title, formula, low=0.0: Metric(name, title, _label_counts, formula, low,
                                                       labels=True)
@@ -180,7 +180,7 @@ METRICS = {m.name: m for m in [
     _label('recall', 'Macro recall', partial(_macro, 1)),
     _label('mcc', 'Matthews correlation', _matthews, -1.0)]}
 
-# %% ../nbs/07a_metrics.ipynb #d83ace5a
+# %% ../nbs/07a_metrics.ipynb #3ad561f4
 def find_metrics(
     names,  # a name, several in one string with commas or blanks, or a list of names and Metric objects
 ) -> list:  # Metric objects, each once, in the order asked for
@@ -197,7 +197,7 @@ def find_metrics(
         if m not in found: found.append(m)
     return found
 
-# %% ../nbs/07a_metrics.ipynb #ed02995b
+# %% ../nbs/07a_metrics.ipynb #b6cfeddb
 def _many(formula, draw, rows, times):
     "The formula of `times` sums of rows, with the multiples that `draw(times)` gives; in pieces of a few MB."
     import numpy as np
@@ -216,7 +216,7 @@ def _multiples(rng, weights):
         return np.bincount(at.ravel(), minlength=b * kinds).reshape(b, kinds).astype(float)
     return draw
 
-# %% ../nbs/07a_metrics.ipynb #5ab298af
+# %% ../nbs/07a_metrics.ipynb #eb7fac89
 def _interval(formula, rows, span, seed, resamples):
     "The figure of all rows, and its 95 % interval: bootstrap, bias-corrected and accelerated."
     import numpy as np
@@ -240,7 +240,7 @@ def _interval(formula, rows, span, seed, resamples):
     at = [normal.cdf(bias + (bias + z) / (1 - skew * (bias + z))) for z in (-1.959964, 1.959964)]
     return value, *map(float, np.quantile(draws, at))
 
-# %% ../nbs/07a_metrics.ipynb #b9d7406f
+# %% ../nbs/07a_metrics.ipynb #4827a5f4
 def _missing(x): return x is None or x != x          # None, or NaN, which is not equal to itself
 
 def _prepare(predictions, references):
@@ -256,7 +256,7 @@ def _prepare(predictions, references):
         raise UserError(f"Row {empty} has an empty list of references: give it one, or leave it out")
     return answers, refs
 
-# %% ../nbs/07a_metrics.ipynb #fd16aed3
+# %% ../nbs/07a_metrics.ipynb #2cb1032f
 def _labels(refs, labels=None):
     "The known labels: those given, or those of the references, sorted, numbers by size."
     if bad := next((r for r in refs if len(r) != 1), None):
@@ -276,7 +276,7 @@ def _rows(metric, answers, refs, labels=None):
     if metric.labels: return metric.counts(answers, refs, _labels(refs, labels))
     return metric.counts(answers, refs)
 
-# %% ../nbs/07a_metrics.ipynb #b87dead3
+# %% ../nbs/07a_metrics.ipynb #abeab11e
 @dataclass(frozen=True)
 class Measure:
     "One figure of one system, with its 95 % interval."
@@ -292,13 +292,13 @@ class Measure:
     def __str__(self): return shown(asdict(self))
     def _repr_markdown_(self): return f'{self.title} **{self}** over {self.n:,} rows'
 
-# %% ../nbs/07a_metrics.ipynb #b4a847fd
+# %% ../nbs/07a_metrics.ipynb #627c0067
 def _measure(m, rows, seed=0, resamples=2000):
     "The figure of one system from its rows' counts."
     value, lo, hi = _interval(m.formula, rows, (m.low, m.high), seed, resamples)
     return Measure(m.name, m.title, value, lo, hi, len(rows), m.low, m.high)
 
-# %% ../nbs/07a_metrics.ipynb #cd529181
+# %% ../nbs/07a_metrics.ipynb #7228719b
 def measure(
     predictions: list,  # answers; None counts as the empty text
     references: list,  # what is right, in the same order: a text, or a list of texts of which the best counts
@@ -322,7 +322,7 @@ def per_row(
                                  "exact_match, or `confusion`")
     return [float(x) for x in m.formula(_rows(m, *_prepare(predictions, references)))]
 
-# %% ../nbs/07a_metrics.ipynb #b0ec8cc7
+# %% ../nbs/07a_metrics.ipynb #d4cd11bc
 @dataclass(frozen=True)
 class Confusion:
     "How often each label was answered with each label."
@@ -347,7 +347,7 @@ class Confusion:
 
     def plot(self, ax=None): return plot_confusion(self, ax)
 
-# %% ../nbs/07a_metrics.ipynb #9f731df3
+# %% ../nbs/07a_metrics.ipynb #0f7c6d5d
 def confusion(
     predictions: list,  # answers
     references: list,  # one label per row
@@ -360,7 +360,7 @@ def confusion(
     return Confusion(tuple(labels),
                      tuple(tuple(pairs[r, a] for a in (*labels, None)) for r in labels))
 
-# %% ../nbs/07a_metrics.ipynb #faac9cea
+# %% ../nbs/07a_metrics.ipynb #ddec3bf6
 def plot_confusion(
     c: Confusion,  # what `confusion` gave
     ax=None,  # matplotlib axes; None makes a figure
@@ -390,7 +390,7 @@ def plot_confusion(
     ax.figure.colorbar(image, ax=ax, label='share of the row', format='{x:.0%}')
     return ax.figure
 
-# %% ../nbs/07a_metrics.ipynb #e55afda2
+# %% ../nbs/07a_metrics.ipynb #7beae1be
 def _swapped(formula, before, after, seed, times):
     "The share of random swaps of before and after, row by row, whose difference is at least the one seen."
     import numpy as np
@@ -412,7 +412,7 @@ def _swapped(formula, before, after, seed, times):
     at_least = (abs(differences) >= seen - 1e-9 * max(1, seen)).sum()
     return float((at_least + extra) / (len(differences) + extra))
 
-# %% ../nbs/07a_metrics.ipynb #ebfdfba8
+# %% ../nbs/07a_metrics.ipynb #78862bb8
 @dataclass(frozen=True)
 class Difference:
     "The same rows answered by two systems: how far apart a figure is, and whether luck explains it."
@@ -438,7 +438,7 @@ class Difference:
                 f'{shown(asdict(self))}, '
                 f'p = {self.p:.2g}, {self.n:,} rows.')
 
-# %% ../nbs/07a_metrics.ipynb #e058a01f
+# %% ../nbs/07a_metrics.ipynb #591487e8
 def _difference(m, before, after, names, split='', seed=0, resamples=5000):
     "Compare two systems by the counts of their rows."
     import numpy as np
@@ -448,7 +448,7 @@ def _difference(m, before, after, names, split='', seed=0, resamples=5000):
     return Difference(m.name, m.title, split, *names, value, lo, hi,
                       _swapped(m.formula, before, after, seed, resamples), len(before), m.high)
 
-# %% ../nbs/07a_metrics.ipynb #bbe5a36a
+# %% ../nbs/07a_metrics.ipynb #4c2fca39
 def compare(
     before: list,  # answers of one system
     after: list,  # answers of the other, to the same prompts
@@ -464,7 +464,7 @@ def compare(
     old, new = (_rows(m, *_prepare(x, references), labels) for x in (before, after))
     return _difference(m, old, new, names, '', seed, resamples)
 
-# %% ../nbs/07a_metrics.ipynb #50b74a2a
+# %% ../nbs/07a_metrics.ipynb #d9170325
 def copy_control() -> Callable:  # a system: list of prompts -> list of answers
     "A system that answers each prompt with itself (of a chat: with its last message)."
     def copy(prompts):
@@ -480,7 +480,7 @@ def controls(
     return {'copy of the prompt': copy_control(),
             'most frequent answer': majority_control([dict(completion=r) for r in first])}
 
-# %% ../nbs/07a_metrics.ipynb #89d57174
+# %% ../nbs/07a_metrics.ipynb #c9de421d
 def figures(
     answers: dict,  # system -> its answers
     references: list,  # what is right: a text or a list of texts per row
@@ -511,7 +511,7 @@ def difference(
     raise UserError(f"The report does not compare {before!r} with {after!r} by {metric!r} on "
                     f"{split!r}: ask evaluate for it with metrics=({metric!r},)")
 
-# %% ../nbs/07a_metrics.ipynb #e8ddb9bb
+# %% ../nbs/07a_metrics.ipynb #af75a579
 def classify(
     model,  # of AutoModelForSequenceClassification, with one label per text
     tok,  # its tokenizer
@@ -547,7 +547,7 @@ def classifier_system(model, tok, batch: int = 64):
     "Turn a classifier into a system that `evaluate` can ask; see `classify`."
     return lambda prompts: classify(model, tok, prompts, batch)
 
-# %% ../nbs/07a_metrics.ipynb #1ba190de
+# %% ../nbs/07a_metrics.ipynb #1516fe9f
 def figures_of(
     row: dict,  # of a report's rows
 ):  # yields dicts: name, title, value, lo, hi, n, high
@@ -557,7 +557,7 @@ def figures_of(
                n=row['n'], right=row.get('right'), high=1.0)
     yield from (d for k, d in (row.get('metrics') or {}).items() if k != 'exact_match')
 
-# %% ../nbs/07a_metrics.ipynb #82bd9286
+# %% ../nbs/07a_metrics.ipynb #6bf07a52
 def eval_results(
     report: Report,  # what `evaluate` gave
     dataset_id: str,  # the data set's repo, owner/name
@@ -591,7 +591,7 @@ def eval_results(
                             for r in report.rows)))
     return entries
 
-# %% ../nbs/07a_metrics.ipynb #de9b8345
+# %% ../nbs/07a_metrics.ipynb #ad8e56f9
 def _iso(date):
     "Refuse a date that the Hub would not read."
     from datetime import datetime
@@ -608,7 +608,7 @@ def _notes(report, row, d):
     return (f"{d['title']}, at best {d['high']:g}, {d['n']} rows of {row['split']}, 95 % interval "
             f"{d['lo']:.4g} to {d['hi']:.4g}" + (f'; on the same rows: {beside}' if beside else ''))
 
-# %% ../nbs/07a_metrics.ipynb #9766331e
+# %% ../nbs/07a_metrics.ipynb #fa5c4662
 def eval_results_yaml(
     entries: list,  # of huggingface_hub.EvalResultEntry
 ) -> str:  # what a file in `.eval_results/` holds

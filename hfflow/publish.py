@@ -300,7 +300,8 @@ def _more_results(rows):
     "Return the table of the other metrics that were asked for, or nothing."
     titles = {k: m['title'] for r in rows for k, m in (r.get('metrics') or {}).items()}
     if not titles: return ''
-    body = [[r['split'], r['system'], *(shown(r['metrics'][k]) for k in titles)]
+    cell = lambda r, k: shown(r['metrics'][k]) if k in r['metrics'] else ''
+    body = [[r['split'], r['system'], *(cell(r, k) for k in titles)]
             for r in sorted(rows, key=lambda r: _order(rows, r)) if r.get('metrics')]
     return ('\n\nOther metrics on the same rows, with 95 % bootstrap intervals.\n\n'
             + _table(['test set', 'system', *titles.values()], body))
@@ -520,7 +521,7 @@ def push(run_folder: 'str|Path',  # the run: `adapter/`, loss.png
 def _eval_results(report, data, system=None):
     "Return the file that the Hub reads results from, without a date, for which the Hub takes the commit's."
     _, tuned = systems_of(report, system)
-    if tuned is None: return {}
+    if tuned not in [r['system'] for r in rows_of(report)]: return {}
     entries = eval_results(Report.from_dict(_plain(report)), data.repo_id, tuned, data.revision)
     return {f'.eval_results/{data.repo_id.split("/")[-1]}.yaml': eval_results_yaml(entries).encode()}
 

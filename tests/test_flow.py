@@ -66,6 +66,16 @@ def nothing_published(hub, cfg):
     return not [m for m in hub.api.list_models(author="you") if m.id.startswith(owner_name)]
 
 
+def test_metrics_by_name_go_from_flow_yaml_to_the_model_page(made, hub, tmp_path):
+    made["evaluate"]["metrics"] = ["chrf", "f1"]
+    report = run(made, hub, tmp_path, progress=False)
+    for row in report.as_dict()["metrics"]["after"]: assert set(row["metrics"]) == {"chrf", "f1"}
+    rows, model = report.artifacts[:2]
+    file = hub.api.hf_hub_download(model.repo_id, f".eval_results/{rows.repo_id.split('/')[1]}.yaml")
+    text = Path(file).read_text(encoding="utf-8")
+    assert all(f"id: {x}\n" in text for x in (rows.repo_id, "test_exact_match", "test_chrf", "test_f1")) and rows.revision in text
+
+
 # ---- twice, and changed
 
 def test_a_second_run_keeps_everything(made, hub, tmp_path):
