@@ -222,13 +222,15 @@ def _interval(formula, rows, span, seed, resamples):
     import numpy as np
     kinds, weights = np.unique(rows, axis=0, return_counts=True)
     total = weights @ kinds
-    value = float(formula(total))
+    value, one = float(formula(total)), len(rows) == 1
     # one row says nothing of the others: everything is possible
-    if len(rows) == 1: return value, *span
-    draws = _many(formula, _multiples(np.random.default_rng(seed), weights), kinds, resamples)
-    if not np.isfinite(draws).all():
-        raise UserError(f"This metric's formula gives {draws[~np.isfinite(draws)][0]} for some of these "
-                        f"{len(rows)} rows: let it give a number where it divides by 0")
+    draw = _multiples(np.random.default_rng(seed), weights)
+    draws = np.array([value]) if one else _many(formula, draw, kinds, resamples)
+    if not np.isfinite([value, draws.sum()]).all():
+        raise UserError("This metric's formula gives no finite number for some of these "
+                        f"{len(rows)} "
+                        "rows: let it give a number where it divides by 0")
+    if one: return value, *span
     eps = 1e-12 * (span[1] - span[0])                # sums of floats differ by their order
     if np.ptp(draws) <= eps: return value, value, value
     below = ((draws < value - eps).mean() + (draws <= value + eps).mean()) / 2
@@ -264,6 +266,9 @@ def _labels(refs, labels=None):
                         "row: give one, or take a text metric")
     digits = lambda l: [int(x) if i % 2 else x for i, x in enumerate(re.split(r'(\d+)', l))]
     found = sorted({r[0] for r in refs}, key=digits)             # 2 before 10
+    if len(found) > 1000:
+        raise UserError(f"The references have {len(found):,} different labels, but a label metric is "
+                        "for a fixed set of at most 1,000: take a text metric, such as f1")
     if labels is None: return found
     labels = list(dict.fromkeys(str(l).strip() for l in labels))
     if other := [l for l in found if l not in labels]:
@@ -543,6 +548,7 @@ def classify(
     finally: model.train(training)
     return out
 
+# %% ../nbs/07a_metrics.ipynb #cc1a0184
 def classifier_system(model, tok, batch: int = 64):
     "Turn a classifier into a system that `evaluate` can ask; see `classify`."
     return lambda prompts: classify(model, tok, prompts, batch)

@@ -88,7 +88,9 @@ def test_odd_input():
     with pytest.raises(UserError, match="did you mean 'rougeL'"): mt.measure(["a"], ["a"], "rouge")
     with pytest.raises(UserError, match="one row has none"): mt.per_row(["a"], ["a"], "macro_f1")
     nan = mt.Metric("mine", "Mine", lambda a, r: np.ones((len(a), 1)), lambda s: s[..., 0] * np.nan)
-    with pytest.raises(UserError, match="gives nan"): mt.measure(["a", "b"], ["a", "b"], nan)
+    for n in (1, 2):
+        with pytest.raises(UserError, match="no finite number"): mt.measure(["a"] * n, ["a"] * n, nan)
+    with pytest.raises(UserError, match="2,000 different labels"): mt.measure(map(str, range(2000)), map(str, range(2000)), "mcc")
 
 
 @pytest.mark.parametrize("name, package", [("chrf", "sacrebleu"), ("rougeL", "rouge_score")])
