@@ -17,9 +17,9 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, asdict
 from .hub import UserError
-from .tokens import collate, encode_dataset, prompt_text, stop_ids
+from .tokens import encode_dataset, prompt_text, stop_ids
 from .qlora import dense_weight
-from .train import batch_loss
+from .loss import batch_loss, make_batch
 
 # %% ../nbs/07_evaluate.ipynb #0d001c55
 def wilson(
@@ -494,8 +494,7 @@ def held_out_loss(
     try:
         with torch.no_grad(), dense(model):
             for i in range(0, len(rows), batch):
-                part = {k: t.to(model.device) for k,
-                        t in collate(rows[i:i + batch], tok.pad_token_id).items()}
+                part = make_batch(model, rows[i:i + batch], tok.pad_token_id)
                 loss, labels = batch_loss(model, part)
                 total, n = total + float(loss), n + int(labels)
     finally: model.train(training)

@@ -21,7 +21,8 @@ from pathlib import Path
 from .hub import Artifact, UserError
 from .tokens import encode_dataset
 from .qlora import CACHE_LIMIT, QloraConfig, add_lora, compute_dtype, device, fast_lora, load_tokenizer
-from .train import CHUNK, TrainConfig, threads_for
+from .loss import CHUNK, _loss_function
+from .train import TrainConfig, threads_for
 
 # %% ../nbs/06_plan.ipynb #9b8f2338
 def _config_of(base):
@@ -189,7 +190,6 @@ def fake_step(
     import torch.nn.functional as F
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
-    from hfflow.train import _loss_function
     dtype = dtype or torch.float32
     model = meta_model(config, dtype, layers)
     with torch.device('meta'): model = add_lora(model, qlora or QloraConfig())

@@ -6,7 +6,7 @@ Docs: https://hfflow.github.io/hfflow/tokens.html.md"""
 
 # %% auto #0
 __all__ = ['DEFAULT_TEMPLATE', 'prepare_tokenizer', 'messages', 'prompt_text', 'stop_ids', 'encode', 'show', 'TokenStats',
-           'encode_dataset', 'collate', 'length_batches']
+           'encode_dataset', 'collate', 'pack', 'length_batches']
 
 # %% ../nbs/03_tokens.ipynb #e5c1f3a3
 import html, json, random
@@ -65,11 +65,14 @@ def prompt_text(prompt,      # a question, or messages that end with the user's
     return tok.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
 
 # %% ../nbs/03_tokens.ipynb #9c6cf5b0
+def _plain(msgs):
+    "Is this a plain text, which no template surrounds?"
+    return len(msgs) == 1 and msgs[0]['role'] == 'assistant'
+
 def _turns(msgs, tok):
     "The text of a conversation, and for each answer the text before it and the text up to its end."
     def render(ms, **kw): return tok.apply_chat_template(ms, tokenize=False, **kw)
-    # a plain text, which no template surrounds
-    if len(msgs) == 1 and msgs[0]['role'] == 'assistant':
+    if _plain(msgs):
         bos = tok.bos_token or ''
         return bos + msgs[0]['content'], [(bos, bos + msgs[0]['content'])]
     full = render(msgs)
@@ -99,14 +102,21 @@ def _label(ids, before, upto, stops):
         labels[start:end] = ids[start:end]
     return labels
 
-def _finish(ids, labels, tok, stops, max_len):
+def _whole(labels, max_len):
+    "Length up to the end of the last answer that fits whole into `max_len`; 0 if none does."
+    ends = (i + 1 for i in range(max_len) if labels[i] != -100 and labels[i+1] == -100)
+    return max(ends, default=0)
+
+def _finish(ids, labels, tok, stops, max_len, plain):
     last = max((i for i, l in enumerate(labels) if l != -100), default=None)
     if last is None: return None
     # nothing after the last answer can be learned from
     ids, labels = ids[:last+1], labels[:last+1]
     if ids[-1] not in stops: ids, labels = ids + [tok.eos_token_id], labels + [tok.eos_token_id]
     cut = max_len is not None and len(ids) > max_len
-    if cut: ids, labels = ids[:max_len], labels[:max_len]
+    if cut:
+        n = max_len if plain else _whole(labels, max_len)
+        ids, labels = ids[:n], labels[:n]
     if all(l == -100 for l in labels[1:]): return None     # nothing predicts the first token
     return {'input_ids': ids, 'labels': labels, 'cut': cut}
 
@@ -123,8 +133,8 @@ def stop_ids(tok,             # a prepared tokenizer
 # %% ../nbs/03_tokens.ipynb #1393db4a
 def encode(row:dict,          # a row that `messages` understands
            tok,               # a prepared tokenizer
-           max_len:int=None,  # longest example in tokens; what stands after it is cut off
-          ) -> dict:          # `input_ids` and `labels`; None if no token with a label is left
+           max_len:int=None,  # longest example in tokens: turns that do not fit are cut off
+          ) -> dict:          # `input_ids` and `labels`; None if no whole answer is left
     "Turn a row into token ids and labels: the answers' tokens and their end are labelled, everything else is -100."
     out = _encode([row], tok, max_len)[0]
     if out: out.pop('cut')
@@ -135,13 +145,15 @@ def _encode(rows, tok, max_len=None):
     "Encode rows in one call of the tokenizer: a fast one works through a list far quicker than through single texts."
     stops, texts, shape = stop_ids(tok), [], []
     for row in rows:
-        full, spans = _turns(messages(row), tok)
+        msgs = messages(row)
+        full, spans = _turns(msgs, tok)
         texts += [full] + [t for span in spans for t in span]
-        shape.append(len(spans))
+        shape.append((len(spans), _plain(msgs)))
     ids, out, at = _ids(tok, texts), [], 0
-    for n in shape:
+    for n, plain in shape:
         full, rest = ids[at], ids[at+1:at+1+2*n]
-        out.append(_finish(full, _label(full, rest[::2], rest[1::2], stops), tok, stops, max_len))
+        out.append(_finish(full, _label(full, rest[::2], rest[1::2], stops), tok, stops, max_len,
+                           plain))
         at += 1 + 2*n
     return out
 
@@ -176,11 +188,11 @@ def show(example:dict,   # an encoded row, or one that can be encoded
 class TokenStats:
     "What became of the rows when they were encoded."
     rows: int           # rows given
-    dropped: int        # rows without a single label token left
+    dropped: int        # rows without an answer, or whose first answer does not fit
     tokens: int         # tokens of the rows that are kept
     label_tokens: int   # of these, tokens that carry loss
     longest: int        # tokens of the longest row
-    cut: int = 0        # rows whose end was cut off at `max_len`
+    cut: int = 0        # rows that lost their last turns, or the end of a plain text, to `max_len`
 
     @property
     def share(self) -> float:
@@ -206,7 +218,7 @@ def encode_dataset(ds,                # rows: a Dataset, or a list of dicts
                        sum(l != -100 for r in kept for l in r['labels']),
                        max((len(r['input_ids']) for r in kept), default=0), cut)
     if not kept:
-        why = 'the data set is empty' if not rows else f'none has an answer within max_len={max_len} tokens' if max_len else 'none has an answer'
+        why = 'the data set is empty' if not rows else f'none has a whole answer within max_len={max_len} tokens' if max_len else 'none has an answer'
         raise UserError(f'There is no token to learn from in {len(rows)} rows ({why}): give rows '
                         'with a completion, or raise max_len.')
     return kept, stats
@@ -222,6 +234,20 @@ def collate(rows:list[dict],  # encoded rows
     lens = torch.tensor([len(r['input_ids']) for r in rows])
     return {'input_ids': pad('input_ids', pad_id), 'labels': pad('labels', -100),
             'attention_mask': (torch.arange(n) < lens[:, None]).long()}
+
+# %% ../nbs/03_tokens.ipynb #3b105ae2
+def pack(rows:list[dict],  # encoded rows
+        ) -> dict:         # tensors `input_ids`, `labels`, `position_ids`, each (1, tokens); where documents begin, as `transformers` names it
+    "Lay rows side by side, those of equal length next to each other; they must be kept apart by attention, never by a mask."
+    import torch
+    rows = sorted(rows, key=lambda r: len(r['input_ids']))
+    lengths = [len(r['input_ids']) for r in rows]
+    flat = lambda parts: torch.tensor([[x for part in parts for x in part]])
+    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    return {'input_ids': flat(r['input_ids'] for r in rows),
+            'labels': flat([-100, *r['labels'][1:]] for r in rows),
+            'position_ids': flat(map(range, lengths)), 'cu_seq_lens_q': starts,
+            'cu_seq_lens_k': starts, 'max_length_q': lengths[-1], 'max_length_k': lengths[-1]}
 
 # %% ../nbs/03_tokens.ipynb #e1419752
 def length_batches(lengths:list[int],  # tokens of each row

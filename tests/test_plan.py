@@ -25,7 +25,7 @@ def others():
 @pytest.mark.parametrize("config", others(), ids=lambda c: c.model_type)
 def test_fake_step_holds_what_a_real_step_holds(config):
     import torch
-    from hfflow.train import CHUNK, _loss_function
+    from hfflow.loss import CHUNK, _loss_function
     from transformers import AutoModelForCausalLM
 
     fake = pl.fake_step(config, 4, 48, 96)

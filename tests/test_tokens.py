@@ -3,7 +3,7 @@ import pytest
 import tinychat
 
 from hfflow.hub import UserError
-from hfflow.tokens import (DEFAULT_TEMPLATE, collate, encode, encode_dataset, length_batches, messages, prepare_tokenizer,
+from hfflow.tokens import (DEFAULT_TEMPLATE, collate, encode, encode_dataset, length_batches, messages, pack, prepare_tokenizer,
                            prompt_text, show, stop_ids)
 
 # The turns as Qwen, Llama 3 and Gemma write them: what follows the end of a turn, and where a start token comes from, differ.
@@ -109,16 +109,30 @@ def test_text_rows_are_learned_whole():
     assert messages({"text": "x"}) == [{"role": "assistant", "content": "x"}]
 
 
-def test_truncation_keeps_a_part_of_the_answer_or_drops_the_row():
+def test_truncation_keeps_whole_answers_or_drops_the_row():
     tok = tokenizer()
     full = encode(ROW, tok)
-    start = sum(t == -100 for t in full["labels"])
-    assert encode(ROW, tok, start) is None
-    cut = encode(ROW, tok, start + 2)
-    assert cut["labels"][start:] == full["labels"][start:start + 2] and tok.eos_token_id not in cut["labels"]
-    rows, stats = encode_dataset([ROW, {"prompt": "a", "completion": "b"}], tok, start)
+    n = len(full["input_ids"])
+    assert encode(ROW, tok, n) == full and encode(ROW, tok, n - 1) is None
+    rows, stats = encode_dataset([ROW, {"prompt": "a", "completion": "b"}], tok, n - 1)
     assert (len(rows), stats.dropped, stats.rows, stats.cut) == (1, 1, 2, 0)
-    assert encode_dataset([ROW], tok, start + 2)[1].cut == 1
+
+
+def test_truncation_takes_whole_turns_off_a_conversation():
+    tok = tokenizer()
+    talk = {"messages": TALK + [{"role": "user", "content": "go on"}, {"role": "assistant", "content": "three " * 30}]}
+    n = len(encode({"messages": TALK}, tok)["input_ids"])
+    for room in (n, n + 20):
+        cut = encode(talk, tok, room)
+        assert cut["input_ids"][-1] == tok.eos_token_id and learned(cut, tok) == "one<|endoftext|>two<|endoftext|>"
+    assert encode_dataset([talk], tok, n + 20)[1].cut == 1
+    for room in range(1, n): assert (cut := encode(talk, tok, room)) is None or cut["labels"][-1] == tok.eos_token_id and len(cut["labels"]) <= room
+
+
+def test_truncation_cuts_a_plain_text():
+    tok = tokenizer()
+    rows, stats = encode_dataset([{"text": "word " * 50}], tok, 20)
+    assert len(rows[0]["input_ids"]) == 20 and stats.cut == 1 and tok.eos_token_id not in rows[0]["labels"]
 
 
 def test_refusals_name_the_way_out():
@@ -155,3 +169,11 @@ def test_show_escapes_and_marks():
     page = shown._repr_html_()
     assert "<b>" not in page and "&lt;" in page and "&amp;" in page and page.count("#4c956c") >= 2
     assert "\033[" in str(shown) and "<|endoftext|>]" in repr(shown)
+
+
+def test_pack_lays_rows_side_by_side():
+    rows = [{"input_ids": [5, 6, 7], "labels": [-100, 6, 7]}, {"input_ids": [8, 9], "labels": [8, 9]}]
+    batch = pack(rows)
+    assert batch["input_ids"].tolist() == [[8, 9, 5, 6, 7]] and batch["labels"].tolist() == [[-100, 9, -100, 6, 7]]     # no label across a border
+    assert batch["position_ids"].tolist() == [[0, 1, 0, 1, 2]] and batch["cu_seq_lens_q"].tolist() == [0, 2, 5] and batch["max_length_q"] == 3
+    assert "attention_mask" not in batch

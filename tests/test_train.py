@@ -1,7 +1,6 @@
-"""The loop: its loss and gradients against the plain way, its steps against accumulation and two processes, its checkpoints
+"""The loop: its steps against accumulation and two processes, its checkpoints
 against kills, damage and changed inputs."""
 import json
-import math
 import os
 import signal
 import subprocess
@@ -15,8 +14,8 @@ import torch
 import hfflow.train as train
 from hfflow.hub import UserError
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
-from hfflow.tokens import collate, encode_dataset
-from hfflow.train import TrainConfig, batch_loss, find_checkpoint, fit, lr_at, plot_loss, save_checkpoint, threads_for
+from hfflow.tokens import encode_dataset
+from hfflow.train import TrainConfig, find_checkpoint, fit, lr_at, plot_loss, save_checkpoint, threads_for
 
 ROWS = [{"prompt": f"tune model {i} on data {i * 7}", "completion": f"base: m{i}\nrank: {i % 5}" + " x" * (i % 9)} for i in range(30)]
 SCRIPT = """
@@ -64,83 +63,6 @@ def sub(base, out, kill=-1, procs=1, **kw):
 def undisturbed(base, tmp_path_factory):
     out = tmp_path_factory.mktemp("runs")/"whole"
     return out, start(base, out)
-
-
-# --- loss
-
-def model_of(kind):
-    import transformers as tf
-    ids = dict(vocab_size=320, eos_token_id=0, pad_token_id=1, bos_token_id=None)
-    small = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128)
-    cfg = {
-        "llama": lambda: tf.LlamaConfig(**small, **ids),
-        "qwen3": lambda: tf.Qwen3Config(**small, head_dim=8, tie_word_embeddings=True, **ids),
-        "mistral": lambda: tf.MistralConfig(**small, sliding_window=8, **ids),
-        "gemma2": lambda: tf.Gemma2Config(**small, head_dim=8, final_logit_softcapping=1.0, query_pre_attn_scalar=8, **ids),
-        "phi": lambda: tf.PhiConfig(**{**small, "num_key_value_heads": 4}, **ids),
-        "gpt2": lambda: tf.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=128, **ids),
-        "opt": lambda: tf.OPTConfig(hidden_size=32, ffn_dim=64, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=128,
-                                    word_embed_proj_dim=32, **ids),
-        "mixtral": lambda: tf.MixtralConfig(**small, num_local_experts=4, **ids),
-        "granite": lambda: tf.GraniteConfig(**small, logits_scaling=4.0, **ids),
-    }[kind]()
-    torch.manual_seed(0)
-    model = tf.AutoModelForCausalLM.from_config(cfg)
-    for p in model.parameters():
-        if p.dim() > 1: torch.nn.init.normal_(p, std=.15)
-    return model
-
-
-def plain_loss(model, batch):
-    """All logits, with the attention mask: what everyone writes first."""
-    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), reduction="sum")
-
-
-@pytest.mark.parametrize("kind", ["llama", "qwen3", "mistral", "gemma2", "phi", "gpt2", "opt", "mixtral", "granite"])
-def test_loss_and_gradients_are_those_of_full_logits_with_a_mask(kind, monkeypatch):
-    monkeypatch.setattr(train, "CHUNK", 5 * 320 * 4)                          # several chunks
-    model = add_lora(model_of(kind), QloraConfig(bits=32, rank=4)).eval()       # GPT-2 and OPT bring dropout of their own
-    for n, p in model.named_parameters():
-        if "lora_B" in n: p.data.normal_(0, .1)
-    g = torch.Generator().manual_seed(1)
-    rows = []
-    for n in (17, 5, 11):
-        ids = torch.randint(2, 320, (n,), generator=g).tolist()
-        rows.append({"input_ids": ids, "labels": [-100] * 3 + ids[3:]})
-    batch = collate(rows, 1)
-    def grads(loss):
-        model.zero_grad()
-        loss.backward()
-        return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-    want = plain_loss(model, batch)
-    wanted = grads(want)
-    loss, n = batch_loss(model, batch)
-    got = grads(loss)
-    assert n == 24 and math.isclose(loss.item(), want.item(), rel_tol=1e-5)
-    size = sum(t.square().sum() for t in wanted.values()).sqrt()
-    assert max((got[k] - wanted[k]).abs().max() for k in wanted) < 1e-4 * size
-    paths = train._paths(model)
-    assert paths.causal and paths.split == (kind not in ("gemma2", "granite"))      # capped or scaled logits take the long way
-    if kind in ("llama", "qwen3", "mistral"): assert paths.mlp is not None
-
-
-def test_full_fine_tuning_trains_the_head_too():
-    model = model_of("llama")
-    batch = collate([{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}], 1)
-    batch_loss(model, batch)[0].backward()
-    got = model.lm_head.weight.grad.clone()
-    model.zero_grad()
-    plain_loss(model, batch).backward()
-    assert torch.allclose(got, model.lm_head.weight.grad, atol=1e-5)
-
-
-def test_padding_changes_nothing(base):
-    model = add_lora(load_base(base), QloraConfig(rank=4))
-    rows, _ = encode_dataset(ROWS[:8], load_tokenizer(base))
-    together, n = batch_loss(model, collate(rows, 1))
-    alone = [batch_loss(model, collate([r], 1)) for r in rows]
-    assert math.isclose(together.item(), sum(l.item() for l, _ in alone), rel_tol=1e-5) and n == sum(k for _, k in alone)
 
 
 # --- steps
