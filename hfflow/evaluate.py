@@ -9,7 +9,6 @@ __all__ = ['PALETTE', 'wilson', 'Score', 'score', 'majority_control', 'Paired', 
            'plot_report', 'dense', 'generate', 'model_system', 'Loss', 'held_out_loss']
 
 # %% ../nbs/07_evaluate.ipynb #f37488c2
-import importlib
 import math
 import random
 import time
@@ -228,7 +227,7 @@ def evaluate(
     splits: dict,  # name -> rows with `prompt` and `completion` (datasets.Dataset or list of dicts)
     limit: 'int|None' = None,  # at most this many rows of each split, the same random ones each time; None: all
     samples: int = 2,  # how many right and how many wrong answers to keep of each system and split
-    metrics=(),  # more figures by name, such as ('chrf', 'f1'): see hfflow.metrics; brings a control if there is none
+    metrics=None,  # more figures, as `metrics.by_name` makes them; they bring a control if there is none
 ) -> Report:
     "Ask every system every row of every split, and count."
     if limit is not None and limit < 1:
@@ -236,9 +235,6 @@ def evaluate(
                         "all rows")
     if not systems or not splits:
         raise UserError("There is nothing to evaluate: give at least one system and one split")
-    # the next chapter's module, loaded only where it is asked for
-    measured = importlib.import_module('hfflow.metrics') if metrics else None
-    if measured: metrics = measured.find_metrics(metrics)
     bare = not any(getattr(s, 'control', False) for s in systems.values())
     rows, kept, hits, differences = [], [], {}, []
     for split, data in splits.items():
@@ -250,8 +246,8 @@ def evaluate(
             keep = sorted(random.Random(0).sample(range(len(prompts)), limit))
             prompts, refs = [prompts[i] for i in keep], [refs[i] for i in keep]
         asked, given = dict(systems), {}
-        if measured and bare:
-            for name, control in measured.controls(refs).items(): asked.setdefault(name, control)
+        if metrics and bare:
+            for name, control in metrics.controls(refs).items(): asked.setdefault(name, control)
         for name, system in asked.items():
             start = time.perf_counter()
             answers = given[name] = list(system(prompts))
@@ -265,8 +261,8 @@ def evaluate(
                 for i in [i for i, h in enumerate(s.hits) if h == want][:samples]:
                     kept.append(dict(system=name, split=split, prompt=prompts[i],
                                       reference=refs[i], answer=answers[i], right=want))
-        if measured:
-            found, pairs = measured.figures(given, refs, metrics, split)
+        if metrics:
+            found, pairs = metrics.figures(given, refs, split)
             for r in rows[-len(given):]: r['metrics'] = found[r['system']]
             differences += pairs
     return Report(rows, kept, hits, differences)

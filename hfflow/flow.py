@@ -24,7 +24,7 @@ import hfflow
 from . import hub as hubs
 from .data import DataConfig
 from .hub import Artifact, UserError
-from .metrics import find_metrics
+from .metrics import by_name, find_metrics
 from .qlora import QloraConfig
 from .train import TrainConfig
 
@@ -165,7 +165,8 @@ def _shown(value) -> str:
 
 # %% ../nbs/11_flow.ipynb #8d45a40b
 _LIMITS = {  # key: (lowest, highest); a run outside them cannot be meant
-    "rank": (1, 1024), "epochs": (1, 1000), "minutes": (0.01, 1e6), "max_steps": (1, 10**8), "batch": (1, 4096),
+    "rank": (1, 1024), "epochs": (1, 1000), "minutes": (0.01, 1e6), "max_steps": (1, 10**8),
+    "batch": (1, 4096),
     "accumulation": (1, 4096),
     "lr": (1e-8, 1.0), "warmup": (0.0, 1.0), "max_len": (8, 1_000_000), "clip": (0.0, 1e6),
     "weight_decay": (0.0, 1.0),
@@ -320,7 +321,8 @@ def _minutes(given, preset, where):
         raise UserError(f"minutes is {_shown(given['minutes'])} and train.max_steps is "
                         f"{_shown(given['train']['max_steps'])} in {where}: keep one of them")
     if "minutes" not in given: return None if steps or "epochs" in given else preset
-    return _check("minutes", given["minutes"], typing.get_type_hints(FlowConfig)["minutes"], 2.0, "")
+    return _check("minutes", given["minutes"], typing.get_type_hints(FlowConfig)["minutes"], 2.0,
+                  "")
 
 
 def load(
@@ -376,7 +378,8 @@ def load(
         raise UserError(f"base is {_shown(values['base'])}, but must be a model on the Hub: for "
                         "example base: "
                         f"{PRESETS[preset]['base']}")
-    return FlowConfig(preset=preset, name=name, namespace=namespace, minutes=minutes, **values, **built)
+    return FlowConfig(preset=preset, name=name, namespace=namespace, minutes=minutes, **values,
+                      **built)
 
 # %% ../nbs/11_flow.ipynb #60525b47
 def digest(
@@ -1031,7 +1034,7 @@ def _evaluate(w):
             loss["before"] = float(evaluate.held_out_loss(model, tok, held))
     if not w.tests: return {"rows": [], "held_out_loss": loss}
     report = evaluate.evaluate({"base": untuned, "fine-tuned": answer, **_controls(w)}, w.tests,
-                               limit=e.limit, metrics=e.metrics)
+                               limit=e.limit, metrics=by_name(e.metrics) if e.metrics else None)
     return {**_plain(report), "held_out_loss": loss}
 
 # %% ../nbs/11_flow.ipynb #0dadf163

@@ -6,8 +6,8 @@ Docs: https://hfflow.github.io/hfflow/metrics.html.md"""
 
 # %% auto #0
 __all__ = ['METRICS', 'Metric', 'find_metrics', 'Measure', 'measure', 'per_row', 'Confusion', 'confusion', 'plot_confusion',
-           'Difference', 'compare', 'copy_control', 'controls', 'figures', 'difference', 'classify',
-           'classifier_system', 'figures_of', 'eval_results', 'eval_results_yaml']
+           'Difference', 'compare', 'copy_control', 'controls', 'Figures', 'by_name', 'figures', 'difference',
+           'classify', 'classifier_system', 'figures_of', 'eval_results', 'eval_results_yaml']
 
 # %% ../nbs/07a_metrics.ipynb #ba5ad614
 import difflib, importlib, itertools, re, string, unicodedata
@@ -486,6 +486,21 @@ def controls(
             'most frequent answer': majority_control([dict(completion=r) for r in first])}
 
 # %% ../nbs/07a_metrics.ipynb #c9de421d
+@dataclass(frozen=True)
+class Figures:
+    "The metrics that `evaluate` measures beside exact match, and the controls that they bring."
+    metrics: tuple  # Metric objects
+
+    def controls(self, references): return controls(references)
+    def figures(self, answers, references, split=''):
+        return figures(answers, references, self.metrics, split)
+
+def by_name(
+    names,  # as `find_metrics` takes them
+) -> Figures:
+    "Make what `evaluate(..., metrics=)` takes."
+    return Figures(tuple(find_metrics(names)))
+
 def figures(
     answers: dict,  # system -> its answers
     references: list,  # what is right: a text or a list of texts per row
@@ -514,7 +529,7 @@ def difference(
             if (d['before'], d['after']) == (before, after): return Difference(**d)
             if (d['before'], d['after']) == (after, before): return Difference(**d).flip()
     raise UserError(f"The report does not compare {before!r} with {after!r} by {metric!r} on "
-                    f"{split!r}: ask evaluate for it with metrics=({metric!r},)")
+                    f"{split!r}: ask evaluate for it with metrics=by_name({metric!r})")
 
 # %% ../nbs/07a_metrics.ipynb #af75a579
 def classify(

@@ -104,7 +104,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, name, package):
     monkeypatch.setattr(mt.importlib, "import_module", none)
     asked = []
     with pytest.raises(UserError, match=r"pip install 'hfflow\[metrics\]'"):
-        ev.evaluate({"a": lambda p: asked.append(p)}, {"s": [dict(prompt="x", completion="y")]}, metrics=name)
+        ev.evaluate({"a": lambda p: asked.append(p)}, {"s": [dict(prompt="x", completion="y")]}, metrics=mt.by_name(name))
     assert not asked, "it is refused before anything is generated"
     assert mt.measure(["a"], ["a"], "f1").value == 1
 
@@ -235,7 +235,7 @@ def test_p_is_scipys_permutation_test():
 def test_on_exact_match_the_swaps_are_mcnemars():
     rows = [dict(prompt=str(i), completion="y") for i in range(30)]
     right = lambda few: lambda prompts: ["y" if int(p) in few else "n" for p in prompts]
-    report = ev.evaluate({"a": right(range(0, 12)), "b": right(range(4, 22))}, {"s": rows}, metrics="exact_match")
+    report = ev.evaluate({"a": right(range(0, 12)), "b": right(range(4, 22))}, {"s": rows}, metrics=mt.by_name("exact_match"))
     p = ev.paired(report, "a", "b", "s").p
     assert mt.difference(report, "a", "b", "s", "exact_match").p == pytest.approx(p, rel=0.2)
     few = [["y" if i in r else "n" for i in range(12)] for r in (range(0, 3), range(1, 11))]
@@ -264,7 +264,7 @@ ECHO = {"short": lambda ps: [p.split()[1] for p in ps], "long": lambda ps: ["I "
 
 
 def test_metrics_by_name_stand_in_the_report_beside_controls():
-    report = ev.evaluate(ECHO, {"s": ROWS, "t": ROWS[:1]}, metrics=("chrf", "f1"))
+    report = ev.evaluate(ECHO, {"s": ROWS, "t": ROWS[:1]}, metrics=mt.by_name(("chrf", "f1")))
     systems = ["short", "long", "copy of the prompt", "most frequent answer"]
     assert [r["system"] for r in report.rows] == systems * 2
     got = report.row("long", "s")["metrics"]["chrf"]
@@ -282,22 +282,22 @@ def test_metrics_by_name_stand_in_the_report_beside_controls():
 
 def test_a_control_that_is_there_is_enough_and_without_metrics_nothing_changes():
     own = {**ECHO, "most frequent": ev.majority_control(ROWS)}
-    assert {r["system"] for r in ev.evaluate(own, {"s": ROWS}, metrics="f1").rows} == set(own)
+    assert {r["system"] for r in ev.evaluate(own, {"s": ROWS}, metrics=mt.by_name("f1")).rows} == set(own)
     plain = ev.evaluate(ECHO, {"s": ROWS})
     assert [r["system"] for r in plain.rows] == list(ECHO) and not plain.differences
     assert "metrics" not in plain.rows[0] and plain.table().count("|") == 6 * 4
     mine = {"copy of the prompt": lambda ps: ["mine"] * len(ps)}
-    kept = ev.evaluate(mine, {"s": ROWS}, metrics="f1", samples=1).samples
+    kept = ev.evaluate(mine, {"s": ROWS}, metrics=mt.by_name("f1"), samples=1).samples
     assert next(s for s in kept if s["system"] == "copy of the prompt")["answer"] == "mine"
 
 
 def test_several_references_in_a_report():
     rows = [dict(prompt="x", completion=["yes", "yeah"]), dict(prompt="y", completion=["no"])]
-    report = ev.evaluate({"a": lambda ps: ["yeah", "nope"]}, {"s": rows}, metrics=("exact_match",))
+    report = ev.evaluate({"a": lambda ps: ["yeah", "nope"]}, {"s": rows}, metrics=mt.by_name(("exact_match",)))
     row = report.row("a", "s")
     assert row["right"] == 1 and row["metrics"]["exact_match"]["value"] == row["exact"] == 0.5
-    with pytest.raises(UserError, match="no rows"): ev.evaluate(ECHO, {"s": []}, metrics="f1")
-    with pytest.raises(UserError, match="no metric 'bleurt'"): ev.evaluate(ECHO, {"s": ROWS}, metrics=["bleurt"])
+    with pytest.raises(UserError, match="no rows"): ev.evaluate(ECHO, {"s": []}, metrics=mt.by_name("f1"))
+    with pytest.raises(UserError, match="no metric 'bleurt'"): ev.evaluate(ECHO, {"s": ROWS}, metrics=mt.by_name(["bleurt"]))
 
 
 # --- classifiers --------------------------------------------------------------------------------
@@ -340,7 +340,7 @@ def test_classify_without_padding_and_what_it_refuses():
     assert mt.classify(model, tok, ["a fox", "the quick brown dog"]) == want
     model.config.problem_type = "multi_label_classification"
     with pytest.raises(UserError, match="one label of several"): mt.classify(model, tok, ["x"])
-    report = ev.evaluate({"bert": mt.classifier_system(head("bert", tok), tok)}, {"s": [dict(prompt="x", completion="good")] * 3}, metrics="accuracy")
+    report = ev.evaluate({"bert": mt.classifier_system(head("bert", tok), tok)}, {"s": [dict(prompt="x", completion="good")] * 3}, metrics=mt.by_name("accuracy"))
     assert report.row("bert", "s")["metrics"]["accuracy"]["value"] == report.row("bert", "s")["exact"]
 
 
@@ -349,7 +349,7 @@ def test_entries_are_read_back_by_the_hubs_own_parser():
     import yaml
     from huggingface_hub import parse_eval_result_entries
 
-    report = ev.evaluate(ECHO, {"s": ROWS}, metrics=("chrf",))
+    report = ev.evaluate(ECHO, {"s": ROWS}, metrics=mt.by_name(("chrf",)))
     made = mt.eval_results(report, "you/rows", "long", revision="a" * 40, date="2026-01-31T10:30:00Z", source_url="https://example.org/logs", source_name="Logs")
     assert parse_eval_result_entries(yaml.safe_load(mt.eval_results_yaml(made))) == made
     assert [(e.task_id, e.value) for e in made] == [("s_exact_match", 0.0), ("s_chrf", round(report.row("long", "s")["metrics"]["chrf"]["value"], 4))]
