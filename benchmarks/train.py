@@ -88,18 +88,21 @@ def base_model(folder, dtype):
 
 
 def ours(folder, rows, at, memory, **settings):
-    from hfflow import qlora, train
+    from hfflow import qlora
     model = qlora.add_lora(qlora.load_base(folder / "model"), qlora.QloraConfig(rank=16))
-    tok = qlora.load_tokenizer(folder / "model")
     memory.start()
+    return fitted(model, qlora.load_tokenizer(folder / "model"), rows, at, **settings)
+
+
+def fitted(model, tok, rows, at, **settings):
+    "Train by hfflow's loop."
+    from hfflow import train
     cfg = train.TrainConfig(batch=at["batch"], max_steps=at["steps"], lr=at["lr"], warmup=0, schedule="constant", clip=1., max_len=at["longest"],
                             save_every=10**6, threads=at["threads"], **settings)
     with tempfile.TemporaryDirectory() as out:
         train.fit(model, tok, rows, cfg, out, progress=False)
         log = [json.loads(line) for line in open(Path(out) / "log.jsonl")]
-    log = [e for e in log if "loss" in e]
-    ends = [(e["seconds"], e["tokens"]) for e in log]
-    return model, ends
+    return model, [(e["seconds"], e["tokens"]) for e in log if "loss" in e]
 
 
 def lora():
@@ -226,10 +229,10 @@ def work(name, folder, at):
     print(json.dumps(dict(rate=(n1 - n0) / (t1 - t0), memory=peak / 2**20, loss=held_out(model, held))))
 
 
-def measure(name, folder, at):
+def measure(name, folder, at, script):
     env = dict(os.environ, OMP_NUM_THREADS=str(at["threads"]), MKL_NUM_THREADS=str(at["threads"]), TOKENIZERS_PARALLELISM="false",
                HF_HUB_OFFLINE="1", PYTHONWARNINGS="ignore")
-    call = [sys.executable, __file__, "--worker", name, "--folder", str(folder), "--at", json.dumps(at)]
+    call = [sys.executable, str(script), "--worker", name, "--folder", str(folder), "--at", json.dumps(at)]
     done = subprocess.run(call, capture_output=True, text=True, env=env)
     if done.returncode: raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
@@ -239,7 +242,9 @@ def measure(name, folder, at):
 
 def contenders():
     try: version("trl")
-    except PackageNotFoundError: return [n for n in CONTENDERS if not n.startswith("trl")]
+    except PackageNotFoundError:
+        if "--worker" not in sys.argv: print("trl is not installed: its rows are left out")
+        return [n for n in CONTENDERS if not n.startswith("trl")]
     return list(CONTENDERS)
 
 
@@ -255,7 +260,7 @@ def rows_of(shape, rounds):
     peers = [n for n in rounds[0] if not n.startswith("ours")]
     best = max((n for n in peers if n != "trl"), key=lambda n: mid(n, "rate"))
     for n in peers: yield row("speed", n, "rate", "tokens/s", lambda a, b: a / b)
-    yield row("speed, weights kept", best, "rate", "tokens/s", lambda a, b: a / b)
+    if "ours-cached" in rounds[0]: yield row("speed, weights kept", best, "rate", "tokens/s", lambda a, b: a / b)
     for n in peers: yield row("memory", n, "memory", "MiB", lambda a, b: b / a)
     for n in peers: yield row("held-out loss", n, "loss", "nats", lambda a, b: b / a)
 
@@ -277,11 +282,11 @@ def versions():
     return found
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(text, names, rows_of, script):
+    p = argparse.ArgumentParser(description=text.splitlines()[0])
     size = p.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="the tiny shape in small batches, once: within two minutes on two cores")
-    size.add_argument("--smoke", action="store_true", help="three steps of the tiny shape in batches of 2, whose figures say nothing: does the script run?")
+    size.add_argument("--smoke", action="store_true", help="the first and the last contender, for three steps in batches of 2, whose figures say nothing: does the script run?")
     p.add_argument("--only", metavar="SHAPE", action="append", choices=list(SHAPES), help=f"only this of {', '.join(SHAPES)}; may be repeated")
     p.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default: 3)")
     p.add_argument("--threads", type=int, default=None, help="CPU threads (default: the cores that this process may use)")
@@ -292,11 +297,11 @@ def main():
     args = p.parse_args()
     if args.worker: return work(args.worker, Path(args.folder), json.loads(args.at))
     small = args.quick or args.smoke
+    if args.smoke: names = [names[0], names[-1]]
     facts = dict(date=datetime.now(timezone.utc).strftime("%Y-%m-%d"), machine=machine(), versions=versions(),
                  threads=args.threads or len(os.sched_getaffinity(0)))
     print(facts["date"], facts["machine"], f"{facts['threads']} threads", f"load {os.getloadavg()[0]:.1f}", sep=" | ")
     print(", ".join(f"{k} {v}" for k, v in facts["versions"].items()))
-    if not facts["versions"]["trl"]: print("trl is not installed: its rows are left out")
     print(f"{'case':<28} {'ours':>9} {'peer':>9} {'ratio':>7}  {'unit':<9} peer")
     rows = []
     for shape in args.only or (["tiny"] if small else SHAPES):
@@ -308,12 +313,13 @@ def main():
             rounds = []
             for i in range(1 if small else args.rounds):
                 # each round begins with another one, so that none always runs on a machine that has just rested
-                names = contenders()
-                rounds.append({n: measure(n, Path(d), at) for n in names[i % len(names):] + names[:i % len(names)]})
-        for r in rows_of(shape, [dict(sorted(r.items(), key=lambda x: list(CONTENDERS).index(x[0]))) for r in rounds]):
+                turn = names[i % len(names):] + names[:i % len(names)]
+                found = {n: measure(n, Path(d), at, script) for n in turn}
+                rounds.append({n: found[n] for n in names})
+        for r in rows_of(shape, rounds):
             rows.append(r | facts)
             print(f"{r['case']:<28} {r['ours']:>9g} {r['peer']:>9g} {r['ratio']:>7.3g}  {r['unit']:<9} {r['peer_name']}", flush=True)
     if args.json: Path(args.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__": main()
+if __name__ == "__main__": main(__doc__, contenders(), rows_of, Path(__file__))

@@ -45,8 +45,9 @@ def test_the_kept_figures_of_the_hub_are_whole():
     assert all(r["machine"] and r["date"] and r["versions"] for r in rows)
 
 
-def test_the_benchmark_of_training_runs_and_all_learn_the_same(tmp_path):
-    call = [sys.executable, str(ROOT / "benchmarks/train.py"), "--smoke", "--threads", "1", "--json", str(tmp_path / "rows")]
+@pytest.mark.parametrize("name", ["train", "ladder"])
+def test_the_benchmarks_of_training_run_and_all_learn_the_same(name, tmp_path):
+    call = [sys.executable, str(ROOT / f"benchmarks/{name}.py"), "--smoke", "--threads", "1", "--json", str(tmp_path / "rows")]
     done = subprocess.run(call, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = json.loads((tmp_path / "rows").read_text())
