@@ -9,9 +9,9 @@ __all__ = ['CACHE_LIMIT', 'device', 'compute_dtype', 'QloraConfig', 'load_base',
            'dense_bytes', 'fast_lora', 'save_adapter', 'load_model', 'merge']
 
 # %% ../nbs/04_qlora.ipynb #6ab38f16
-import difflib, json, types, warnings
+import difflib, json, re, types, warnings
 from functools import lru_cache, wraps
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from contextlib import contextmanager
 from pathlib import Path
 from .hub import Artifact, UserError
@@ -72,13 +72,16 @@ def _refusal(cls, error):
 # %% ../nbs/04_qlora.ipynb #a0f82bba
 @_pydantic_dataclass
 class QloraConfig:
-    "What the adapter looks like, and in how many bits the base lies under it."
+    "What learns, and in how many bits the base lies under it."
     bits: int = 4               # 4 (NF4), 8 (LLM.int8), 16 (the device's half precision) or 32
     rank: int = 16              # rows of A and columns of B
     alpha: int | None = None    # the adapter is scaled by alpha/rank; default: twice the rank
     dropout: float = 0.0        # on the adapter's input while training
     targets: str | list[str] = 'all-linear'   # names of layers, or all linear layers but the head
     rslora: bool = False        # scale by alpha/sqrt(rank), for high ranks
+    dora: bool = False          # learn the length of each row of the weight apart from its direction
+    init: str = 'default'       # start of A and B: default, loftq (4 or 8 bits), pissa, olora (16, 32)
+    full: bool = False          # no adapter: every weight of the model learns (16 or 32 bits)
 
     def __post_init__(self):
         if self.bits not in (4, 8, 16, 32):
@@ -90,6 +93,29 @@ class QloraConfig:
         if not 0 <= self.dropout < 1:
             raise UserError(f'dropout is {self.dropout}, but it is a probability below 1: 0 to 0.1 '
                             'is usual.')
+        _fits(self, self.bits)
+
+# %% ../nbs/04_qlora.ipynb #e96d00b8
+_MOVES_BASE = r'pissa(_niter_\d+)?|olora'   # starts that take a part out of the base's weights
+
+def _fits(cfg, bits):
+    "Refuse choices that exclude one another, or that a base in `bits` bits cannot take."
+    if not re.fullmatch(f'default|loftq|{_MOVES_BASE}', cfg.init):
+        raise UserError(f"init is '{cfg.init}', but an adapter starts by default, loftq, pissa, "
+                        "pissa_niter_4 (fast) or olora: choose one of these.")
+    if re.fullmatch(_MOVES_BASE, cfg.init) and bits < 16:
+        raise UserError(f"init is '{cfg.init}', which takes a part out of the base's weights, and "
+                        f"{bits}-bit weights cannot be changed: set bits to 16 or 32, or init to "
+                        "loftq, which is made for few bits.")
+    if cfg.init == 'loftq' and bits > 8:
+        raise UserError(f"init is 'loftq', which makes up for rounding to 4 or 8 bits, but bits is "
+                        f"{bits}: lower bits, or take init='pissa'.")
+    if cfg.full and bits < 16:
+        raise UserError(f'full is True, but {bits}-bit weights cannot learn: set bits to 32, or to '
+                        '16 for half the memory, or leave full out and train an adapter.')
+    if cfg.full and (cfg.dora or cfg.init != 'default'):
+        raise UserError('full is True, so there is no adapter that dora or init could shape: leave '
+                        'these out, or leave full out.')
 
 # %% ../nbs/04_qlora.ipynb #7e729160
 def _where(base):
@@ -129,34 +155,104 @@ def _found(name):
                             "private and not yours: check its name (owner/name).") from e
         raise
 
+# %% ../nbs/04_qlora.ipynb #c99159a7
+def _task(arch, config):
+    "What a class of models is for: causal, classify or seq2seq."
+    if arch.endswith('ForSequenceClassification'): return 'classify'
+    return 'seq2seq' if getattr(config, 'is_encoder_decoder', False) else 'causal'
+
+def _auto(config, task, labels):
+    "The class of transformers that loads this model for this task."
+    import transformers as tf
+    arch, autos = (config.architectures or [''])[0], {
+        'causal': [tf.AutoModelForCausalLM], 'classify': [tf.AutoModelForSequenceClassification],
+        'seq2seq': [tf.AutoModelForSeq2SeqLM, tf.AutoModelForSpeechSeq2Seq]}
+    if task not in (None, *autos):
+        raise UserError(f"task is '{task}', but a model is loaded for {', '.join(autos)}: choose "
+                        "one of these.")
+    want = task or _task(arch, config)
+    if not task and want == 'causal' and arch.endswith(('ForMaskedLM', 'ForPreTraining')):
+        raise UserError(f"The model is a {arch}, which writes no text: give task='classify' and "
+                        "labels to make a classifier of it.")
+    if want == 'classify' and labels is None and _task(arch, config) != want:
+        raise UserError(f'The model is a {arch or config.model_type} and has no labels yet: name '
+                        'them, as in labels=["bad", "good"]; labels=1 predicts a number.')
+    found = next((a for a in autos[want] if type(config) in a._model_mapping), None)
+    if found is None:
+        raise UserError(f"The model is a {arch or config.model_type}, which transformers cannot "
+                        f"load for the task '{want}': choose another base or task.")
+    return want, found
+
 # %% ../nbs/04_qlora.ipynb #ac621a66
 def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
               bits:int=4,                 # 4, 8, 16 or 32
               device:str=None,            # default: `device()`
+              task:str=None,              # causal, classify or seq2seq; default: as the model says
+              labels:'list[str]|int'=None,   # of a classifier: their names or how many; 1: a number
              ) -> "'PreTrainedModel'":
-    "Load a causal language model with its linear layers in `bits` bits."
-    import torch, transformers
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    "Load a model with its linear layers in `bits` bits; weights that it lacks start the same each time."
+    import torch
     device = device or globals()['device']()
     name, revision = _where(base)
-    dtype = torch.float32 if bits == 32 else compute_dtype(device)
-    quant = None
-    if bits == 4:
-        quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
-                                   bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    elif bits == 8: quant = BitsAndBytesConfig(load_in_8bit=True)
-    elif bits not in (16, 32):
+    if bits not in (4, 8, 16, 32):
         raise UserError(f'bits is {bits}, but a base is loaded in 4, 8, 16 or 32 bits: choose one '
                         'of these.')
-    with _found(name), _quiet():
-        model = AutoModelForCausalLM.from_pretrained(name, revision=revision,
-            quantization_config=quant, dtype=dtype,
-                                                     device_map={'': device}, trust_remote_code=False)
+    dtype = torch.float32 if bits == 32 else compute_dtype(device)
+    model = _load(name, revision, bits, device, dtype, task, labels)
     for layer in model.modules():
         # see "The repacking trap"
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
+    if bits < 16 and not any(_kind(m) in ('nf4', 'int8') for m in model.modules()):
+        raise UserError(f"The model '{name}' has no layer that can be stored in {bits} bits "
+                        f"({type(model).__name__}): load it with bits=16.")
     model.hfflow_base = {'name': name, 'revision': revision, 'bits': bits}
     return model
+
+# %% ../nbs/04_qlora.ipynb #e9425aba
+def _load(name, revision, bits, device, dtype, task=None, labels=None):
+    "A model as transformers loads it; of a classifier, what pretraining has not seen is left unrounded."
+    import torch
+    from transformers import AutoConfig, BitsAndBytesConfig
+    with _found(name), _quiet(), torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
+        task, auto = _auto(config, task, labels)
+        if labels is not None:
+            names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else labels
+            config.id2label = {i: str(l) for i, l in enumerate(names)}
+            config.label2id = {l: i for i, l in config.id2label.items()}
+        skip = None
+        if task == 'classify':
+            with torch.device('meta'): skip = [*_heads(auto.from_config(config)), '.*pooler']
+        quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
+            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skip) if bits == 4 else BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_skip_modules=skip) if bits == 8 else None
+        model, info = auto.from_pretrained(name, config=config, revision=revision, dtype=dtype,
+            quantization_config=quant, device_map={'': device}, trust_remote_code=False,
+            ignore_mismatched_sizes=task == 'classify', output_loading_info=True)
+    lacks = {k.rpartition('.')[0] for k in [*info['missing_keys'],
+                                            *(m[0] for m in info['mismatched_keys'])]}
+    if task == 'classify': _exact_heads(model, lacks)
+    return model
+
+# %% ../nbs/04_qlora.ipynb #fc83e8e6
+def _heads(model):
+    "Modules of a classifier that no pretraining has seen: all beside its body, and what its repo lacks."
+    if _task(type(model).__name__, model.config) != 'classify': return []
+    beside = [n for n, m in model.named_children()
+              if n != model.base_model_prefix and any(True for _ in m.parameters())]
+    return beside + getattr(model, 'hfflow_new', [])
+
+def _exact_heads(model, lacks):
+    "Keep what a classifier learns from scratch in fp32: small steps would be lost in half precision."
+    beside = tuple(n + '.' for n in _heads(model))
+    model.hfflow_new = sorted(n for n in lacks if not (n + '.').startswith(beside))
+    def cast(m, args):
+        own = next(m.parameters()).dtype
+        return tuple(a.to(own) if a.is_floating_point() else a for a in args)
+    for name in _heads(model):
+        model.get_submodule(name).float().register_forward_pre_hook(cast)
 
 # %% ../nbs/04_qlora.ipynb #c3426156
 @contextmanager
@@ -183,28 +279,88 @@ def load_tokenizer(base:'Artifact|str|Path',   # model repo at a commit, repo id
 def add_lora(model,                  # from `load_base`; changed in place
              cfg:QloraConfig=None,
              seed:int=0,             # of A's random start; B starts at zero
-            ) -> "'PeftModel'":
-    "Freeze the base and put an adapter beside its linear layers."
+            ) -> "'PeftModel'":      # with `full=True` the model itself
+    "Freeze the base and put an adapter beside its linear layers; with `full=True` let every weight learn."
     import torch
-    from peft import LoraConfig, get_peft_model
-    cfg = cfg or QloraConfig()
-    origin = getattr(model, 'hfflow_base', {})
-    targets = cfg.targets if isinstance(cfg.targets, str) else list(cfg.targets)
-    lora = LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
-                      target_modules=targets,
-                      use_rslora=cfg.rslora, task_type='CAUSAL_LM', revision=origin.get('revision'))
+    from peft import get_peft_model
+    cfg, origin = cfg or QloraConfig(), getattr(model, 'hfflow_base', {})
+    # a plan's model has no numbers yet: how they start is no matter
+    real = model.device.type != 'meta'
+    if real: _fits(cfg, min((_BITS[_kind(m)] for m in model.modules()), default=32))
+    if cfg.full: return model.requires_grad_(True)
     model.requires_grad_(False)
     with torch.random.fork_rng(), warnings.catch_warnings():
         # peft asks transformers for a name that is about to change
         warnings.simplefilter('ignore', FutureWarning)
         torch.manual_seed(seed)
-        try: peft = get_peft_model(model, lora)
+        try: peft = get_peft_model(model, _lora_config(model, cfg, origin, real))
         except ValueError as e:
             if 'arget modules' not in str(e): raise
             raise UserError(f"No layer of the model is called {cfg.targets}: take 'all-linear', or "
                             "names that appear in model.named_modules().") from e
+        if real: _start(peft, cfg.init, origin)
     peft.hfflow_base = origin
     return peft
+
+# %% ../nbs/04_qlora.ipynb #c84113fe
+_BITS = {'nf4': 4, 'int8': 8, 'full': 32, None: 32}
+_PEFT_TASK = {'causal': 'CAUSAL_LM', 'classify': 'SEQ_CLS', 'seq2seq': 'SEQ_2_SEQ_LM'}
+
+def _lora_config(model, cfg, origin, real):
+    "peft's settings for an adapter on this model."
+    from peft import LoraConfig
+    # each holds the weights of all experts of a layer; peft adds them for some architectures alone
+    experts = {n.rpartition('.')[2] for n, p in model.named_parameters()
+               if p.dim() == 3 and '.experts.' in n} if cfg.targets == 'all-linear' else set()
+    moved = re.fullmatch(_MOVES_BASE, cfg.init)
+    if experts and (cfg.dora or cfg.dropout or moved):
+        raise UserError(f"The experts of {type(model).__name__} lie in one tensor, beside which "
+                        "dora, dropout, pissa and olora have no place: leave these out, or name "
+                        "other layers in targets, as in ['q_proj', 'v_proj'].")
+    if cfg.init == 'olora' and any(type(m).__name__ == 'Conv1D' for m in model.modules()):
+        raise UserError(f"init is 'olora', which peft has for linear layers alone, and those of "
+                        f"{type(model).__name__} are Conv1D: take init='pissa'.")
+    task = _PEFT_TASK[_task(type(model).__name__, model.config)]
+    # peft's class for seq2seq models knows input_ids alone
+    if model.main_input_name == 'input_features': task = None
+    return LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
+                      target_modules=cfg.targets if isinstance(cfg.targets, str)
+                      else [*cfg.targets],
+                      target_parameters=sorted(experts) or None,
+                      modules_to_save=_heads(model) or None, use_rslora=cfg.rslora,
+                      use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
+                      init_lora_weights=cfg.init if real and moved else True)
+
+# %% ../nbs/04_qlora.ipynb #3658b884
+def _start(peft, init, origin):
+    "Give A and B their start where it is not peft's own, and note it where the base was changed for it."
+    if init == 'loftq': return _loftq(peft, origin)
+    if not re.fullmatch(_MOVES_BASE, init): return
+    peft.hfflow_start = {n: p.detach().clone() for n, p in peft.named_parameters()
+                         if '.lora_A.' in n or '.lora_B.' in n}
+    # it is saved for the base as it was: see `save_adapter`
+    peft.peft_config['default'].init_lora_weights = True
+
+def _loftq(peft, origin):
+    "Start with what rounding took away: s B A is a best thin matrix for W - round(W) (arXiv 2310.08659)."
+    import torch
+    from peft.tuners.lora import LoraLayer
+    if not origin:
+        raise UserError("init is 'loftq', which needs the weights from before rounding: load the "
+                        "base by load_base.")
+    base = peft.get_base_model()
+    task = _task(type(base).__name__, base.config)
+    exact = _load(origin['name'], origin['revision'], 32, 'cpu', 'auto', task,
+                  len(base.config.id2label) if task == 'classify' else None)
+    for name, layer in base.named_modules():
+        inner = layer.get_base_layer() if isinstance(layer, LoraLayer) else None
+        if _kind(inner) not in ('nf4', 'int8'): continue
+        A, B = layer.lora_A['default'].weight.data, layer.lora_B['default'].weight.data
+        rounded, r = dense_weight(inner).float(), len(A)
+        lost = dense_weight(exact.get_submodule(name)).to(rounded) - rounded
+        U, S, V = torch.svd_lowrank(lost, min(2*r, *lost.shape), niter=4)
+        s = (S[:r] / layer.scaling['default']).sqrt()
+        A[:len(s)], B[:, :len(s)] = (V[:, :r] * s).t(), U[:, :r] * s
 
 # %% ../nbs/04_qlora.ipynb #015b736c
 @lru_cache
@@ -261,17 +417,20 @@ def _plain_lora(layer):
             and names == list(layer.active_adapters)
             and not layer.lora_variant and not layer.lora_bias[names[0]]
             and type(layer.lora_dropout[names[0]]).__name__ == 'Identity'
-            and not inner.weight.requires_grad)
+            and not inner.weight.requires_grad
+            and (inner.bias is None or not inner.bias.requires_grad))
 
 # %% ../nbs/04_qlora.ipynb #34ec5651
 def _kind(layer):
     "What a linear layer is made of: nf4, int8, full, or None for anything else."
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
     name = type(layer).__name__
     # peft's wrappers have the same names as what they wrap
     if hasattr(layer, 'lora_A'): return None
     if name == 'Linear4bit': return 'nf4'
     if name == 'Linear8bitLt': return 'int8'
-    return 'full' if name in ('Linear', 'NonDynamicallyQuantizableLinear', 'Conv1D') else None
+    return 'full' if isinstance(layer, (nn.Linear, Conv1D)) else None
 
 # %% ../nbs/04_qlora.ipynb #b8bff322
 def dense_weight(layer,           # a linear layer of any number of bits
@@ -287,7 +446,8 @@ def dense_weight(layer,           # a linear layer of any number of bits
         from bitsandbytes.functional import int8_vectorwise_dequant
         w, scb = layer.weight.data, layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
         w = int8_vectorwise_dequant(w, scb)
-    else: w = layer.weight.data
+    # GPT-2 stores its weights the other way round
+    else: w = layer.weight.data.t() if type(layer).__name__ == 'Conv1D' else layer.weight.data
     return w.to(dtype) if dtype else w
 
 # %% ../nbs/04_qlora.ipynb #a4cadeda
@@ -319,19 +479,23 @@ def fast_lora(model,              # from `add_lora`
 
 # %% ../nbs/04_qlora.ipynb #9648bd5d
 def _fast_forward(layer, function, cache):
-    "The forward of one LoRA layer; peft's own is used whenever the adapter is off or merged."
-    inner, name, slow = layer.get_base_layer(), layer.active_adapters[0], layer.forward
-    A, B, scale, bias = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name], inner.bias
-    if _kind(inner) == 'full': weight, keep = (lambda: inner.weight), True
-    elif cache:
-        dense = dense_weight(inner, inner.compute_dtype)
-        weight, keep = (lambda: dense), True
-    else: weight, keep = (lambda: dense_weight(inner, inner.compute_dtype)), False
+    "The forward of one LoRA layer; peft's own is used whenever the adapter is off, merged or another."
     import torch
+    inner, active, slow = layer.get_base_layer(), list(layer.active_adapters), layer.forward
+    A, B, bias = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight, inner.bias
+    scale = layer.scaling[active[0]]
+    if _kind(inner) == 'full':
+        weight, keep, dtype = (lambda: inner.weight), True, inner.weight.dtype
+    else:
+        dtype = inner.compute_dtype or inner.weight.quant_state.dtype
+        weight, keep = (lambda: dense_weight(inner, dtype)), bool(cache)
+        if cache:
+            dense = weight()
+            weight = lambda: dense
     def forward(self, x, *args, **kwargs):
-        if args or kwargs or self.disable_adapters or self.merged or torch.is_autocast_enabled(x.device.type) or (
-            inner.weight.is_floating_point() and x.dtype != inner.weight.dtype) : return slow(x,
-                *args, **kwargs)
+        if (args or kwargs or self.disable_adapters or self.merged or x.dtype != dtype
+                or self.active_adapters != active or torch.is_autocast_enabled(x.device.type)):
+            return slow(x, *args, **kwargs)
         return function.apply(x, A, B, scale, weight, bias, keep)
     return forward
 
@@ -340,15 +504,47 @@ def save_adapter(model,          # from `add_lora`
                  tok,            # its tokenizer, saved with it; None to leave it out
                  folder,         # made if absent
                 ) -> Path:
-    "Save the adapter (safetensors), the name and revision of its base, and the tokenizer; never the base."
+    "Save what was trained (safetensors), the name and revision of its base, and the tokenizer; an adapter without its base."
+    from peft import PeftModel
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(folder, save_embedding_layers=False)
+    if isinstance(model, PeftModel):
+        with _for_the_base(model) as state:
+            model.save_pretrained(folder, state_dict=state, save_embedding_layers=False)
+        base = model.get_base_model()
+    else:
+        base = model
+        model.save_pretrained(folder)
     # peft's empty card: publishing writes a real one
     (folder/'README.md').unlink(missing_ok=True)
     if tok is not None: tok.save_pretrained(folder)
-    (folder/'qlora.json').write_text(json.dumps(getattr(model, 'hfflow_base', {}), indent=1) + '\n')
+    about, task = dict(getattr(model, 'hfflow_base', {})), _task(type(base).__name__, base.config)
+    if task != 'causal': about['task'] = task
+    if task == 'classify':
+        about |= {'labels': [base.config.id2label[i] for i in range(base.config.num_labels)],
+                  'problem_type': base.config.problem_type}
+    (folder/'qlora.json').write_text(json.dumps(about, indent=1) + '\n')
     return folder
+
+# %% ../nbs/04_qlora.ipynb #4be8ed5a
+@contextmanager
+def _for_the_base(model):
+    "State of an adapter for its base as it is in its repo, whatever the adapter's start took out of it."
+    import torch
+    start, cfg = getattr(model, 'hfflow_start', None), model.peft_config['default']
+    if start is None:
+        yield None
+        return
+    # W - sB0A0 + sBA = W + s[B, -B0][A; A0]: a plain adapter of twice the rank
+    state = model.state_dict()
+    for name, first in start.items():
+        state[name] = torch.cat((state[name], first.to(state[name])),
+                                0) if '.lora_A.' in name else \
+            torch.cat((state[name], -first.to(state[name])), 1)
+    alpha = cfg.lora_alpha * (2**.5 if cfg.use_rslora else 2)
+    model.peft_config['default'] = replace(cfg, r=2*cfg.r, lora_alpha=alpha)
+    try: yield state
+    finally: model.peft_config['default'] = cfg
 
 # %% ../nbs/04_qlora.ipynb #6dd7e8f7
 def _file(where, filename):
@@ -365,25 +561,30 @@ def _file(where, filename):
 
 # %% ../nbs/04_qlora.ipynb #d23b07dd
 def load_model(model:'Artifact|str|Path',   # an adapter or a full model: repo at a commit, repo id, or folder
-               bits:int=None,               # default: as in training for an adapter, else 16
+               bits:int=None,               # default: as in training, else 16
                device:str=None,             # default: `device()`
               ) -> tuple:                   # model in eval mode, tokenizer
     "Load a model for inference; an adapter brings the base it was trained on, at that base's revision."
     where = _where(model)
-    config = _file(where, 'adapter_config.json')
-    if config is None: net = load_base(model, bits or 16, device)
+    config, about = _file(where, 'adapter_config.json'), _file(where, 'qlora.json')
+    about = json.loads(about.read_text()) if about else {}
+    bits = bits or about.get('bits') or 16
+    if config is None: net = load_base(model, bits, device)
     else:
         from peft import PeftModel
-        config, kept = json.loads(config.read_text()), _file(where, 'qlora.json')
-        bits = bits or (json.loads(kept.read_text()) if kept else {}).get('bits') or 16
+        config = json.loads(config.read_text())
         name, revision = config['base_model_name_or_path'], config.get('revision')
         base = Artifact('model', name, revision,
                         '') if revision and not Path(name).is_dir() else name
-        net = load_base(base, bits, device)
+        net = load_base(base, bits, device, about.get('task'), about.get('labels'))
+        if 'problem_type' in about: net.config.problem_type = about['problem_type']
         origin = net.hfflow_base
         net = PeftModel.from_pretrained(net, where[0], revision=where[1])
         net.hfflow_base = origin
-    return net.eval(), load_tokenizer(model)
+    tok = load_tokenizer(model)
+    # a classifier of several rows finds their ends by it
+    if net.config.pad_token_id is None: net.config.pad_token_id = tok.pad_token_id
+    return net.eval(), tok
 
 # %% ../nbs/04_qlora.ipynb #936f855b
 def merge(model,          # from `add_lora` or `load_model`; used up by the merge
@@ -391,26 +592,15 @@ def merge(model,          # from `add_lora` or `load_model`; used up by the merg
          ) -> "'PreTrainedModel'":
     "Add the adapter into the de-quantised base, the one it was trained against; the result is an ordinary 16- or 32-bit model."
     import torch
-    from torch import nn
-    from peft.tuners.lora import LoraLayer
     base = model.get_base_model() if hasattr(model, 'get_base_model') else model
     out = dtype or next(p.dtype for p in base.parameters() if p.dtype.is_floating_point)
-    for name, layer in list(base.named_modules()):
-        inner = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
-        if _kind(inner) is None or (inner is layer
-                                    and _kind(inner) == 'full') or '.base_layer' in name:
-            continue
-        w, bias = dense_weight(inner).float(), getattr(inner, 'bias', None)
-        if isinstance(layer, LoraLayer):
-            for adapter in layer.active_adapters:
-                if adapter in layer.lora_A: w = w + layer.get_delta_weight(adapter).to(w)
-        if type(inner).__name__ == 'Conv1D': inner.weight.data, new = w, inner
-        else:
-            new = nn.Linear(w.shape[1], w.shape[0], bias=bias is not None, device='meta')
-            new.weight = nn.Parameter(w.to(out), requires_grad=False)
-            if bias is not None: new.bias = nn.Parameter(bias.data.to(out), requires_grad=False)
-        parent, _, leaf = name.rpartition('.')
-        setattr(base.get_submodule(parent), leaf, new)
+    with torch.no_grad():
+        for name, layer in list(base.named_modules()):
+            if '.base_layer' in name: continue
+            new = _merged(layer, out)
+            if new is layer: continue
+            parent, _, leaf = name.rpartition('.')
+            setattr(base.get_submodule(parent), leaf, new)
     for attr in ('hf_quantizer', 'is_quantized', 'is_loaded_in_4bit', 'is_loaded_in_8bit',
                  'quantization_method', 'peft_config', '_hf_peft_config_loaded'):
         if attr in vars(base): delattr(base, attr)
@@ -419,3 +609,35 @@ def merge(model,          # from `add_lora` or `load_model`; used up by the merg
     # not the buffers: rotary frequencies stay fp32
     for p in base.parameters(): p.data = p.data.to(out)
     return base.eval()
+
+# %% ../nbs/04_qlora.ipynb #7237b78f
+def _merged(layer, out):
+    "The ordinary layer that computes what this one does; the layer itself if it is one."
+    import torch
+    from torch import nn
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+    from transformers.pytorch_utils import Conv1D
+    if isinstance(layer, ModulesToSaveWrapper):
+        return layer.modules_to_save[layer.active_adapters[0]]
+    lora = isinstance(layer, LoraLayer)
+    inner = layer.get_base_layer() if lora else layer
+    if not lora and _kind(inner) in (None, 'full'): return layer
+    if _kind(inner) is None:                      # an embedding, or the experts of a mixture
+        while isinstance(layer, LoraLayer):
+            layer.merge()
+            layer = layer.base_layer
+        return layer
+    w, bias = dense_weight(inner).float(), getattr(inner, 'bias', None)
+    for adapter in layer.active_adapters if lora else ():
+        if adapter not in layer.lora_A: continue
+        variant = layer.lora_variant.get(adapter)
+        w2 = variant.merge_safe(layer, adapter, w) if variant else layer.get_delta_weight(adapter)
+        if getattr(layer, 'fan_in_fan_out', False): w2 = w2.t()
+        w = w2.to(w) if variant else w + w2.to(w)
+    conv = Conv1D in (type(inner), getattr(inner, 'source_cls', None))
+    with torch.device('meta'):
+        new = Conv1D(*w.shape) if conv else nn.Linear(*w.shape[::-1], bias=bias is not None)
+    new.weight = nn.Parameter((w.t() if conv else w).to(out).contiguous(), requires_grad=False)
+    if bias is not None: new.bias = nn.Parameter(bias.data.to(out), requires_grad=False)
+    return new

@@ -4,6 +4,8 @@ import json
 import pytest
 import tinychat
 import torch
+import zoo
+from transformers.pytorch_utils import Conv1D
 
 from hfflow.hub import UserError
 from hfflow.qlora import (QloraConfig, add_lora, compute_dtype, dense_bytes, dense_weight, fast_lora, load_base, load_model,
@@ -221,3 +223,101 @@ def test_refusals(base, tmp_path):
     with pytest.raises(UserError, match="no config.json"): load_base(tmp_path)
     with pytest.raises(UserError, match="No layer"): add_lora(load_base(base), QloraConfig(targets=["nothing"]))
     assert QloraConfig(rank=8).alpha is None and add_lora(load_base(base), QloraConfig(rank=8)).peft_config["default"].lora_alpha == 16
+
+
+# --- architectures
+
+@pytest.fixture(scope="module")
+def zoo_base(tmp_path_factory):
+    """Folder of a saved model of an architecture, each made once."""
+    made = {}
+    def folder(kind):
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            zoo.model(kind).save_pretrained(made[kind])
+            tinychat.tokenizer().save_pretrained(made[kind])
+        return made[kind]
+    return folder
+
+
+def logits(model, kind):
+    batch = {k: v for k, v in zoo.batch(kind).items() if k != "labels"}
+    if kind in zoo.SEQ2SEQ: batch["decoder_input_ids"] = zoo.batch(kind)["labels"]
+    with torch.no_grad(): return model(**batch).logits
+
+
+def learning(model): return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def steps(model, kind, n=3):
+    """Losses of a few AdamW steps; dropout as the step's number says."""
+    opt, losses = torch.optim.AdamW(learning(model).values(), lr=1e-2), []
+    model.train()
+    for i in range(n):
+        torch.manual_seed(i)
+        loss = model(**zoo.batch(kind, i)).loss
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+@pytest.mark.parametrize("bits", [4, 32])
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_base, kind, bits, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    if kind == "falcon" and bits == 4:
+        with pytest.raises(UserError, match="FalconForCausalLM.*bits=16"): load_base(zoo_base(kind), 4)
+        return
+    model = load_base(zoo_base(kind), bits)
+    before = logits(model, kind)
+    ours = add_lora(model, QloraConfig(bits=bits, rank=4), seed=3)
+    assert torch.equal(logits(ours, kind), before)
+
+    # what learns: every linear layer of the body, no output layer; a classifier's head as a whole
+    base, head = ours.get_base_model(), ours.get_base_model().get_output_embeddings()
+    linear = {n for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    plain = {n for n, m in zoo.model(kind).named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    heads = {n for n in plain if n.split(".")[0] in ("classifier", "pre_classifier", "score", "lm_head", "proj_out")}
+    experts = {f"model.layers.{i}.mlp.{n}" for i in (0, 1) for n in ("gate", "experts", "experts.base_layer")} if kind in zoo.MIXTURES else set()
+    assert linear == plain - heads | experts and linear and (head is None or not hasattr(head, "lora_A"))
+    whole = {n.split(".")[2] for n in learning(ours) if "lora_" not in n}
+    assert whole == ({n.split(".")[0] for n in heads} if kind in zoo.CLASSIFY else set())
+
+    # the same steps in plain peft
+    twin = load_base(zoo_base(kind), bits)
+    torch.manual_seed(3)
+    task = "SEQ_CLS" if kind in zoo.CLASSIFY else None if kind == "whisper" else "SEQ_2_SEQ_LM" if kind in zoo.SEQ2SEQ else "CAUSAL_LM"
+    twin = get_peft_model(twin, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=task,
+                                           modules_to_save=["pre_classifier"] if kind == "distilbert" else None))
+    theirs = steps(twin, kind)
+    with fast_lora(ours): mine = steps(ours, kind)
+    assert mine == pytest.approx(theirs, rel=2e-4) and len(set(mine)) == 3
+    a, b = learning(ours), learning(twin)
+    assert a.keys() == b.keys() and all((a[k] - b[k]).norm() < 2e-2 * b[k].norm() for k in a), {k: float((a[k]-b[k]).norm()/b[k].norm()) for k in a}
+
+    # an evaluation changes nothing that training sees
+    if bits == 4:
+        def gradients():
+            torch.manual_seed(0)
+            ours.train().zero_grad()
+            ours(**zoo.batch(kind)).loss.backward()
+            return {n: p.grad.clone() for n, p in learning(ours).items()}
+        first = gradients()
+        logits(ours.eval(), kind)
+        again = gradients()
+        assert all(torch.equal(first[k], again[k]) for k in first)
+
+    # saved and loaded, merged and saved as an ordinary model: the same answers
+    ours.eval()
+    want = logits(ours, kind)
+    assert not torch.allclose(want, before, atol=1e-3)
+    back, _ = load_model(save_adapter(ours, load_tokenizer(zoo_base(kind)), tmp_path/"adapter"))
+    assert torch.equal(logits(back, kind), want)
+    merged = merge(back)
+    assert torch.allclose(logits(merged, kind), want, atol=2e-3)
+    merged.save_pretrained(tmp_path/"merged")
+    ordinary = type(merged).from_pretrained(tmp_path/"merged").eval()
+    assert torch.equal(logits(ordinary, kind), logits(merged, kind))
