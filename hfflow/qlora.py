@@ -290,8 +290,10 @@ def add_lora(model,                  # from `load_base`; changed in place
     if cfg.full: return model.requires_grad_(True)
     model.requires_grad_(False)
     with torch.random.fork_rng(), warnings.catch_warnings():
-        # peft asks transformers for a name that is about to change
+        # peft says what it does by itself, and asks transformers for a name that is about to change
         warnings.simplefilter('ignore', FutureWarning)
+        for text in ('fan_in_fan_out', 'The following (rank|alpha)_pattern'):
+            warnings.filterwarnings('ignore', text)
         torch.manual_seed(seed)
         try: peft = get_peft_model(model, _lora_config(model, cfg, origin, real))
         except ValueError as e:
@@ -312,14 +314,7 @@ def _lora_config(model, cfg, origin, real):
     # each holds the weights of all experts of a layer; peft adds them for some architectures alone
     experts = {n.rpartition('.')[2] for n, p in model.named_parameters()
                if p.dim() == 3 and '.experts.' in n} if cfg.targets == 'all-linear' else set()
-    moved = re.fullmatch(_MOVES_BASE, cfg.init)
-    if experts and (cfg.dora or cfg.dropout or moved):
-        raise UserError(f"The experts of {type(model).__name__} lie in one tensor, beside which "
-                        "dora, dropout, pissa and olora have no place: leave these out, or name "
-                        "other layers in targets, as in ['q_proj', 'v_proj'].")
-    if cfg.init == 'olora' and any(type(m).__name__ == 'Conv1D' for m in model.modules()):
-        raise UserError(f"init is 'olora', which peft has for linear layers alone, and those of "
-                        f"{type(model).__name__} are Conv1D: take init='pissa'.")
+    _refuse(model, cfg, experts)
     task = _PEFT_TASK[_task(type(model).__name__, model.config)]
     # peft's class for seq2seq models knows input_ids alone
     if model.main_input_name == 'input_features': task = None
@@ -329,7 +324,23 @@ def _lora_config(model, cfg, origin, real):
                       target_parameters=sorted(experts) or None,
                       modules_to_save=_heads(model) or None, use_rslora=cfg.rslora,
                       use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
-                      init_lora_weights=cfg.init if real and moved else True)
+                      init_lora_weights=cfg.init if real and
+                      re.fullmatch(_MOVES_BASE, cfg.init) else True)
+
+# %% ../nbs/04_qlora.ipynb #5c3c2324
+def _refuse(model, cfg, experts):
+    "Say what peft cannot do with this model."
+    name, moves = type(model).__name__, re.fullmatch(_MOVES_BASE, cfg.init)
+    if experts and (cfg.dora or cfg.dropout or moves):
+        raise UserError(f"The experts of {name} lie in one tensor, beside which dora, dropout, "
+                        "pissa and olora have no place: leave these out, or name other layers in "
+                        "targets, as in ['q_proj', 'v_proj'].")
+    if cfg.init == 'olora' and any(type(m).__name__ == 'Conv1D' for m in model.modules()):
+        raise UserError(f"init is 'olora', which peft has for linear layers alone, and those of "
+                        f"{name} are Conv1D: take init='pissa'.")
+    if cfg.dora and model.device.type == 'cpu' and any(_kind(m) == 'int8' for m in model.modules()):
+        raise UserError('dora is True, but peft cannot read 8-bit weights on a CPU twice: set bits '
+                        'to 4, 16 or 32.')
 
 # %% ../nbs/04_qlora.ipynb #3658b884
 def _start(peft, init, origin):
