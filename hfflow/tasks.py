@@ -7,12 +7,12 @@ Docs: https://hfflow.github.io/hfflow/tasks.html.md"""
 # %% auto #0
 __all__ = ['task_of', 'encode_rows', 'task_collate', 'task_loss']
 
-# %% ../nbs/04b_tasks.ipynb #f814f167
+# %% ../nbs/04b_tasks.ipynb #53693fb1
 from .hub import UserError
 from .qlora import _task
 from .tokens import TokenStats, collate, encode_dataset
 
-# %% ../nbs/04b_tasks.ipynb #0e0834d9
+# %% ../nbs/04b_tasks.ipynb #2a69d5b7
 def _base(model): return model.get_base_model() if hasattr(model, 'get_base_model') else model
 
 def task_of(model,    # with or without adapter
@@ -20,7 +20,7 @@ def task_of(model,    # with or without adapter
     "Say what a model is for, from its class and config."
     return _task(type(_base(model)).__name__, _base(model).config)
 
-# %% ../nbs/04b_tasks.ipynb #4020a22e
+# %% ../nbs/04b_tasks.ipynb #3950b9eb
 def _need(row, *columns):
     "Value of the first of these columns that a row has."
     for c in columns:
@@ -41,7 +41,7 @@ def _label(value, config):
                         "with the labels that the data has.")
     return known[value]
 
-# %% ../nbs/04b_tasks.ipynb #e104e9c1
+# %% ../nbs/04b_tasks.ipynb #52e5764a
 def _limit(config, max_len, *names):
     "Longest text in tokens: `max_len`, or up to the last position that the model has learned."
     own = next((getattr(config, n) for n in names if getattr(config, n, None)), None)
@@ -57,7 +57,7 @@ def _ids(texts, tok, limit, ends=False):
     # the last token stays: it closes the text
     return [[*i[:limit-1], i[-1]] if c else i for i, c in zip(long, cut)], sum(cut)
 
-# %% ../nbs/04b_tasks.ipynb #a3ca0382
+# %% ../nbs/04b_tasks.ipynb #1ee4ba57
 def _extractor(tok, config):
     "What turns sound into features: the processor's, or Whisper's as the model's config describes it."
     own = getattr(tok, 'feature_extractor', None)
@@ -82,7 +82,7 @@ def _features(row, extractor):
     return extractor(audio, sampling_rate=rate,
                      return_tensors='np')[extractor.model_input_names[0]][0]
 
-# %% ../nbs/04b_tasks.ipynb #d8e78fe4
+# %% ../nbs/04b_tasks.ipynb #029d2046
 def encode_rows(rows,              # a Dataset, or a list of dicts
                 tok,               # its tokenizer; a processor for speech models other than Whisper
                 model,             # with or without adapter
@@ -111,7 +111,7 @@ def encode_rows(rows,              # a Dataset, or a list of dicts
         o['labels'] = y[1:] if y[0] == config.decoder_start_token_id and len(y) > 1 else y
     return out, _counted(out, [len(o['labels']) for o in out], cut + cut2)
 
-# %% ../nbs/04b_tasks.ipynb #0f04a609
+# %% ../nbs/04b_tasks.ipynb #a571478d
 def _classified(rows, tok, config, max_len):
     "Rows of a classifier; what kind of labels they are is noted in its config, as transformers does."
     ids, cut = _ids([_need(r, 'text', 'prompt') for r in rows], tok,
@@ -131,7 +131,7 @@ def _counted(out, labels, cut):
     lengths = [len(o.get('input_ids', ())) + len(o.get('labels', ())) for o in out]
     return TokenStats(len(out), 0, sum(lengths), sum(labels), max(lengths), cut)
 
-# %% ../nbs/04b_tasks.ipynb #8a6b31eb
+# %% ../nbs/04b_tasks.ipynb #d0cd6bf9
 def task_collate(rows:list[dict],  # from `encode_rows`
                  pad_id:int,       # id of the padding token
                  model,            # with or without adapter
@@ -149,7 +149,7 @@ def task_collate(rows:list[dict],  # from `encode_rows`
     mask = pad_sequence([torch.ones(len(r['input_ids']), dtype=torch.long) for r in rows], True, 0)
     return {'input_ids': pad('input_ids', pad_id), 'attention_mask': mask, 'labels': labels}
 
-# %% ../nbs/04b_tasks.ipynb #689d34e0
+# %% ../nbs/04b_tasks.ipynb #95bd4cf4
 def task_loss(model,         # with or without adapter
               batch:dict,    # from `task_collate`, on the model's device
              ) -> tuple:     # summed loss, number of things with a label (rows, or tokens)
@@ -164,7 +164,7 @@ def task_loss(model,         # with or without adapter
     z = model(**inputs, use_cache=False).logits.float()
     return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction='sum'), int((y != -100).sum())
 
-# %% ../nbs/04b_tasks.ipynb #726a4806
+# %% ../nbs/04b_tasks.ipynb #f2cde50f
 def _row_loss(z, y, config):
     "The loss of a classifier, (rows, labels): one label, several, or a number."
     import torch.nn.functional as F
