@@ -66,12 +66,13 @@ def _extractor(tok, config):
         raise UserError(f"A {config.model_type} model needs its own feature extractor: give its "
                         "processor (AutoProcessor.from_pretrained) in place of the tokenizer.")
     from transformers import WhisperFeatureExtractor
-    # two feature frames of a hundredth of a second for each position of the encoder
-    return WhisperFeatureExtractor(feature_size=config.num_mel_bins,
-                                   chunk_length=config.max_source_positions / 50)
+    made = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
+    # two frames for each position of the encoder
+    made.n_samples = 2 * config.max_source_positions * made.hop_length
+    return made
 
 def _features(row, extractor):
-    "Features of one row's sound, (bands, frames)."
+    "Features of one row's sound, (bands, frames), and whether its end was cut off."
     audio, rate = _need(row, 'audio'), row.get('sampling_rate')
     # as `datasets` decodes a column of audio
     if isinstance(audio, dict): audio, rate = audio['array'], audio['sampling_rate']
@@ -79,8 +80,8 @@ def _features(row, extractor):
         raise UserError(f'The audio has a sampling rate of {rate}, but the model hears '
                         f'{extractor.sampling_rate} values per second: resample it, as in '
                         f'ds.cast_column("audio", Audio(sampling_rate={extractor.sampling_rate})).')
-    return extractor(audio, sampling_rate=rate,
-                     return_tensors='np')[extractor.model_input_names[0]][0]
+    made = extractor(audio, sampling_rate=rate, return_tensors='np')[extractor.model_input_names[0]]
+    return made[0], len(audio) > getattr(extractor, 'n_samples', len(audio))
 
 # %% ../nbs/04b_tasks.ipynb #029d2046
 def encode_rows(rows,              # a Dataset, or a list of dicts
@@ -97,19 +98,20 @@ def encode_rows(rows,              # a Dataset, or a list of dicts
     out, cut = [{} for _ in rows], 0
     if _base(model).main_input_name == 'input_features':
         extractor = _extractor(tok, config)
-        for o, r in zip(out, rows): o['input_features'] = _features(r, extractor)
+        for o, r in zip(out, rows):
+            o['input_features'], long = _features(r, extractor)
+            cut += long
     else:
         limit = _limit(config, max_len, 'max_position_embeddings')
         ids, cut = _ids([_need(r, 'prompt', 'text') for r in rows], text, limit)
         for o, i in zip(out, ids): o['input_ids'] = i
     limit = _limit(config, max_len, 'max_target_positions', 'max_position_embeddings')
-    answers = [_need(r, *(('text',) if 'input_features' in o else ('completion',)))
-               for r, o in zip(rows, out)]
-    labels, cut2 = _ids(answers, text, limit, ends=True)
+    answer = 'text' if 'input_features' in out[0] else 'completion'
+    labels, long = _ids([_need(r, answer) for r in rows], text, limit, ends=True)
     for o, y in zip(out, labels):
         # the decoder's first token is given, not learned: the model puts it in front
         o['labels'] = y[1:] if y[0] == config.decoder_start_token_id and len(y) > 1 else y
-    return out, _counted(out, [len(o['labels']) for o in out], cut + cut2)
+    return out, _counted(out, [len(o['labels']) for o in out], cut + long)
 
 # %% ../nbs/04b_tasks.ipynb #a571478d
 def _classified(rows, tok, config, max_len):
