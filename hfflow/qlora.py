@@ -222,7 +222,7 @@ def _load(name, revision, bits, device, dtype, task=None, labels=None):
             config.id2label = {i: str(l) for i, l in enumerate(names)}
             config.label2id = {l: i for i, l in config.id2label.items()}
         skip = None
-        if task == 'classify':
+        if task == 'classify' and bits < 16:
             with torch.device('meta'): skip = [*_heads(auto.from_config(config)), '.*pooler']
         quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
             bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
@@ -234,6 +234,9 @@ def _load(name, revision, bits, device, dtype, task=None, labels=None):
     lacks = {k.rpartition('.')[0] for k in [*info['missing_keys'],
                                             *(m[0] for m in info['mismatched_keys'])]}
     if task == 'classify': _exact_heads(model, lacks)
+    elif lacks & {n for n, m in model.named_modules() if m is model.get_output_embeddings()}:
+        raise UserError(f"The model '{name}' has no output layer for the task '{task}', and a random "
+                        "one would write noise: choose a base that was trained for it.")
     return model
 
 # %% ../nbs/04_qlora.ipynb #fc83e8e6
@@ -402,6 +405,8 @@ def _loftq(peft, origin):
         U, S, V = torch.svd_lowrank(lost, min(2*r, *lost.shape), niter=4)
         s = (S[:r] / layer.scaling['default']).sqrt()
         A[:len(s)], B[:, :len(s)] = (V[:, :r] * s).t(), U[:, :r] * s
+        # DoRA's lengths are those of the weight as it begins
+        for variant in layer.lora_variant.values(): variant.init(layer, adapter_name='default')
 
 # %% ../nbs/04_qlora.ipynb #015b736c
 @lru_cache

@@ -382,6 +382,8 @@ def test_loftq_starts_nearer_to_the_weights_from_before_rounding(zoo_base):
     assert (lost - layer.get_delta_weight("default")).norm() < 1.02 * best < lost.norm()
     plain = add_lora(load_base(zoo_base("llama"), 4), QloraConfig(rank=8))
     truth = logits(exact, "llama")
+    both = add_lora(load_base(zoo_base("llama"), 4), QloraConfig(rank=8, init="loftq", dora=True))
+    assert torch.allclose(logits(both, "llama"), logits(low, "llama"), atol=1e-3)
     assert (logits(low, "llama") - truth).norm() < .9 * (logits(plain, "llama") - truth).norm()
 
 
@@ -450,6 +452,11 @@ def test_a_plain_model_becomes_a_classifier_whose_head_is_kept(tmp_path):
         assert torch.equal(logits(back, "bert"), want) and back.config.id2label == {0: "no", 1: "yes"}
         assert back.config.problem_type == "single_label_classification"
         assert (logits(merge(back), "bert") - want).norm() < (.1 if bits == 8 else 1e-4) * want.norm()
+
+
+def test_a_model_without_its_output_layer_is_refused(tmp_path):
+    zoo.model("llama").model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no output layer for the task 'causal'"): load_base(tmp_path, 4)
 
 
 def test_a_classifiers_head_stays_exact_in_half_precision(zoo_base, tmp_path, monkeypatch):
