@@ -201,7 +201,7 @@ def fake_step(
                 warnings.simplefilter('ignore', FutureWarning)
                 model.gradient_checkpointing_enable({'use_reentrant': False,
                                                      'preserve_rng_state': False})
-        inner = model.get_base_model()
+        inner = model if qlora and qlora.full else model.get_base_model()
         body, head = getattr(inner, inner.base_model_prefix, None), inner.get_output_embeddings()
         ids, y, at = torch.zeros(batch, length, dtype=torch.long), torch.zeros(labels,
             dtype=torch.long), torch.arange(labels)
@@ -486,7 +486,8 @@ def plan(
         step, part = runs[checkpointing], batch * length / (train.batch * longest)
         moving = part * max(step['peak'], step['activations'] + step['logits'])
         out = {f'{qlora.bits}-bit weights': size['linear'], 'other weights': size['other'],
-               'de-quantised weights': dense, 'LoRA': size['lora'],
+               'de-quantised weights': dense,
+               'LoRA': 0 if qlora.full else size['lora'],
                'gradients': step['gradients'], 'optimizer': 2 * size['lora'],
                'activations': part * step['activations'],
                'logits and loss': part * step['logits'],

@@ -4,6 +4,8 @@ import json
 import pytest
 import tinychat
 import torch
+import zoo
+from transformers.pytorch_utils import Conv1D
 
 from hfflow.hub import UserError
 from hfflow.qlora import (QloraConfig, add_lora, compute_dtype, dense_bytes, dense_weight, fast_lora, load_base, load_model,
@@ -221,3 +223,304 @@ def test_refusals(base, tmp_path):
     with pytest.raises(UserError, match="no config.json"): load_base(tmp_path)
     with pytest.raises(UserError, match="No layer"): add_lora(load_base(base), QloraConfig(targets=["nothing"]))
     assert QloraConfig(rank=8).alpha is None and add_lora(load_base(base), QloraConfig(rank=8)).peft_config["default"].lora_alpha == 16
+
+
+# --- architectures
+
+@pytest.fixture(scope="module")
+def zoo_base(tmp_path_factory):
+    """Folder of a saved model of an architecture, each made once."""
+    made = {}
+    def folder(kind):
+        if kind not in made:
+            made[kind] = tmp_path_factory.mktemp(kind)
+            zoo.model(kind).save_pretrained(made[kind])
+            tinychat.tokenizer().save_pretrained(made[kind])
+        return made[kind]
+    return folder
+
+
+def logits(model, kind):
+    batch = {k: v for k, v in zoo.batch(kind).items() if k != "labels"}
+    if kind in zoo.SEQ2SEQ: batch["decoder_input_ids"] = zoo.batch(kind)["labels"]
+    with torch.no_grad(): return model(**batch).logits
+
+
+def learning(model): return {n: p for n, p in model.named_parameters() if p.requires_grad}
+
+
+def steps(model, kind, n=3):
+    """Losses of a few AdamW steps; dropout as the step's number says."""
+    opt, losses = torch.optim.AdamW(learning(model).values(), lr=1e-2), []
+    model.train()
+    for i in range(n):
+        torch.manual_seed(i)
+        loss = model(**zoo.batch(kind, i)).loss
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        losses.append(loss.item())
+    model.eval()
+    return losses
+
+
+@pytest.mark.parametrize("bits", [4, 32])
+@pytest.mark.parametrize("kind", zoo.KINDS)
+def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_base, kind, bits, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    if kind == "falcon" and bits == 4:
+        with pytest.raises(UserError, match="FalconForCausalLM.*bits=16"): load_base(zoo_base(kind), 4)
+        return
+    model = load_base(zoo_base(kind), bits)
+    before = logits(model, kind)
+    ours = add_lora(model, QloraConfig(bits=bits, rank=4), seed=3)
+    assert torch.equal(logits(ours, kind), before)
+
+    # what learns: every linear layer of the body, no output layer; a classifier's head as a whole
+    base, head = ours.get_base_model(), ours.get_base_model().get_output_embeddings()
+    linear = {n for n, m in model.named_modules() if hasattr(m, "lora_A")}
+    plain = {n for n, m in zoo.model(kind).named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+    heads = {n for n in plain if n.split(".")[0] in ("classifier", "pre_classifier", "score", "lm_head", "proj_out")}
+    experts = {f"model.layers.{i}.mlp.{n}" for i in (0, 1) for n in ("gate", "experts", "experts.base_layer")} if kind in zoo.MIXTURES else set()
+    assert linear == plain - heads | experts and linear and (head is None or not hasattr(head, "lora_A"))
+    whole = {n.split(".")[2] for n in learning(ours) if "lora_" not in n}
+    assert whole == ({n.split(".")[0] for n in heads} if kind in zoo.CLASSIFY else set())
+
+    # the same steps in plain peft
+    twin = load_base(zoo_base(kind), bits)
+    torch.manual_seed(3)
+    task = "SEQ_CLS" if kind in zoo.CLASSIFY else None if kind == "whisper" else "SEQ_2_SEQ_LM" if kind in zoo.SEQ2SEQ else "CAUSAL_LM"
+    twin = get_peft_model(twin, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=task,
+                                           modules_to_save=["pre_classifier"] if kind == "distilbert" else None))
+    theirs = steps(twin, kind)
+    with fast_lora(ours): mine = steps(ours, kind)
+    assert mine == pytest.approx(theirs, rel=2e-4) and len(set(mine)) == 3
+    a, b = learning(ours), learning(twin)
+    assert a.keys() == b.keys() and all((a[k] - b[k]).norm() < 2e-2 * b[k].norm() for k in a), {k: float((a[k]-b[k]).norm()/b[k].norm()) for k in a}
+
+    # an evaluation changes nothing that training sees
+    if bits == 4:
+        def gradients():
+            torch.manual_seed(0)
+            ours.train().zero_grad()
+            ours(**zoo.batch(kind)).loss.backward()
+            return {n: p.grad.clone() for n, p in learning(ours).items()}
+        first = gradients()
+        logits(ours.eval(), kind)
+        again = gradients()
+        assert all(torch.equal(first[k], again[k]) for k in first)
+
+    # saved and loaded, merged and saved as an ordinary model: the same answers
+    ours.eval()
+    want = logits(ours, kind)
+    assert not torch.allclose(want, before, atol=1e-3)
+    back, _ = load_model(save_adapter(ours, load_tokenizer(zoo_base(kind)), tmp_path/"adapter"))
+    assert torch.equal(logits(back, kind), want)
+    merged = merge(back)
+    assert torch.allclose(logits(merged, kind), want, atol=2e-3)
+    merged.save_pretrained(tmp_path/"merged")
+    ordinary = type(merged).from_pretrained(tmp_path/"merged").eval()
+    assert torch.equal(logits(ordinary, kind), logits(merged, kind))
+
+
+# --- variants
+
+def trained(kind, folder, cfg, n=2):
+    """A model of that configuration after a few steps, beside its losses."""
+    model = add_lora(load_base(folder, cfg.bits), cfg)
+    return model, steps(model, kind, n)
+
+
+VARIANTS = [dict(bits=32, dora=True), dict(bits=4, dora=True), dict(bits=4, dora=True, dropout=.3, rslora=True),
+            dict(bits=32, init="pissa"), dict(bits=32, init="pissa_niter_4", rslora=True), dict(bits=32, init="olora"), dict(bits=32, init="pissa", dora=True),
+            dict(bits=16, init="pissa"), dict(bits=4, init="loftq"), dict(bits=8, init="loftq"), dict(bits=4, init="loftq", dora=True)]
+
+
+CASES = [("llama", kw) for kw in VARIANTS] + [(kind, kw) for kind in ("gpt2", "bert", "t5") for kw in
+    (dict(bits=4, dora=True), dict(bits=32, dora=True), dict(bits=32, init="pissa"), dict(bits=32, init="olora"), dict(bits=4, init="loftq"))]
+
+
+@pytest.mark.parametrize("kind,kw", CASES, ids=lambda x: x if isinstance(x, str) else "-".join(f"{k}={v}" for k, v in x.items()))
+def test_every_variant_learns_and_comes_back_as_it_was(zoo_base, kind, kw, tmp_path):
+    if kind == "gpt2" and kw.get("init") == "olora":
+        with pytest.raises(UserError, match="Conv1D"): add_lora(load_base(zoo_base(kind), 32), QloraConfig(**kw))
+        return
+    cfg = QloraConfig(rank=4, **kw)
+    base = load_base(zoo_base(kind), cfg.bits)
+    before = logits(base, kind)
+    model = add_lora(base, cfg)
+    start = logits(model, kind)
+    if cfg.init != "loftq": assert torch.allclose(start, before, atol=2e-3)
+    assert len(set(steps(model, kind, 2))) == 2
+    want = logits(model, kind)
+    assert not torch.allclose(want, start, atol=1e-3)
+
+    with fast_lora(model): fast = logits(model, kind)                  # exactly so, or by peft's own forward
+    assert torch.allclose(fast, want, atol=1e-3) and (not cfg.dora or torch.equal(fast, want))
+    folder = save_adapter(model, None, tmp_path/"adapter")
+    load_tokenizer(zoo_base(kind)).save_pretrained(folder)
+    assert logits(model, kind).equal(want) and model.peft_config["default"].r == 4     # saving leaves the model alone
+    back, _ = load_model(folder)
+    assert torch.allclose(logits(back, kind), want, atol=1e-3 if cfg.bits == 32 else 1e-5)
+    off = logits(merge(model), kind) - want
+    assert off.norm() < (.1 if cfg.bits == 8 else 1e-3) * want.norm()
+    assert (logits(merge(back), kind) - want).norm() < (.1 if cfg.bits == 8 else 1e-3) * want.norm()
+
+
+def test_pissa_takes_the_largest_part_of_the_weight(zoo_base):
+    layer = add_lora(load_base(zoo_base("llama"), 32), QloraConfig(bits=32, rank=4, init="pissa")).get_base_model().model.layers[0].mlp.up_proj
+    w = load_base(zoo_base("llama"), 32).model.layers[0].mlp.up_proj.weight
+    kept = torch.linalg.svdvals(layer.base_layer.weight)
+    assert torch.allclose(kept[:8], torch.linalg.svdvals(w)[4:12], atol=1e-4)      # the four largest singular values are gone, in A and B
+
+
+def test_loftq_starts_nearer_to_the_weights_from_before_rounding(zoo_base):
+    exact, low = load_base(zoo_base("llama"), 32), add_lora(load_base(zoo_base("llama"), 4), QloraConfig(rank=8, init="loftq"))
+    layer, w = low.get_base_model().model.layers[0].mlp.up_proj, exact.model.layers[0].mlp.up_proj.weight
+    lost = w - dense_weight(layer.get_base_layer())
+    best = torch.linalg.svdvals(lost)[8:].square().sum().sqrt()                     # Eckart and Young: no matrix of rank 8 leaves less
+    assert (lost - layer.get_delta_weight("default")).norm() < 1.02 * best < lost.norm()
+    plain = add_lora(load_base(zoo_base("llama"), 4), QloraConfig(rank=8))
+    truth = logits(exact, "llama")
+    both = add_lora(load_base(zoo_base("llama"), 4), QloraConfig(rank=8, init="loftq", dora=True))
+    assert torch.allclose(logits(both, "llama"), logits(low, "llama"), atol=1e-3)
+    assert (logits(low, "llama") - truth).norm() < .9 * (logits(plain, "llama") - truth).norm()
+
+
+@pytest.mark.parametrize("kind", ["llama_tied", "gpt2", "distilbert", "whisper"])
+@pytest.mark.parametrize("bits", [16, 32])
+def test_full_fine_tuning_trains_saves_and_loads_every_weight(zoo_base, kind, bits, tmp_path):
+    model, losses = trained(kind, zoo_base(kind), QloraConfig(bits=bits, full=True))
+    assert all(p.requires_grad for p in model.parameters()) and losses[1] != losses[0]
+    want = logits(model, kind)
+    folder = save_adapter(model, load_tokenizer(zoo_base(kind)), tmp_path/"model")
+    assert {"model.safetensors", "config.json", "qlora.json"} <= {p.name for p in folder.iterdir()} and not (folder/"adapter_config.json").exists()
+    back, _ = load_model(folder)
+    assert back.hfflow_base["bits"] == bits and torch.equal(logits(back, kind), want) and torch.equal(logits(merge(back), kind), want)
+    twin = load_base(zoo_base(kind), bits)
+    for p in twin.parameters(): p.requires_grad_(True)
+    assert steps(twin, kind, 2) == losses
+
+
+@pytest.mark.parametrize("kind", ["llama", "bert", "t5"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_8_and_16_bits_train_and_an_evaluation_changes_nothing(zoo_base, kind, bits):
+    model = add_lora(load_base(zoo_base(kind), bits), QloraConfig(bits=bits, rank=4))
+    losses = steps(model, kind, 4)
+    def again():
+        torch.manual_seed(0)
+        model.train().zero_grad()
+        model(**zoo.batch(kind)).loss.backward()
+        return {n: p.grad.clone() for n, p in learning(model).items()}
+    first = again()
+    logits(model.eval(), kind)
+    second = again()
+    assert len(set(losses)) == 4 and all(torch.isfinite(g).all() and torch.equal(g, second[n]) for n, g in first.items())
+    truth = add_lora(load_base(zoo_base(kind), 32), QloraConfig(bits=32, rank=4))
+    assert losses[0] == pytest.approx(steps(truth, kind, 1)[0], rel=.15 if bits == 8 else .02)
+
+
+# --- classifiers
+
+def test_a_plain_model_becomes_a_classifier_whose_head_is_kept(tmp_path):
+    """BERT as pretrained: no head, and no pooler either. Both start the same each time, learn whole, and are saved."""
+    import transformers as tf
+    torch.manual_seed(0)
+    tf.BertForMaskedLM(zoo.config("bert")).save_pretrained(tmp_path/"base")
+    tinychat.tokenizer().save_pretrained(tmp_path/"base")
+    with pytest.raises(UserError, match="BertForMaskedLM.*task='classify'"): load_base(tmp_path/"base", 32)
+    with pytest.raises(UserError, match="no labels yet"): load_base(tmp_path/"base", 32, task="classify")
+    with pytest.raises(UserError, match="task is 'tag'"): load_base(tmp_path/"base", 32, task="tag")
+    with pytest.raises(UserError, match="cannot load for the task 'seq2seq'"): load_base(tmp_path/"base", 32, task="seq2seq")
+    for bits in (4, 8, 16, 32):
+        model = load_base(tmp_path/"base", bits, task="classify", labels=["no", "yes"])
+        torch.rand(3)                                                   # whatever others draw
+        again = load_base(tmp_path/"base", bits, task="classify", labels=["no", "yes"])
+        assert torch.equal(model.classifier.weight, again.classifier.weight) and model.config.label2id == {"no": 0, "yes": 1}
+        model = add_lora(model, QloraConfig(bits=bits, rank=4))
+        whole = {n for n in learning(model) if "lora_" not in n}
+        assert {n.split("base_model.model.")[1].split(".modules_to_save")[0] for n in whole} == {"classifier", "bert.pooler.dense"}
+        batch = zoo.batch("bert") | {"labels": torch.tensor([0, 1, 1])}
+        opt = torch.optim.AdamW(learning(model).values(), lr=1e-2)
+        for _ in range(2):
+            opt.zero_grad()
+            model(**batch).loss.backward()
+            opt.step()
+        want = logits(model.eval(), "bert")
+        model.config.problem_type = "single_label_classification"
+        back, _ = load_model(save_adapter(model, load_tokenizer(tmp_path/"base"), tmp_path/f"adapter{bits}"))
+        assert torch.equal(logits(back, "bert"), want) and back.config.id2label == {0: "no", 1: "yes"}
+        assert back.config.problem_type == "single_label_classification"
+        assert (logits(merge(back), "bert") - want).norm() < (.1 if bits == 8 else 1e-4) * want.norm()
+
+
+def test_a_model_without_its_output_layer_is_refused(tmp_path):
+    zoo.model("llama").model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="no output layer for the task 'causal'"): load_base(tmp_path, 4)
+
+
+def test_a_classifiers_head_stays_exact_in_half_precision(zoo_base, tmp_path, monkeypatch):
+    import hfflow.qlora as qlora
+    monkeypatch.setattr(qlora, "compute_dtype", lambda device=None: torch.bfloat16)
+    for kind in ("roberta", "gpt2_labels"):
+        model = add_lora(load_base(zoo_base(kind), 4), QloraConfig(rank=4))
+        heads = {n: p for n, p in learning(model).items() if "lora_" not in n}
+        assert {p.dtype for p in heads.values()} == {torch.float32} and model.get_base_model().get_input_embeddings().weight.dtype == torch.bfloat16
+        steps(model, kind, 2)
+        want = logits(model, kind)
+        back, _ = load_model(save_adapter(model, load_tokenizer(zoo_base(kind)), tmp_path/kind))
+        assert torch.equal(logits(back, kind), want)
+        merged = merge(back)
+        assert {p.dtype for p in merged.parameters()} == {torch.bfloat16} and torch.isfinite(logits(merged, kind)).all()
+
+
+def test_labels_of_another_number_replace_a_head(zoo_base):
+    assert load_base(zoo_base("bert"), 4).config.num_labels == 3
+    model = load_base(zoo_base("bert"), 4, labels=["a", "b", "c", "d", "e"])
+    assert model.classifier.weight.shape == (5, 64) and add_lora(model).peft_config["default"].modules_to_save[0] == "classifier"
+
+
+# --- where the fused forward steps aside
+
+def test_fast_lora_steps_aside_for_several_adapters_and_trained_biases(zoo_base):
+    from peft import LoraConfig, get_peft_model
+    model = add_lora(load_base(zoo_base("qwen2"), 4), QloraConfig(rank=4))
+    with fast_lora(model):
+        assert any("forward" in vars(m) for m in model.modules())
+        model.add_adapter("second", LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))   # B is not zero
+        model.set_adapter("second")
+        inside = logits(model, "qwen2")
+    assert torch.equal(logits(model, "qwen2"), inside)                  # peft's answer, with the adapter that is active now
+    with fast_lora(model): assert not any("forward" in vars(m) for n, m in model.named_modules() if n.endswith("q_proj"))
+
+    model = get_peft_model(load_base(zoo_base("qwen2"), 32), LoraConfig(r=4, target_modules="all-linear", bias="all", task_type="CAUSAL_LM"))
+    def step():
+        model.zero_grad()
+        model(**zoo.batch("qwen2")).loss.backward()
+        return {n: p.grad.clone() for n, p in learning(model).items()}
+    plain = step()
+    with fast_lora(model): fast = step()
+    assert any("q_proj.base_layer.bias" in n for n in plain) and plain.keys() == fast.keys()
+    assert all(torch.allclose(plain[k], fast[k], atol=1e-5) for k in plain)
+
+
+def test_merging_trained_embeddings(zoo_base):
+    model = add_lora(load_base(zoo_base("llama"), 4), QloraConfig(rank=4, targets=["embed_tokens", "q_proj"]))
+    steps(model, "llama", 2)
+    want = logits(model, "llama")
+    assert torch.allclose(logits(merge(model), "llama"), want, atol=1e-4)
+
+
+def test_refusals_of_variants(zoo_base, tmp_path):
+    for kw, word in ((dict(init="pissa"), "4-bit weights cannot be changed.*loftq"), (dict(init="olora", bits=8), "8-bit weights"), (dict(init="svd"), "init is 'svd'"),
+                     (dict(init="loftq", bits=16), "bits is 16"), (dict(full=True), "4-bit weights cannot learn"), (dict(full=True, bits=32, dora=True), "no adapter that dora")):
+        with pytest.raises(UserError, match=word): QloraConfig(**kw)
+    low = load_base(zoo_base("llama"), 4)                               # the model decides, whatever the config says of its bits
+    for kw, word in ((dict(init="pissa"), "4-bit weights cannot be changed"), (dict(full=True), "4-bit weights cannot learn")):
+        with pytest.raises(UserError, match=word): add_lora(low, QloraConfig(bits=32, **kw))
+    with pytest.raises(UserError, match="bits is 32"): add_lora(load_base(zoo_base("llama"), 32), QloraConfig(init="loftq"))
+    with pytest.raises(UserError, match="8-bit weights on a CPU"): add_lora(load_base(zoo_base("llama"), 8), QloraConfig(bits=8, dora=True))
+    for kw in (dict(dora=True), dict(dropout=.1), dict(init="pissa")):
+        with pytest.raises(UserError, match="experts of MixtralForCausalLM"): add_lora(load_base(zoo_base("mixtral"), 32), QloraConfig(bits=32, **kw))
+    some = add_lora(load_base(zoo_base("mixtral"), 32), QloraConfig(bits=32, dora=True, targets=["q_proj", "v_proj"]))
+    assert {n.split(".")[-4] for n in learning(some) if "lora_A" in n} == {"q_proj", "v_proj"}
