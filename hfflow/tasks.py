@@ -10,7 +10,8 @@ __all__ = ['task_of', 'encode_rows', 'task_collate', 'task_loss']
 # %% ../nbs/04b_tasks.ipynb #53693fb1
 from .hub import UserError
 from .qlora import _task
-from .tokens import TokenStats, collate, encode_dataset
+from .loss import batch_loss, make_batch
+from .tokens import TokenStats, encode_dataset
 
 # %% ../nbs/04b_tasks.ipynb #2a69d5b7
 def _base(model): return model.get_base_model() if hasattr(model, 'get_base_model') else model
@@ -143,7 +144,7 @@ def task_collate(rows:list[dict],  # from `encode_rows`
     from torch.nn.utils.rnn import pad_sequence
     def pad(key, value):
         return pad_sequence([torch.tensor(r[key]) for r in rows], True, value)
-    if task_of(model) == 'causal': return collate(rows, pad_id)
+    if task_of(model) == 'causal': return make_batch(model, rows, pad_id)
     if 'input_features' in rows[0]:
         sound = torch.stack([torch.as_tensor(r['input_features']) for r in rows])
         return {'input_features': sound.to(_base(model).dtype), 'labels': pad('labels', -100)}
@@ -157,13 +158,11 @@ def task_loss(model,         # with or without adapter
              ) -> tuple:     # summed loss, number of things with a label (rows, or tokens)
     "Loss summed over rows (cross-entropy, squared error) or label tokens; divided by the number it is transformers' own."
     import torch.nn.functional as F
-    inputs, y, task = {k: v for k,
-                       v in batch.items() if k != 'labels'}, batch['labels'], task_of(model)
+    task = task_of(model)
+    if task == 'causal': return batch_loss(model, batch)
+    inputs, y = {k: v for k, v in batch.items() if k != 'labels'}, batch['labels']
     if task == 'classify': return _row_loss(model(**inputs).logits.float(), y, _base(model).config)
-    if task == 'seq2seq': inputs['decoder_input_ids'] = _shifted(model, y)
-    # token t is predicted at position t-1
-    else: y = F.pad(y[:, 1:], (0, 1), value=-100)
-    z = model(**inputs, use_cache=False).logits.float()
+    z = model(**inputs, decoder_input_ids=_shifted(model, y), use_cache=False).logits.float()
     return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction='sum'), int((y != -100).sum())
 
 # %% ../nbs/04b_tasks.ipynb #f2cde50f
