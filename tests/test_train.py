@@ -55,7 +55,8 @@ def sub(base, out, kill=-1, procs=1, **kw):
     code = Path(out).parent/"run.py"
     code.write_text(SCRIPT)
     launch = [sys.executable] if procs == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={procs}"]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
     return subprocess.run([*launch, str(code), str(base), str(out), str(kill), json.dumps(kw)], env=env, capture_output=True, text=True, timeout=300)
 
 
