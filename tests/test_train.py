@@ -40,10 +40,10 @@ def base(tmp_path_factory):
     return folder
 
 
-def start(base, out, rows=ROWS, dropout=0.1, bits=4, eval_rows=ROWS[:6], resume=True, digest="", **kw):
+def start(base, out, rows=ROWS, dropout=0.1, bits=4, eval_rows=ROWS[:6], resume=True, digest="", force=False, **kw):
     model, tok = add_lora(load_base(base, bits), QloraConfig(rank=4, dropout=dropout)), load_tokenizer(base)
-    cfg = TrainConfig(**{**dict(batch=4, epochs=2, lr=1e-2, save_every=3), **kw})
-    return fit(model, tok, rows, cfg, out, eval_rows, progress=False, resume=resume, digest=digest)
+    cfg = TrainConfig(**{**dict(batch=4, epochs=2, lr=1e-2, save_every=3, threads=1), **kw})
+    return fit(model, tok, rows, cfg, out, eval_rows, progress=False, resume=resume, digest=digest, force=force)
 
 
 def log(out): return [json.loads(line) for line in (Path(out)/"log.jsonl").read_text().splitlines()]
