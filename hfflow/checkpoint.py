@@ -149,7 +149,8 @@ class Pusher:
                  say,          # called with a sentence when a push fails
                 ):
         self.repo, self.branch = _target(target)
-        self.folder, self.say, self.next, self.lock = Path(folder), say, None, threading.Lock()
+        self.folder, self.say, self.next, self.count = Path(folder), say, None, 0
+        self.lock = threading.Lock()
         self.pool = ThreadPoolExecutor(1, 'hfflow-push')
         from huggingface_hub.errors import HfHubHTTPError
         try: self.make()
@@ -172,15 +173,25 @@ def put(self:Pusher,
         steps:list,    # of the checkpoints that the branch shall hold, the newest last
        ) -> None:
     "Have these checkpoints sent, and the log as it is now; returns at once."
-    snap = self.folder/'checkpoints'/f'.push-{_name(steps[-1])}'
-    shutil.rmtree(snap, ignore_errors=True)
-    for name in map(_name, steps):
-        if (self.folder/'checkpoints'/name).exists():
-            shutil.copytree(self.folder/'checkpoints'/name, snap/name, copy_function=_link)
-    shutil.copy2(self.folder/'log.jsonl', snap/'log.jsonl')
+    self.count += 1
+    snap = self.folder/'checkpoints'/f'.push-{self.count}'
+    try:
+        for name in {_name(s) for s in steps}:
+            if (self.folder/'checkpoints'/name).exists():
+                shutil.copytree(self.folder/'checkpoints'/name, snap/name, copy_function=_link)
+        shutil.copy2(self.folder/'log.jsonl', snap/'log.jsonl')
+    # a full disk: the checkpoint itself stands
+    except OSError as e: return self.failed(snap, e)
     with self.lock: old, self.next = self.next, snap
-    if old and old != snap: shutil.rmtree(old, ignore_errors=True)
+    if old: shutil.rmtree(old, ignore_errors=True)
     self.pool.submit(self.send)
+
+@patch
+def failed(self:Pusher, snap, e):
+    "Say which checkpoint was not pushed, and why."
+    name = max((p.name for p in snap.glob('step-*')), default='')
+    why = str(e).strip().splitlines() or [type(e).__name__]
+    self.say(f'checkpoint {name} was not pushed to {self.repo}: {why[0][:200]}')
 
 @patch
 def close(self:Pusher) -> None:
@@ -198,8 +209,7 @@ def send(self:Pusher):
     try: self.commit(snap)
     # whatever it is, training goes on
     except Exception as e:
-        why = str(e).strip().splitlines() or [type(e).__name__]
-        self.say(f'checkpoint {snap.name[6:]} was not pushed to {self.repo}: {why[0][:200]}')
+        self.failed(snap, e)
         with self.lock:
             if self.next is None: snap, self.next = None, snap
     if snap is not None: shutil.rmtree(snap, ignore_errors=True)
@@ -213,7 +223,7 @@ def commit(self:Pusher, snap):
     files = {p.relative_to(snap).as_posix(): p for p in sorted(snap.rglob('*')) if p.is_file()}
     gone = [f for f in there if f.startswith('step-') and f not in files]
     _api().create_commit(self.repo, revision=self.branch,
-        commit_message=f'Checkpoint {snap.name[6:]}', operations=[
+        commit_message=f'Checkpoint {max(f for f in files if "/" in f).split("/")[0]}', operations=[
             *(CommitOperationAdd(name, str(p)) for name, p in files.items()),
             *(CommitOperationDelete(name) for name in gone)])
 

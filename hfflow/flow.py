@@ -165,7 +165,8 @@ def _shown(value) -> str:
 
 # %% ../nbs/11_flow.ipynb #8d45a40b
 _LIMITS = {  # key: (lowest, highest); a run outside them cannot be meant
-    "rank": (1, 1024), "epochs": (1, 1000), "minutes": (0.01, 1e6), "max_steps": (1, 10**8), "batch": (1, 4096),
+    "rank": (1, 1024), "epochs": (1, 1000), "minutes": (0.01, 1e6), "max_steps": (1, 10**8),
+    "batch": (1, 4096),
     "accumulation": (1, 4096),
     "lr": (1e-8, 1.0), "warmup": (0.0, 1.0), "max_len": (8, 1_000_000), "clip": (0.0, 1e6),
     "weight_decay": (0.0, 1.0),
@@ -320,7 +321,8 @@ def _minutes(given, preset, where):
         raise UserError(f"minutes is {_shown(given['minutes'])} and train.max_steps is "
                         f"{_shown(given['train']['max_steps'])} in {where}: keep one of them")
     if "minutes" not in given: return None if steps or "epochs" in given else preset
-    return _check("minutes", given["minutes"], typing.get_type_hints(FlowConfig)["minutes"], 2.0, "")
+    return _check("minutes", given["minutes"], typing.get_type_hints(FlowConfig)["minutes"], 2.0,
+                  "")
 
 
 def load(
@@ -376,7 +378,8 @@ def load(
         raise UserError(f"base is {_shown(values['base'])}, but must be a model on the Hub: for "
                         "example base: "
                         f"{PRESETS[preset]['base']}")
-    return FlowConfig(preset=preset, name=name, namespace=namespace, minutes=minutes, **values, **built)
+    return FlowConfig(preset=preset, name=name, namespace=namespace, minutes=minutes, **values,
+                      **built)
 
 # %% ../nbs/11_flow.ipynb #60525b47
 def digest(
@@ -638,7 +641,7 @@ def run(
     report: "str | Path | None" = None,    # also write the report to this file, as JSON
     progress: bool = True,                 # print what happens
     stages: "str | list | None" = None,    # run up to this stage (or the last of these); None: all
-    force: bool = False,                   # do again what is done
+    force: bool = False,                   # do again what is done; go on with a training that other versions began
 ) -> "'FlowReport'":
     "Run the flow's stages in order, each at most once for the same inputs; raise `UserError` where one cannot be done."
     start = time.perf_counter()
@@ -960,13 +963,15 @@ def _train(w):
     from hfflow import qlora, tokens, train
     w.threads()
     folder = w.folder / f"train-{w.key[:8]}"
-    if w.force: shutil.rmtree(folder, ignore_errors=True)
+    # what was finished is made anew; what was interrupted goes on, with whatever code there is now
+    if w.force and (folder / "adapter").exists(): shutil.rmtree(folder, ignore_errors=True)
     model, tok = _load_for_training(w)
     rows, stats = tokens.encode_dataset(w.splits["train"], tok, w.cfg.train.max_len)
     held = _validation(w, tok)
     model = qlora.add_lora(model, w.cfg.lora, seed=w.cfg.train.seed)
     run = train.fit(model, tok, rows, w.train, folder, eval_data=held or None, digest=w.key,
-                    progress=w.bars)
+                    progress=w.bars, force=w.force,
+                    planned_bytes=w.done.get("plan", {}).get("peak_bytes"))
     w.loaded = model, tok
     losses = [float(x) for x in run.losses]
     result = {"folder": folder.name, "run": dict(_plain(run), folder=folder.name),

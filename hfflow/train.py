@@ -256,14 +256,14 @@ def halve(self:_Loop):
     gc.collect()
     if self.acc.device.type == 'cuda': torch.cuda.empty_cache()
     if self.micro == 1 or self.world > 1:
-        raise UserError(f'Memory ran out at step {self.step + 1} with {self.micro} rows per '
+        raise UserError(f'Memory ran out after {self.step} steps with {self.micro} rows per '
                         'forward '
                         f'pass on {self.world} devices and at most {max(self.lengths)} tokens per '
                         'row: lower batch (and raise accumulation), max_len or rank, or set '
                         'checkpointing.')
     self.micro //= 2
     times = math.ceil(self.cfg.batch * self.cfg.accumulation / self.micro)
-    self.say(f'out of memory at step {self.step + 1}: {self.micro} rows per forward pass and '
+    self.say(f'out of memory after {self.step} steps: {self.micro} rows per forward pass and '
              f'{times} passes per step from here on, which gives the same steps')
 
 # %% ../nbs/05_train.ipynb #b3a70465

@@ -78,8 +78,9 @@ def test_the_best_outlives_the_last_few(tmp_path):
 
 
 def test_the_adapter_of_the_best_is_taken(base, tmp_path):
-    """A rate so high that the loss rises again: the best is not the last."""
-    kw = dict(rows=ROWS[:12], epochs=5, lr=.3, warmup=0., schedule="constant", keep=1, save_every=2)
+    """Held-out rows of another kind: their loss falls, then rises, so that the best is not the last."""
+    odd = [{"prompt": "ZQ", "completion": "WVUT KJHG"}]
+    kw = dict(rows=ROWS[:12], eval_rows=odd, epochs=5, lr=.05, warmup=0., schedule="constant", keep=1, save_every=2)
     last, best = start(base, tmp_path/"last", **kw), start(base, tmp_path/"best", load_best=True, **kw)
     step, loss = best.best
     assert (step, loss) == min(best.eval_losses, key=lambda e: e[1]) == last.best and step < best.steps and best.losses == last.losses
@@ -194,7 +195,7 @@ def test_only_the_newest_waits(repo, tmp_path, monkeypatch):
             while pusher.next: time.sleep(.01)
     free.set()
     pusher.close()
-    assert [n for n, _ in sent] == [".push-step-0000001", ".push-step-0000005"]
+    assert [n for n, _ in sent] == [".push-1", ".push-5"]
     assert sent[1][1] == ["log.jsonl", "step-0000001", "step-0000005"] and names(tmp_path/"checkpoints") == ["step-0000001", "step-0000005"]
 
 
