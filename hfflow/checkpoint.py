@@ -51,9 +51,13 @@ def save_checkpoint(folder:Path,    # of all checkpoints
         raise UserError(f'The checkpoint of step {step} needs {need/2**20:.0f} MiB in {folder}, '
                         'and the disk is full: free some space and run '
                         'again, which goes on from the checkpoint before.') from e
+    _prune(folder, keep, best)
+    return final
+
+def _prune(folder, keep, best):
+    "Remove all but the last few and the best."
     for old in sorted(folder.glob('step-*'))[:-keep]:
         if best is None or old.name != _name(best): shutil.rmtree(old, ignore_errors=True)
-    return final
 
 def _name(step): return f'step-{step:07d}'
 

@@ -18,7 +18,8 @@ from .hub import UserError
 from .tokens import encode_dataset, length_batches
 from .qlora import _pydantic_dataclass, compute_dtype, fast_lora, save_adapter
 from .loss import _paths, batch_loss, batch_tokens, make_batch, packed_attention
-from .checkpoint import (Pusher, _name, _sync, _target, changed, damage, find_checkpoint,
+from .checkpoint import (Pusher, _name, _prune, _sync, _target, changed, damage,
+                               find_checkpoint,
                                pull_checkpoint, save_checkpoint, versions)
 
 # %% ../nbs/05_train.ipynb #f0c83ab5
@@ -437,6 +438,8 @@ def restore(self:_Loop, force=False):
     self.step = self.resumed_from = state['step']
     self.tokens, self.label_tokens, self.seconds = state['tokens'], state['label_tokens'], state['seconds']
     self.micro, self.best = state['micro'], tuple(state['best']) if state['best'] else None
+    # the process may have died between writing the newest and removing the oldest
+    if self.main and not wrong: _prune(path.parent, self.cfg.keep, self.best and self.best[0])
 
 # %% ../nbs/05_train.ipynb #88098d17
 @patch
