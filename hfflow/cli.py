@@ -134,7 +134,10 @@ _Workdir = Annotated[Path, typer.Option("--workdir", metavar="DIR",
 _Set = Annotated[Optional[List[str]],
                  typer.Option("--set", metavar="KEY=VALUE",
                               help="One setting, such as train.max_steps=50; may be repeated.")]
-_Force = Annotated[bool, typer.Option("--force", help="Do again what is done already.")]
+_Force = Annotated[bool,
+                   typer.Option("--force",
+                                help="Do again what is done already; go on with an interrupted "
+                                     "training even if other versions began it.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the table at the end.")]
 
 

@@ -641,7 +641,7 @@ def run(
     report: "str | Path | None" = None,    # also write the report to this file, as JSON
     progress: bool = True,                 # print what happens
     stages: "str | list | None" = None,    # run up to this stage (or the last of these); None: all
-    force: bool = False,                   # do again what is done
+    force: bool = False,                   # do again what is done; go on with a training that other versions began
 ) -> "'FlowReport'":
     "Run the flow's stages in order, each at most once for the same inputs; raise `UserError` where one cannot be done."
     start = time.perf_counter()
@@ -963,13 +963,15 @@ def _train(w):
     from hfflow import qlora, tokens, train
     w.threads()
     folder = w.folder / f"train-{w.key[:8]}"
-    if w.force: shutil.rmtree(folder, ignore_errors=True)
+    # what was finished is made anew; what was interrupted goes on, with whatever code there is now
+    if w.force and (folder / "adapter").exists(): shutil.rmtree(folder, ignore_errors=True)
     model, tok = _load_for_training(w)
     rows, stats = tokens.encode_dataset(w.splits["train"], tok, w.cfg.train.max_len)
     held = _validation(w, tok)
     model = qlora.add_lora(model, w.cfg.lora, seed=w.cfg.train.seed)
     run = train.fit(model, tok, rows, w.train, folder, eval_data=held or None, digest=w.key,
-                    progress=w.bars)
+                    progress=w.bars, force=w.force,
+                    planned_bytes=w.done.get("plan", {}).get("peak_bytes"))
     w.loaded = model, tok
     losses = [float(x) for x in run.losses]
     result = {"folder": folder.name, "run": dict(_plain(run), folder=folder.name),

@@ -40,10 +40,10 @@ def base(tmp_path_factory):
     return folder
 
 
-def start(base, out, rows=ROWS, dropout=0.1, bits=4, eval_rows=ROWS[:6], resume=True, digest="", **kw):
+def start(base, out, rows=ROWS, dropout=0.1, bits=4, eval_rows=ROWS[:6], resume=True, digest="", force=False, **kw):
     model, tok = add_lora(load_base(base, bits), QloraConfig(rank=4, dropout=dropout)), load_tokenizer(base)
-    cfg = TrainConfig(**{**dict(batch=4, epochs=2, lr=1e-2, save_every=3), **kw})
-    return fit(model, tok, rows, cfg, out, eval_rows, progress=False, resume=resume, digest=digest)
+    cfg = TrainConfig(**{**dict(batch=4, epochs=2, lr=1e-2, save_every=3, threads=1), **kw})
+    return fit(model, tok, rows, cfg, out, eval_rows, progress=False, resume=resume, digest=digest, force=force)
 
 
 def log(out): return [json.loads(line) for line in (Path(out)/"log.jsonl").read_text().splitlines()]
@@ -55,7 +55,8 @@ def sub(base, out, kill=-1, procs=1, **kw):
     code = Path(out).parent/"run.py"
     code.write_text(SCRIPT)
     launch = [sys.executable] if procs == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={procs}"]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"}
     return subprocess.run([*launch, str(code), str(base), str(out), str(kill), json.dumps(kw)], env=env, capture_output=True, text=True, timeout=300)
 
 
@@ -239,3 +240,175 @@ def test_end_of_answer_is_learned(base, tmp_path):
 def test_gradient_checkpointing_gives_the_same_losses(base, tmp_path):
     kw = dict(dropout=0., eval_rows=None, max_steps=3)
     assert start(base, tmp_path/"a", checkpointing=True, **kw).losses == pytest.approx(start(base, tmp_path/"b", **kw).losses, rel=1e-5)
+
+
+# --- memory
+
+def small_memory(monkeypatch, most, error=torch.OutOfMemoryError):
+    """A device on which a forward pass of more than `most` tokens runs out of memory."""
+    loss, tries = train.batch_loss, []
+    def guarded(model, batch):
+        tries.append(n := train.batch_tokens(batch))
+        if n > most: raise error("CUDA out of memory") if error is not RuntimeError else error("DefaultCPUAllocator: can't allocate memory: you tried")
+        return loss(model, batch)
+    monkeypatch.setattr(train, "batch_loss", guarded)
+    return tries
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, RuntimeError, MemoryError])
+def test_out_of_memory_halves_the_micro_batch_and_keeps_the_steps(base, tmp_path, monkeypatch, error):
+    kw = dict(batch=8, accumulation=2, dropout=0., max_steps=3)
+    whole = start(base, tmp_path/"whole", **kw)
+    tries = small_memory(monkeypatch, 100, error)
+    small = start(base, tmp_path/"small", **kw)
+    assert small.losses == pytest.approx(whole.losses, rel=1e-4) and (small.tokens, small.label_tokens) == (whole.tokens, whole.label_tokens)
+    assert small.eval_losses[0][1] == pytest.approx(whole.eval_losses[0][1], rel=1e-4) and max(tries) > 100
+    said = [e["event"] for e in log(tmp_path/"small") if "event" in e]
+    assert len(said) >= 2 and said[0] == "out of memory after 0 steps: 4 rows per forward pass and 4 passes per step from here on, which gives the same steps"
+
+
+def test_resume_after_out_of_memory_is_exact(base, tmp_path, monkeypatch):
+    """The checkpoint knows the micro-batch: with dropout on, another one would draw another mask."""
+    small_memory(monkeypatch, 100)
+    whole = start(base, tmp_path/"whole", batch=8)
+    advance = train._Loop.advance
+    def cut(self):
+        if self.step == 4 and not self.resumed_from: raise InterruptedError
+        return advance(self)
+    monkeypatch.setattr(train._Loop, "advance", cut)
+    with pytest.raises(InterruptedError): start(base, tmp_path/"r", batch=8)
+    monkeypatch.undo()                                        # a larger machine now
+    again = start(base, tmp_path/"r", batch=8)
+    assert again.resumed_from == 4 and again.losses == whole.losses
+    said = [e["event"] for e in log(tmp_path/"r") if "event" in e]
+    assert said[-1] == "resumed" and any("out of memory" in s for s in said)
+
+
+def test_memory_that_never_suffices_is_a_sentence(base, tmp_path, monkeypatch):
+    small_memory(monkeypatch, 3)
+    with pytest.raises(UserError, match="Memory ran out after 0 steps with 1 rows .*lower batch.*max_len"): start(base, tmp_path, max_steps=2)
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "batch_loss", lambda *a: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
+    with pytest.raises(RuntimeError, match="shapes do not fit"): start(base, tmp_path, max_steps=2)
+
+
+# --- explosion, loss scaling
+
+def test_rows_of_a_broken_batch_are_named(base, tmp_path, monkeypatch):
+    loss = train.batch_loss
+    wanted = encode_dataset(ROWS, load_tokenizer(base))[0][7]["input_ids"]
+    def broken(model, batch):
+        total, n = loss(model, batch)
+        ids = batch["input_ids"].flatten().tolist()
+        hit = any(ids[i:i+len(wanted)] == wanted for i in range(len(ids)))
+        return total * float("inf") if hit else total, n
+    monkeypatch.setattr(train, "batch_loss", broken)
+    with pytest.raises(UserError, match="loss is inf at step .* look at rows ") as e: start(base, tmp_path, eval_rows=None)
+    named = str(e.value).split("look at rows ")[1].split(" of the encoded")[0].split(", ")
+    assert "7" in named and len(named) <= 4 and any("rows " in e.get("event", "") for e in log(tmp_path))
+
+
+def test_explosion_is_a_line_in_the_log(base, tmp_path, monkeypatch):
+    loss = train.batch_loss
+    def rising(model, batch):
+        total, n = loss(model, batch)
+        return total + (500 * n if step[0] > 20 and model.training else 0), n
+    advance, step = train._Loop.advance, [0]
+    def counted(self):
+        step[0] = self.step
+        return advance(self)
+    monkeypatch.setattr(train, "batch_loss", rising)
+    monkeypatch.setattr(train._Loop, "advance", counted)
+    run = start(base, tmp_path, max_steps=30, batch=2)
+    said = [e for e in log(tmp_path) if "ten times" in e.get("event", "")]
+    assert run.steps == 30 and [e["step"] for e in said] == [24]
+
+
+def test_fp16_skips_the_steps_whose_scaled_gradient_is_infinite(base, tmp_path, monkeypatch):
+    """A scaler that begins far too high: steps are skipped, and not the ones after it has come down."""
+    made, accelerator = [], train._accelerator
+    def scaled(model):
+        acc = accelerator(model)
+        acc.state._mixed_precision, acc.native_amp, acc.scaler = "fp16", True, torch.amp.GradScaler("cpu", init_scale=2.**126, backoff_factor=2.**-60)
+        made.append(acc)
+        return acc
+    monkeypatch.setattr(train, "_accelerator", scaled)
+    kw = dict(dropout=0., eval_rows=None, warmup=0., schedule="constant", max_steps=8)
+    try:
+        run = start(base, tmp_path/"s", **kw)
+        again = start(base, tmp_path/"s", **kw)
+    finally:
+        made[0].state._mixed_precision = "no"
+    norms = [e["norm"] for e in log(tmp_path/"s") if "loss" in e]
+    assert norms[0] is None and norms[-1] is not None and run.losses[-1] < run.losses[0] and again.losses == run.losses
+    assert "Infinity" not in (tmp_path/"s/log.jsonl").read_text()
+
+
+# --- schedules, noise, progress
+
+def test_wsd_stays_and_falls_at_the_end():
+    cfg = TrainConfig(lr=1e-3, warmup=.1, schedule="wsd", decay=.25)
+    rates = [lr_at(s, 100, cfg) for s in range(100)]
+    assert rates[0] == pytest.approx(1e-4) and set(rates[9:76]) == {1e-3} and rates[75:] == sorted(rates[75:], reverse=True) and rates[-1] == pytest.approx(1e-3 / 25)
+    assert lr_at(99, 100, TrainConfig(schedule="wsd", decay=0.)) == 2e-4
+    with pytest.raises(UserError, match="decay is 2"): TrainConfig(decay=2)
+
+
+def test_neftune_is_noise_on_training_embeddings_alone(base, tmp_path):
+    kw = dict(dropout=0., max_steps=6)
+    plain, noisy = start(base, tmp_path/"p", **kw), start(base, tmp_path/"n", neftune_alpha=5., **kw)
+    assert noisy.losses != plain.losses and noisy.losses == pytest.approx(plain.losses, rel=.5)
+    assert start(base, tmp_path/"m", neftune_alpha=5., **kw).losses == noisy.losses
+    model = load_base(base)
+    table, (a, b) = model.get_input_embeddings(), (5, 20)
+    with train._neftune(model.train(), 8.) as tell:
+        tell({"cu_seq_lens_q": torch.tensor([0, a, a + b])})
+        ids = torch.arange(a + b)[None]
+        off = (table(ids) - table.weight[ids]).abs()[0]
+        for part, n in ((off[:a], a), (off[a:], b)): assert .8 < part.max() / (8 / (n * off.shape[-1]) ** .5) <= 1.001
+        model.eval()
+        assert torch.equal(table(ids), table.weight[ids])
+    assert torch.equal(model.train().get_input_embeddings()(ids), table.weight[ids])
+
+
+@pytest.mark.parametrize("word,pip", [("trackio", r"hfflow\[track\]"), ("tensorboard", "tensorboard"), ("wandb", "wandb")])
+def test_trackers_by_one_word(base, tmp_path, monkeypatch, word, pip):
+    import importlib.util as util
+    from accelerate import tracking
+    monkeypatch.setattr(util, "find_spec", lambda name, *a, found=util.find_spec: None if name == word else found(name, *a))
+    with pytest.raises(UserError, match=f"pip install {pip}, or"): start(base, tmp_path/"x", tracker=word, max_steps=1)
+    monkeypatch.undo()
+    calls, kind = [], getattr(tracking, train._trackers[word])
+    monkeypatch.setattr(util, "find_spec", lambda name, *a, found=util.find_spec: True if name == word else found(name, *a))
+    for name in ("start", "store_init_configuration", "log", "finish"):
+        monkeypatch.setattr(kind, name, lambda self, *a, name=name, **kw: calls.append((name, a, kw)))
+    start(base, tmp_path/"y", tracker=word, max_steps=2)
+    assert [c[0] for c in calls] == ["start", "store_init_configuration", "log", "log", "log", "finish"]
+    assert calls[2][1][0]["loss"] > 0 and calls[4][1][0]["eval_loss"] > 0 and calls[4][2] == {"step": 2} and None not in calls[1][1][0].values()
+
+
+def test_the_bar_shows_memory_against_the_plan(base, tmp_path, monkeypatch):
+    import io
+    from tqdm import tqdm
+    text = io.StringIO()
+    monkeypatch.setattr(train, "_bar", lambda loop: tqdm(total=loop.total, file=text, mininterval=0, ncols=200))
+    model, tok = add_lora(load_base(base), QloraConfig(rank=4)), load_tokenizer(base)
+    fit(model, tok, ROWS, TrainConfig(max_steps=2, threads=1), tmp_path, planned_bytes=700 * 2**20)
+    assert "of 700 MiB" in text.getvalue() and "tokens/s" in text.getvalue() and "loss " in text.getvalue()
+
+
+# --- another number of processes
+
+def test_one_process_then_two_then_one(base, tmp_path, monkeypatch):
+    kw, advance = dict(dropout=0., rows=ROWS[:20]), train._Loop.advance
+    whole = start(base, tmp_path/"whole", **kw)
+    def cut(self):
+        if self.step == 4: raise InterruptedError
+        return advance(self)
+    monkeypatch.setattr(train._Loop, "advance", cut)
+    with pytest.raises(InterruptedError): start(base, tmp_path/"r", **kw)
+    assert sub(base, tmp_path/"r", procs=2, kill=7, **kw).returncode != 0
+    monkeypatch.setattr(train._Loop, "advance", advance)
+    assert find_checkpoint(tmp_path/"r/checkpoints")[0].name == "step-0000006"
+    again = start(base, tmp_path/"r", **kw)
+    assert again.resumed_from == 6 and again.losses == pytest.approx(whole.losses, rel=1e-3) and again.eval_losses[-1][1] == pytest.approx(whole.eval_losses[-1][1], rel=1e-3)
