@@ -16,9 +16,9 @@ from collections import Counter
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, asdict
 from .hub import UserError
-from .tokens import encode_dataset, prompt_text, stop_ids
+from .tokens import prompt_text, stop_ids
 from .qlora import dense_weight
-from .loss import batch_loss, make_batch
+from .tasks import encode_rows, row_tokens, task_collate, task_loss
 
 # %% ../nbs/07_evaluate.ipynb #0d001c55
 def wilson(
@@ -474,24 +474,25 @@ class Loss:
 
 # %% ../nbs/07_evaluate.ipynb #e38f3a8f
 def held_out_loss(
-    model,  # a causal language model of transformers or PEFT
-    tok,  # its tokenizer
+    model,  # of transformers or PEFT, for any task that `tasks` knows
+    tok,  # its tokenizer or processor
     data,  # rows, encoded or not
     max_len: 'int|None' = None,  # as in training; longer rows are cut
     batch: int = 32,  # rows at a time
 ) -> Loss:
     "Measure the loss on the answers' tokens; the model's mode is as before afterwards, and nothing random is used."
     import torch
-    rows = list(data) if len(data) and 'input_ids' in data[0] else encode_dataset(data, tok,
-        max_len)[0]
-    rows.sort(key=lambda r: len(r['input_ids']))
+    encoded = len(data) and not {'input_ids', 'input_features'}.isdisjoint(data[0])
+    rows = list(data) if encoded else encode_rows(data, tok, model, max_len)[0]
+    rows.sort(key=lambda r: row_tokens(r, model))
+    pad = getattr(tok, 'tokenizer', tok).pad_token_id
     total, n, training = 0.0, 0, model.training
     model.eval()
     try:
         with torch.no_grad(), dense(model):
             for i in range(0, len(rows), batch):
-                part = make_batch(model, rows[i:i + batch], tok.pad_token_id)
-                loss, labels = batch_loss(model, part)
+                part = task_collate(rows[i:i + batch], pad, model)
+                loss, labels = task_loss(model, part)
                 total, n = total + float(loss), n + int(labels)
     finally: model.train(training)
     return Loss(total / n, n, len(rows))

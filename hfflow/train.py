@@ -15,9 +15,10 @@ from functools import lru_cache
 from pathlib import Path
 from fastcore.basics import patch
 from .hub import UserError
-from .tokens import encode_dataset, length_batches
+from .tokens import length_batches
 from .qlora import _pydantic_dataclass, compute_dtype, fast_lora, save_adapter
-from .loss import _paths, batch_loss, batch_tokens, make_batch, packed_attention
+from .loss import _paths, packed_attention
+from .tasks import encode_rows, row_tokens, task_collate, task_counts, task_loss, task_of
 from .checkpoint import (Pusher, _name, _prune, _sync, _target, changed, damage,
                                find_checkpoint,
                                pull_checkpoint, save_checkpoint, versions)
@@ -112,8 +113,12 @@ def threads_for(cfg:TrainConfig,
 
 # %% ../nbs/05_train.ipynb #5a345816
 def _digest(rows):
+    import numpy as np
     h = hashlib.sha256()
-    for r in rows: h.update(json.dumps([r['input_ids'], r['labels']]).encode())
+    for r in rows:
+        for key in sorted(r):
+            value = np.asarray(r[key])
+            h.update(f'{key} {value.shape}'.encode() + value.tobytes())
     return h.hexdigest()
 
 # %% ../nbs/05_train.ipynb #4fba1c40
@@ -145,7 +150,7 @@ class _Loop:
         import torch
         self.model, self.tok, self.rows, self.cfg, self.folder = model, tok, rows, cfg, Path(folder)
         self.eval_rows, self.progress, self.step, self.tokens, self.label_tokens, self.seconds = eval_rows, progress, 0, 0, 0, 0.
-        self.lengths = [len(r['input_ids']) for r in rows]
+        self.lengths = [row_tokens(r, model) for r in rows]
         self.per_epoch = math.ceil(len(rows) / (cfg.batch * cfg.accumulation))
         self.total = cfg.max_steps or cfg.epochs * self.per_epoch
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -188,10 +193,14 @@ def batches(self:_Loop):
 
 @patch
 def share(self:_Loop, rows):
-    "Every `world`-th row; a process that gets none reads the first one without learning from it."
-    mine = rows[self.rank::self.world] or [{'input_ids': rows[0]['input_ids'],
-                                            'labels': [-100] * len(rows[0]['labels'])}]
-    return make_batch(self.model, mine, self.tok.pad_token_id)
+    "Every `world`-th row as a batch, and 1; a process that gets none reads the first one, which counts 0."
+    mine = rows[self.rank::self.world]
+    return self.batch(mine or rows[:1]), int(bool(mine))
+
+@patch
+def batch(self:_Loop, rows):
+    "Rows as the model takes them."
+    return task_collate(rows, getattr(self.tok, 'tokenizer', self.tok).pad_token_id, self.model)
 
 # %% ../nbs/05_train.ipynb #ee4b5709
 @patch
@@ -199,8 +208,8 @@ def gradients(self:_Loop):
     "Gradients of the current step; returns its mean loss per label token, and its label tokens and tokens."
     import torch
     batches, cfg = self.batches(), self.cfg
-    counts = torch.tensor([sum((b['labels'][:, 1:] != -100).sum().item() for b in batches),
-                           sum(map(batch_tokens, batches)),
+    held = [task_counts(self.model, b) for b, counted in batches if counted]
+    counts = torch.tensor([sum(n for n, _ in held), sum(n for _, n in held),
                            int(self.stop is not None)], device=self.acc.device)
     if self.world > 1: counts = self.acc.reduce(counts)
     n, tokens, stop = counts.tolist()
@@ -208,10 +217,10 @@ def gradients(self:_Loop):
     # dropout and noise: functions of the step
     torch.manual_seed((cfg.seed * 1_000_003 + self.step) * self.world + self.rank)
     total = 0.
-    for k, batch in enumerate(batches):
+    for k, (batch, counted) in enumerate(batches):
         with self.acc.no_sync(self.net) if k < len(batches) - 1 and self.world > 1 else nullcontext():
             self.tell(batch)
-            loss = self.net(batch)
+            loss = self.net(batch) * counted
             # mean over all label tokens of the step, whoever holds them
             self.acc.backward(loss * (self.world / n))
             total = total + loss.detach()
@@ -299,7 +308,7 @@ def _neftune(model, alpha):
         if 'cu_seq_lens_q' in batch:
             n = batch['cu_seq_lens_q'].diff()
             lengths = n.repeat_interleave(n)[None, :, None]
-        else: lengths = batch['attention_mask'].sum(1)[:, None, None]
+        elif 'attention_mask' in batch: lengths = batch['attention_mask'].sum(1)[:, None, None]
     def add(module, args, out):
         if not module.training or lengths is None: return out
         most = alpha / (lengths * out.shape[-1]).sqrt()
@@ -315,12 +324,13 @@ def held_out(self:_Loop):
     import torch
     model, size = self.model, self.micro
     model.eval()
-    order = sorted(range(len(self.eval_rows)), key=lambda i: len(self.eval_rows[i]['input_ids']))
+    order = sorted(range(len(self.eval_rows)),
+                   key=lambda i: row_tokens(self.eval_rows[i], model))
     total = torch.zeros(2, dtype=torch.float64)
     with torch.no_grad():
         for k in range(self.rank * size, len(order), self.world * size):
             part = [self.eval_rows[i] for i in order[k:k+size]]
-            loss, n = batch_loss(model, make_batch(model, part, self.tok.pad_token_id))
+            loss, n = task_loss(model, self.batch(part))
             total += torch.tensor([float(loss), n], dtype=torch.float64)
     model.train()
     if self.world > 1: total = self.acc.reduce(total.to(self.acc.device))
@@ -517,7 +527,7 @@ def _net_class():
         def __init__(self, model):
             super().__init__()
             self.model = model
-        def forward(self, batch): return batch_loss(self.model, batch)[0]
+        def forward(self, batch): return task_loss(self.model, batch)[0]
     return LossModule
 
 # %% ../nbs/05_train.ipynb #dddfd42a
@@ -556,7 +566,8 @@ def run(self:_Loop):
     self.opt.zero_grad(set_to_none=True)           # whatever the caller computed before
     with ExitStack() as inside:
         inside.enter_context(fast_lora(model, cfg.cache_weights))
-        if _paths(model).packed: inside.enter_context(packed_attention(model))
+        if task_of(model) == 'causal' and _paths(model).packed:
+            inside.enter_context(packed_attention(model))
         if cfg.neftune_alpha: self.tell = inside.enter_context(_neftune(model, cfg.neftune_alpha))
         inside.enter_context(torch.random.fork_rng())
         inside.enter_context(_signals(self))
@@ -637,7 +648,7 @@ def fit(model,                  # from `add_lora`; trained in place
     "Train the adapter, and save it in `folder/adapter`."
     import torch
     cfg, folder = cfg or TrainConfig(), Path(folder)
-    data, eval_data = (_encoded(d, tok, cfg) for d in (data, eval_data))
+    data, eval_data = (_encoded(d, tok, model, cfg) for d in (data, eval_data))
     if cfg.load_best and not eval_data:
         raise UserError('load_best needs held-out rows to know which is best: give eval_data.')
     before = torch.get_num_threads()
@@ -685,10 +696,10 @@ def _fetch(source, folder, must):
                         "(owner/name@branch), or leave resume out to start anew.")
 
 # %% ../nbs/05_train.ipynb #1e04f632
-def _encoded(data, tok, cfg):
-    if data is None or len(data) == 0: return None if data is None else encode_dataset([], tok)
-    if 'input_ids' in data[0]: return list(data)
-    return encode_dataset(data, tok, cfg.max_len)[0]
+def _encoded(data, tok, model, cfg):
+    if data is None: return None
+    if len(data) and not {'input_ids', 'input_features'}.isdisjoint(data[0]): return list(data)
+    return encode_rows(data, tok, model, cfg.max_len)[0]
 
 def _clear(folder, resume):
     "Make the folder; remove what a dead process left half-written, and everything if training starts anew."

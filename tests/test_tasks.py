@@ -1,15 +1,19 @@
 """Rows, batches and loss of every task: equal to transformers' own loss, refused by name where they do not fit."""
+import shutil
+
 import numpy as np
 import pytest
 import tinychat
 import torch
 import zoo
 
+from hfflow.evaluate import held_out_loss
 from hfflow.hub import UserError
+from hfflow.loss import make_batch
 from hfflow.qlora import QloraConfig, add_lora, fast_lora
 from hfflow.tasks import encode_rows, task_collate, task_loss, task_of
-from hfflow.loss import make_batch
 from hfflow.tokens import collate, encode_dataset
+from hfflow.train import TrainConfig, fit
 
 TOK = tinychat.tokenizer()
 WORDS = "please tune llama on acme reviews three epochs".split()
@@ -139,3 +143,19 @@ def test_causal_rows_and_batches_are_those_of_the_tokens_page():
     assert got == want and stats == same
     a, b = task_collate(got, 1, model), make_batch(model, want, 1)
     assert a.keys() == b.keys() and "cu_seq_lens_q" in a and torch.equal(a["input_ids"], b["input_ids"]) and torch.equal(a["labels"], b["labels"])
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2_labels", "t5", "whisper"])
+def test_the_loop_trains_every_kind_and_resumes_it_exactly(kind, tmp_path):
+    def run(folder):
+        model = add_lora(zoo.model(kind), QloraConfig(bits=32, rank=4, dropout=.1))
+        cfg = TrainConfig(epochs=3, batch=2, lr=2e-2, save_every=2, threads=1)
+        return fit(model, TOK, rows_for(kind), cfg, folder, rows_for(kind)[:3], progress=False), model
+    (whole, model), _ = run(tmp_path/"a"), run(tmp_path/"b")
+    assert whole.eval_losses[-1][1] < whole.eval_losses[0][1]
+    rows, stats = encode_rows(rows_for(kind), TOK, model)
+    assert whole.label_tokens == 3 * stats.label_tokens and whole.tokens == (3 * stats.tokens if kind != "whisper" else whole.label_tokens)
+    for late in sorted((tmp_path/"b/checkpoints").glob("step-*"))[1:]: shutil.rmtree(late)
+    again, _ = run(tmp_path/"b")
+    assert again.resumed_from < 6 and again.losses == whole.losses
+    assert held_out_loss(model, TOK, rows_for(kind)[:3]).loss == pytest.approx(whole.eval_losses[-1][1], rel=1e-4)

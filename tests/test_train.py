@@ -13,6 +13,7 @@ import torch
 
 import hfflow.train as train
 from hfflow.hub import UserError
+from hfflow.loss import batch_tokens
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
 from hfflow.tokens import encode_dataset
 from hfflow.train import TrainConfig, find_checkpoint, fit, lr_at, plot_loss, save_checkpoint, threads_for
@@ -246,12 +247,12 @@ def test_gradient_checkpointing_gives_the_same_losses(base, tmp_path):
 
 def small_memory(monkeypatch, most, error=torch.OutOfMemoryError):
     """A device on which a forward pass of more than `most` tokens runs out of memory."""
-    loss, tries = train.batch_loss, []
+    loss, tries = train.task_loss, []
     def guarded(model, batch):
-        tries.append(n := train.batch_tokens(batch))
+        tries.append(n := batch_tokens(batch))
         if n > most: raise error("CUDA out of memory") if error is not RuntimeError else error("DefaultCPUAllocator: can't allocate memory: you tried")
         return loss(model, batch)
-    monkeypatch.setattr(train, "batch_loss", guarded)
+    monkeypatch.setattr(train, "task_loss", guarded)
     return tries
 
 
@@ -288,28 +289,28 @@ def test_memory_that_never_suffices_is_a_sentence(base, tmp_path, monkeypatch):
     small_memory(monkeypatch, 3)
     with pytest.raises(UserError, match="Memory ran out after 0 steps with 1 rows .*lower batch.*max_len"): start(base, tmp_path, max_steps=2)
     monkeypatch.undo()
-    monkeypatch.setattr(train, "batch_loss", lambda *a: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
+    monkeypatch.setattr(train, "task_loss", lambda *a: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
     with pytest.raises(RuntimeError, match="shapes do not fit"): start(base, tmp_path, max_steps=2)
 
 
 # --- explosion, loss scaling
 
 def test_rows_of_a_broken_batch_are_named(base, tmp_path, monkeypatch):
-    loss = train.batch_loss
+    loss = train.task_loss
     wanted = encode_dataset(ROWS, load_tokenizer(base))[0][7]["input_ids"]
     def broken(model, batch):
         total, n = loss(model, batch)
         ids = batch["input_ids"].flatten().tolist()
         hit = any(ids[i:i+len(wanted)] == wanted for i in range(len(ids)))
         return total * float("inf") if hit else total, n
-    monkeypatch.setattr(train, "batch_loss", broken)
+    monkeypatch.setattr(train, "task_loss", broken)
     with pytest.raises(UserError, match="loss is inf at step .* look at rows ") as e: start(base, tmp_path, eval_rows=None)
     named = str(e.value).split("look at rows ")[1].split(" of the encoded")[0].split(", ")
     assert "7" in named and len(named) <= 4 and any("rows " in e.get("event", "") for e in log(tmp_path))
 
 
 def test_explosion_is_a_line_in_the_log(base, tmp_path, monkeypatch):
-    loss = train.batch_loss
+    loss = train.task_loss
     def rising(model, batch):
         total, n = loss(model, batch)
         return total + (500 * n if step[0] > 20 and model.training else 0), n
@@ -317,7 +318,7 @@ def test_explosion_is_a_line_in_the_log(base, tmp_path, monkeypatch):
     def counted(self):
         step[0] = self.step
         return advance(self)
-    monkeypatch.setattr(train, "batch_loss", rising)
+    monkeypatch.setattr(train, "task_loss", rising)
     monkeypatch.setattr(train._Loop, "advance", counted)
     run = start(base, tmp_path, max_steps=30, batch=2)
     said = [e for e in log(tmp_path) if "ten times" in e.get("event", "")]
