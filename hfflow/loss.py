@@ -14,6 +14,7 @@ from functools import lru_cache
 from inspect import signature
 from fastcore.basics import patch
 from .hub import UserError
+from .qlora import _base
 from .tokens import collate, pack
 
 # %% ../nbs/04a_loss.ipynb #3f797ce0
@@ -110,7 +111,7 @@ def packed_attention(model,    # of transformers or PEFT
     "While inside, the model's attention goes by document; afterwards it is what it was."
     from transformers import AttentionInterface
     AttentionInterface.register('hfflow_by_document', _by_document)
-    base = model.get_base_model() if hasattr(model, 'get_base_model') else model
+    base = _base(model)
     before = base.config._attn_implementation
     base.set_attn_implementation('hfflow_by_document')
     try: yield model
@@ -121,7 +122,7 @@ class _Paths:
     "How the loss of a model can be computed: what was tried on a few random tokens and found equal to the plain way."
     def __init__(self, model):
         import torch
-        base = self.base = model.get_base_model() if hasattr(model, 'get_base_model') else model
+        base = self.base = _base(model)
         body, self.head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
         self.body, self.split, self.causal, self.packed = body, False, False, False
         self.mlp, self.layer = None, None
@@ -197,7 +198,7 @@ def rows(self:_Paths, at, **inputs):
 # %% ../nbs/04a_loss.ipynb #16b6c434
 def _paths(model):
     "The paths of a model, tried once and kept with it."
-    base = model.get_base_model() if hasattr(model, 'get_base_model') else model
+    base = _base(model)
     if '_hfflow_paths' not in vars(base): object.__setattr__(base, '_hfflow_paths', _Paths(model))
     return base._hfflow_paths
 
@@ -243,7 +244,11 @@ def batch_loss(model,         # a causal language model, with or without adapter
     if (type(head) is not torch.nn.Linear or head.bias is not None or W.requires_grad
         or torch.is_autocast_enabled(h.device.type)):
         return F.cross_entropy(head(h).float(), y, reduction='sum'), n
-    return _loss_function().apply(h, W, y, max(1, CHUNK // (4 * W.shape[0]))), n
+    return _label_loss(h, W, y), n
+
+def _label_loss(h, W, y):
+    "Summed cross-entropy of the hidden states `h` (tokens, width) under a frozen head `W` (vocabulary, width)."
+    return _loss_function().apply(h, W, y, max(1, CHUNK // (4 * W.shape[0])))
 
 def _all_logits(model, paths, inputs, at):
     "Logits at `at` by the model's own way from hidden states to logits, which may cap or scale them."

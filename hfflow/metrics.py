@@ -509,8 +509,9 @@ def figures(
 ) -> tuple:  # ({system -> {metric -> Measure as a dict}}, [each Difference as a dict])
     "All metrics of all systems on the same rows, and each comparison of two of them: what `evaluate` puts in its report."
     found, pairs = {name: {} for name in answers}, []
+    ready = {name: _prepare(a, references) for name, a in answers.items()}
     for m in find_metrics(metrics):
-        rows = {name: _rows(m, *_prepare(a, references)) for name, a in answers.items()}
+        rows = {name: _rows(m, *texts) for name, texts in ready.items()}
         for name, r in rows.items(): found[name][m.name] = asdict(_measure(m, r))
         pairs += [asdict(_difference(m, rows[a], rows[b], (a, b), split))
                   for a, b in itertools.combinations(rows, 2)]
@@ -549,15 +550,16 @@ def classify(
     if tok.pad_token_id is None or cfg.pad_token_id is None: batch = 1
     texts = copy_control()(texts)
     most = min(tok.model_max_length, getattr(cfg, 'max_position_embeddings', None) or 10**9)
-    rows = tok(texts, truncation=True, max_length=most)['input_ids'] if texts else []
-    order, out, training = sorted(range(len(rows)),
-                                  key=lambda i: -len(rows[i])), [None] * len(rows), model.training
+    found = tok(texts, truncation=True, max_length=most) if texts else {}
+    rows = [dict(zip(found, r)) for r in zip(*found.values())]
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]['input_ids']))
+    out, training = [None] * len(rows), model.training
     model.eval()
     try:
         with torch.no_grad():
             for part in (order[i:i + batch] for i in range(0, len(order), batch)):
-                x = tok([texts[i] for i in part], truncation=True, max_length=most,
-                        padding=batch > 1, return_tensors='pt').to(model.device)
+                x = tok.pad([rows[i] for i in part], padding=batch > 1,
+                            return_tensors='pt').to(model.device)
                 for i, best in zip(part, model(**x).logits.argmax(-1).tolist()):
                     out[i] = cfg.id2label[best]
     finally: model.train(training)

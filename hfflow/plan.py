@@ -21,7 +21,7 @@ from pathlib import Path
 from .hub import Artifact, UserError
 from .tokens import encode_dataset
 from .qlora import CACHE_LIMIT, QloraConfig, add_lora, compute_dtype, device, fast_lora, load_tokenizer
-from .loss import CHUNK, _loss_function
+from .loss import _label_loss
 from .train import TrainConfig, threads_for
 
 # %% ../nbs/06_plan.ipynb #9b8f2338
@@ -213,8 +213,7 @@ def fake_step(
             activations = alive.now
             h = h.flatten(0, 1)[at]
             if type(head) is torch.nn.Linear and head.bias is None:
-                loss = _loss_function().apply(h, head.weight, y,
-                                              max(1, CHUNK // (4 * head.weight.shape[0])))
+                loss = _label_loss(h, head.weight, y)
             else: loss = F.cross_entropy(head(h).float(), y, reduction='sum')
             del h
             logits = max(alive.peak, alive.now) - activations

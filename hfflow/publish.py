@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 
 from .hub import Artifact, UserError, connect, provenance
-from .evaluate import Report, shown
+from .evaluate import Report, metric_columns
 from .metrics import eval_results, eval_results_yaml, figures_of
 
 # %% ../nbs/08_publish.ipynb #ebf2a16d
@@ -298,13 +298,12 @@ def _results(report, system=None):
 
 def _more_results(rows):
     "Return the table of the other metrics that were asked for, or nothing."
-    titles = {k: m['title'] for r in rows for k, m in (r.get('metrics') or {}).items()}
+    titles, cells = metric_columns(rows)
     if not titles: return ''
-    cell = lambda r, k: shown(r['metrics'][k]) if k in r['metrics'] else ''
-    body = [[r['split'], r['system'], *(cell(r, k) for k in titles)]
+    body = [[r['split'], r['system'], *cells(r)]
             for r in sorted(rows, key=lambda r: _order(rows, r)) if r.get('metrics')]
     return ('\n\nOther metrics on the same rows, with 95 % bootstrap intervals.\n\n'
-            + _table(['test set', 'system', *titles.values()], body))
+            + _table(['test set', 'system', *titles], body))
 
 def _order(rows, r):
     "Sort by split in the order of the report, then by system in the order of the report."

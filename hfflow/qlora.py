@@ -156,6 +156,10 @@ def _found(name):
         raise
 
 # %% ../nbs/04_qlora.ipynb #c99159a7
+def _base(model):
+    "The model under an adapter, or the model itself."
+    return model.get_base_model() if hasattr(model, 'get_base_model') else model
+
 def _task(arch, config):
     "What a class of models is for: causal, classify or seq2seq."
     if arch.endswith('ForSequenceClassification'): return 'classify'
@@ -608,7 +612,7 @@ def merge(model,          # from `add_lora` or `load_model`; used up by the merg
          ) -> "'PreTrainedModel'":
     "Add the adapter into the de-quantised base, the one it was trained against; the result is an ordinary 16- or 32-bit model."
     import torch
-    base = model.get_base_model() if hasattr(model, 'get_base_model') else model
+    base = _base(model)
     out = dtype or next(p.dtype for p in base.parameters() if p.dtype.is_floating_point)
     with torch.no_grad():
         for name, layer in list(base.named_modules()):

@@ -9,19 +9,21 @@ __all__ = ['task_of', 'encode_rows', 'task_collate', 'task_loss', 'row_tokens', 
 
 # %% ../nbs/04b_tasks.ipynb #53693fb1
 from .hub import UserError
-from .qlora import _task
+from .qlora import _base, _task
 from .loss import batch_loss, batch_tokens, make_batch
 from .tokens import TokenStats, encode_dataset
 
 # %% ../nbs/04b_tasks.ipynb #2a69d5b7
-def _base(model): return model.get_base_model() if hasattr(model, 'get_base_model') else model
-
 def task_of(model,    # with or without adapter
            ) -> str:  # 'causal', 'classify' or 'seq2seq'
     "Say what a model is for, from its class and config."
     return _task(type(_base(model)).__name__, _base(model).config)
 
 # %% ../nbs/04b_tasks.ipynb #3950b9eb
+def _text(tok):
+    "The tokenizer of a processor, or the tokenizer itself."
+    return getattr(tok, 'tokenizer', tok)
+
 def _need(row, *columns):
     "Value of the first of these columns that a row has."
     for c in columns:
@@ -94,7 +96,7 @@ def encode_rows(rows,              # a Dataset, or a list of dicts
     task, config, rows = task_of(model), _base(model).config, list(rows)
     if task == 'causal': return encode_dataset(rows, tok, max_len)
     if not rows: raise UserError('There is nothing to learn from: the data set has no rows.')
-    text = getattr(tok, 'tokenizer', tok)
+    text = _text(tok)
     if task == 'classify': return _classified(rows, text, config, max_len)
     out, cut = [{} for _ in rows], 0
     if _base(model).main_input_name == 'input_features':
@@ -133,6 +135,12 @@ def _counted(out, labels, cut):
     "What became of the rows; a classifier's row carries one label, a decoder's as many as its tokens."
     lengths = [len(o.get('input_ids', ())) + len(o.get('labels', ())) for o in out]
     return TokenStats(len(out), 0, sum(lengths), sum(labels), max(lengths), cut)
+
+# %% ../nbs/04b_tasks.ipynb #e22d8af9
+def _encoded(data, tok, model, max_len=None):
+    "Encoded rows as they are; others by `encode_rows`."
+    if len(data) and not {'input_ids', 'input_features'}.isdisjoint(data[0]): return list(data)
+    return encode_rows(data, tok, model, max_len)[0]
 
 # %% ../nbs/04b_tasks.ipynb #d0cd6bf9
 def task_collate(rows:list[dict],  # from `encode_rows`

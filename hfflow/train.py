@@ -18,7 +18,7 @@ from .hub import UserError
 from .tokens import length_batches
 from .qlora import _pydantic_dataclass, compute_dtype, fast_lora, save_adapter
 from .loss import _paths, packed_attention
-from .tasks import encode_rows, row_tokens, task_collate, task_counts, task_loss, task_of
+from .tasks import _encoded, _text, row_tokens, task_collate, task_counts, task_loss, task_of
 from .checkpoint import (Pusher, _name, _prune, _sync, _target, changed, damage,
                                find_checkpoint,
                                pull_checkpoint, save_checkpoint, versions)
@@ -200,7 +200,7 @@ def share(self:_Loop, rows):
 @patch
 def batch(self:_Loop, rows):
     "Rows as the model takes them."
-    return task_collate(rows, getattr(self.tok, 'tokenizer', self.tok).pad_token_id, self.model)
+    return task_collate(rows, _text(self.tok).pad_token_id, self.model)
 
 # %% ../nbs/05_train.ipynb #ee4b5709
 @patch
@@ -648,7 +648,8 @@ def fit(model,                  # from `add_lora`; trained in place
     "Train the adapter, and save it in `folder/adapter`."
     import torch
     cfg, folder = cfg or TrainConfig(), Path(folder)
-    data, eval_data = (_encoded(d, tok, model, cfg) for d in (data, eval_data))
+    data = _encoded(data, tok, model, cfg.max_len)
+    if eval_data is not None: eval_data = _encoded(eval_data, tok, model, cfg.max_len)
     if cfg.load_best and not eval_data:
         raise UserError('load_best needs held-out rows to know which is best: give eval_data.')
     before = torch.get_num_threads()
@@ -696,11 +697,6 @@ def _fetch(source, folder, must):
                         "(owner/name@branch), or leave resume out to start anew.")
 
 # %% ../nbs/05_train.ipynb #1e04f632
-def _encoded(data, tok, model, cfg):
-    if data is None: return None
-    if len(data) and not {'input_ids', 'input_features'}.isdisjoint(data[0]): return list(data)
-    return encode_rows(data, tok, model, cfg.max_len)[0]
-
 def _clear(folder, resume):
     "Make the folder; remove what a dead process left half-written, and everything if training starts anew."
     (folder/'checkpoints').mkdir(parents=True, exist_ok=True)

@@ -24,10 +24,7 @@ HARD = dict(rows=ROWS[:18], epochs=2, batch=2, accumulation=2, save_every=2)    
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder, tok = tmp_path_factory.mktemp("base"), tinychat.tokenizer()
-    tinychat.model(tok).save_pretrained(folder)
-    tok.save_pretrained(folder)
-    return folder
+    return tinychat.save(tmp_path_factory.mktemp("base"))
 
 
 def adapter(out): return (Path(out)/"adapter/adapter_model.safetensors").read_bytes()

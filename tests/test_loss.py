@@ -140,9 +140,7 @@ def test_full_fine_tuning_trains_the_head_too():
 
 
 def test_padding_changes_nothing(tmp_path):
-    tok = tinychat.tokenizer()
-    tinychat.model(tok).save_pretrained(tmp_path)
-    tok.save_pretrained(tmp_path)
+    tinychat.save(tmp_path)
     model = add_lora(load_base(tmp_path), QloraConfig(rank=4))
     texts = [{"prompt": f"tune model {i} on data {i * 7}", "completion": f"base: m{i}" + " x" * i} for i in range(8)]
     rows, _ = encode_dataset(texts, load_tokenizer(tmp_path))

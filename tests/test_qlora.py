@@ -16,10 +16,7 @@ IDS = torch.randint(4, 300, (3, 17), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder, tok = tmp_path_factory.mktemp("base"), tinychat.tokenizer()
-    tinychat.model(tok, hidden=64).save_pretrained(folder)
-    tok.save_pretrained(folder)
-    return folder
+    return tinychat.save(tmp_path_factory.mktemp("base"), hidden=64)
 
 
 def adapted(base, bits=4, b=0.05, **kw):
@@ -264,6 +261,14 @@ def steps(model, kind, n=3):
     return losses
 
 
+def one_step(model, kind):
+    """Gradients of what learns, always of the same batch and dropout."""
+    torch.manual_seed(0)
+    model.train().zero_grad()
+    model(**zoo.batch(kind)).loss.backward()
+    return {n: p.grad.clone() for n, p in learning(model).items()}
+
+
 @pytest.mark.parametrize("bits", [4, 32])
 @pytest.mark.parametrize("kind", zoo.KINDS)
 def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_base, kind, bits, tmp_path):
@@ -300,14 +305,9 @@ def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_b
 
     # an evaluation changes nothing that training sees
     if bits == 4:
-        def gradients():
-            torch.manual_seed(0)
-            ours.train().zero_grad()
-            ours(**zoo.batch(kind)).loss.backward()
-            return {n: p.grad.clone() for n, p in learning(ours).items()}
-        first = gradients()
+        first = one_step(ours, kind)
         logits(ours.eval(), kind)
-        again = gradients()
+        again = one_step(ours, kind)
         assert all(torch.equal(first[k], again[k]) for k in first)
 
     # saved and loaded, merged and saved as an ordinary model: the same answers
@@ -407,14 +407,9 @@ def test_full_fine_tuning_trains_saves_and_loads_every_weight(zoo_base, kind, bi
 def test_8_and_16_bits_train_and_an_evaluation_changes_nothing(zoo_base, kind, bits):
     model = add_lora(load_base(zoo_base(kind), bits), QloraConfig(bits=bits, rank=4))
     losses = steps(model, kind, 4)
-    def again():
-        torch.manual_seed(0)
-        model.train().zero_grad()
-        model(**zoo.batch(kind)).loss.backward()
-        return {n: p.grad.clone() for n, p in learning(model).items()}
-    first = again()
+    first = one_step(model, kind)
     logits(model.eval(), kind)
-    second = again()
+    second = one_step(model, kind)
     assert len(set(losses)) == 4 and all(torch.isfinite(g).all() and torch.equal(g, second[n]) for n, g in first.items())
     truth = add_lora(load_base(zoo_base(kind), 32), QloraConfig(bits=32, rank=4))
     assert losses[0] == pytest.approx(steps(truth, kind, 1)[0], rel=.15 if bits == 8 else .02)

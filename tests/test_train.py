@@ -35,10 +35,7 @@ start(base, out, **kw)
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    folder, tok = tmp_path_factory.mktemp("base"), tinychat.tokenizer()
-    tinychat.model(tok).save_pretrained(folder)
-    tok.save_pretrained(folder)
-    return folder
+    return tinychat.save(tmp_path_factory.mktemp("base"))
 
 
 def start(base, out, rows=ROWS, dropout=0.1, bits=4, eval_rows=ROWS[:6], resume=True, digest="", force=False, **kw):

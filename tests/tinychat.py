@@ -38,6 +38,14 @@ def model(tok, seed=0, layers=2, hidden=32, kind="llama"):
     return out.eval()
 
 
+def save(folder, **kw):
+    """The model and its tokenizer, saved in a folder; the folder."""
+    tok = tokenizer()
+    model(tok, **kw).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+
 def publish(name, *texts):
     """The model and its tokenizer as the repo `you/<name>` of the connected Hub; its id."""
     import tempfile
