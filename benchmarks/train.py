@@ -1,6 +1,6 @@
 """Fine-tuning on this machine: ours beside TRL's SFTTrainer and the plain Trainer, on the same model, rows and cores.
 
-    python benchmarks/train.py [--quick | --smoke] [--only SHAPE] [--rounds N] [--json FILE]
+    python benchmarks/train.py [--quick | --smoke] [--only SHAPE] [--beside PEER] [--rounds N] [--json FILE]
 
 Each contender trains the same QLoRA adapter (NF4 base, rank 16, all linear layers but the head) on the same rows, about the same number of tokens
 per optimizer step, in a process of its own, one after the other and round after round, so that all see the same machine. A round's figure is the
@@ -9,11 +9,12 @@ ratios. A ratio above 1 means ours is better. The loss is that of held-out rows 
 function for all; memory is the most that was resident above what it was with the model loaded and untouched (on a GPU, the most allocated).
 
 The models have random weights and the shapes of a Llama (tiny: 5M, and 110M) and of Qwen2.5-0.5B; rows have log-normal lengths, half of their tokens
-carry loss, and tokens are as frequent as Zipf's law has it. All contenders compute in the number format that the machine has units for (TRL's
-default of bf16 would be imitated on a CPU without them, at a hundredth of the speed). The peers are
+carry loss, and tokens are as frequent as Zipf's law has it. All contenders compute in the number format that the machine has units for. The peers are
 
-    TRL's SFTTrainer with its defaults: gradient checkpointing, adapter in bf16
-    TRL at its best: the faster of packing and padding, without checkpointing, the adapter in the number format of the rest
+    TRL's SFTTrainer with its defaults: gradient checkpointing, adapter in bf16. A CPU without bf16 units imitates this format so slowly that
+        the first round alone has this row there, for a single timed step, and no loss is compared
+    the same with the adapter in the number format of the rest, on such a CPU
+    TRL at its best: packing, and padding, without checkpointing, the adapter in the number format of the rest
     the plain Trainer, padded
 
 and they are measured where `trl` is installed (pip install trl); without it, the plain Trainer alone.
@@ -39,9 +40,9 @@ LLAMA = dict(model_type="llama", tie_word_embeddings=False, max_position_embeddi
 SHAPES = {   # rows per step, steps, longest row; then the model's config
     "tiny": (16, 22, 512, dict(LLAMA, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
                                vocab_size=4096)),
-    "110M": (16, 8, 512, dict(LLAMA, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=12,
+    "110M": (16, 6, 512, dict(LLAMA, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12, num_key_value_heads=12,
                               vocab_size=32000, tie_word_embeddings=True)),
-    "0.5B": (8, 6, 512, dict(model_type="qwen2", hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+    "0.5B": (8, 5, 512, dict(model_type="qwen2", hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
                              num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True, max_position_embeddings=2048)),
 }
 HELD_OUT = 16   # rows that nobody trains on
@@ -56,6 +57,7 @@ def make(folder, config, rows, longest, seed=0):
     import transformers
     torch.manual_seed(seed)
     cfg = transformers.AutoConfig.for_model(**config, bos_token_id=None, eos_token_id=0, pad_token_id=1)
+    transformers.logging.disable_progress_bar()
     transformers.AutoModelForCausalLM.from_config(cfg, dtype=torch.float32).to(torch.bfloat16).save_pretrained(folder / "model")
     tokenizer(config["vocab_size"]).save_pretrained(folder / "model")
     rng, out, words = random.Random(seed), [], range(4, config["vocab_size"])
@@ -176,6 +178,7 @@ CONTENDERS = {
     "ours": (ours, "ours"),
     "ours-cached": (partial(ours, cache_weights=True), "ours, de-quantised weights kept"),
     "trl": (trl, "TRL, defaults"),
+    "trl-native": (partial(trl, native=True), "TRL, defaults, adapter in fp32"),
     "trl-padded": (partial(trl, native=True, gradient_checkpointing=False), "TRL, padded, no checkpointing"),
     "trl-packed": (partial(trl, native=True, gradient_checkpointing=False, packing=True, max_length=1024), "TRL, packing, no checkpointing"),
     "trainer": (trainer, "Trainer, padded"),
@@ -226,7 +229,7 @@ def work(name, folder, at):
     model, ends = CONTENDERS[name][0](folder, rows, at, memory)
     peak = memory.peak()
     (t0, n0), (t1, n1) = ends[SKIPPED - 1], ends[-1]
-    print(json.dumps(dict(rate=(n1 - n0) / (t1 - t0), memory=peak / 2**20, loss=held_out(model, held))))
+    print(json.dumps(dict(rate=(n1 - n0) / (t1 - t0), memory=peak / 2**20, loss=held_out(model, held), steps=len(ends))))
 
 
 def measure(name, folder, at, script):
@@ -238,31 +241,37 @@ def measure(name, folder, at, script):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-
-
 def contenders():
     try: version("trl")
     except PackageNotFoundError:
         if "--worker" not in sys.argv: print("trl is not installed: its rows are left out")
         return [n for n in CONTENDERS if not n.startswith("trl")]
-    return list(CONTENDERS)
+    return [n for n in CONTENDERS if imitated() or n != "trl-native"]
+
+
+def imitated():
+    "Would this machine compute bf16 without units for it?"
+    import torch
+    from hfflow.qlora import compute_dtype
+    return compute_dtype() == torch.float32
 
 
 def rows_of(shape, rounds):
     "Rows of one shape from the figures of all its rounds."
     three = lambda x: float(f"{x:.4g}")
-    mid = lambda name, key: statistics.median(r[name][key] for r in rounds)
+    mid = lambda name, key: statistics.median(r[name][key] for r in rounds if name in r)
     def row(case, peer, key, unit, ratio):
         ours = "ours-cached" if "kept" in case else "ours"
-        ratios = [ratio(r[ours][key], r[peer][key]) for r in rounds]
+        ratios = [ratio(r[ours][key], r[peer][key]) for r in rounds if peer in r]
         return dict(case=f"{shape}: {case}", ours=three(mid(ours, key)), peer=three(mid(peer, key)), peer_name=CONTENDERS[peer][1],
                     ratio=three(statistics.median(ratios)), unit=unit)
     peers = [n for n in rounds[0] if not n.startswith("ours")]
-    best = max((n for n in peers if n != "trl"), key=lambda n: mid(n, "rate"))
+    best = max(peers, key=lambda n: mid(n, "rate"))
     for n in peers: yield row("speed", n, "rate", "tokens/s", lambda a, b: a / b)
     if "ours-cached" in rounds[0]: yield row("speed, weights kept", best, "rate", "tokens/s", lambda a, b: a / b)
     for n in peers: yield row("memory", n, "memory", "MiB", lambda a, b: b / a)
-    for n in peers: yield row("held-out loss", n, "loss", "nats", lambda a, b: b / a)
+    for n in peers:
+        if rounds[0][n]["steps"] == rounds[0]["ours"]["steps"]: yield row("held-out loss", n, "loss", "nats", lambda a, b: b / a)
 
 
 def machine():
@@ -288,6 +297,8 @@ def main(text, names, rows_of, script):
     size.add_argument("--quick", action="store_true", help="the tiny shape in small batches, once: within two minutes on two cores")
     size.add_argument("--smoke", action="store_true", help="the first and the last contender, for three steps in batches of 2, whose figures say nothing: does the script run?")
     p.add_argument("--only", metavar="SHAPE", action="append", choices=list(SHAPES), help=f"only this of {', '.join(SHAPES)}; may be repeated")
+    p.add_argument("--beside", metavar="PEER", action="append", choices=[n for n in names if not n.startswith("ours")],
+                   help="only this peer; may be repeated")
     p.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default: 3)")
     p.add_argument("--threads", type=int, default=None, help="CPU threads (default: the cores that this process may use)")
     p.add_argument("--json", metavar="FILE", help="also write the rows to this file, each with date, machine and versions")
@@ -298,6 +309,8 @@ def main(text, names, rows_of, script):
     if args.worker: return work(args.worker, Path(args.folder), json.loads(args.at))
     small = args.quick or args.smoke
     if args.smoke: names = [names[0], names[-1]]
+    elif args.beside: names = [n for n in names if n.startswith("ours") or n in args.beside]
+    slow = {"trl"} if imitated() else set()
     facts = dict(date=datetime.now(timezone.utc).strftime("%Y-%m-%d"), machine=machine(), versions=versions(),
                  threads=args.threads or len(os.sched_getaffinity(0)))
     print(facts["date"], facts["machine"], f"{facts['threads']} threads", f"load {os.getloadavg()[0]:.1f}", sep=" | ")
@@ -314,8 +327,9 @@ def main(text, names, rows_of, script):
             for i in range(1 if small else args.rounds):
                 # each round begins with another one, so that none always runs on a machine that has just rested
                 turn = names[i % len(names):] + names[:i % len(names)]
-                found = {n: measure(n, Path(d), at, script) for n in turn}
-                rounds.append({n: found[n] for n in names})
+                found = {n: measure(n, Path(d), at | dict(steps=SKIPPED + 1) if n in slow else at, script)
+                         for n in turn if i == 0 or n not in slow}
+                rounds.append({n: found[n] for n in names if n in found})
         for r in rows_of(shape, rounds):
             rows.append(r | facts)
             print(f"{r['case']:<28} {r['ours']:>9g} {r['peer']:>9g} {r['ratio']:>7.3g}  {r['unit']:<9} {r['peer_name']}", flush=True)

@@ -254,16 +254,17 @@ def length_batches(lengths:list[int],  # tokens of each row
                    batch:int,          # rows per batch
                    seed:int=0,
                    epoch:int=0,        # another order each epoch
+                   pool:int=100,       # batches whose rows are sorted together; 1 leaves all rows as they fall
                   ) -> list[list[int]]: # row numbers; every row once
     "Group rows of like length into batches, in an order that depends on seed and epoch alone."
     rng = random.Random(f'{seed} {epoch}')
     order = list(range(len(lengths)))
     rng.shuffle(order)
-    # rows sorted together: enough to fill batches with like lengths, few enough to mix
-    pool = batch * 100
-    out = []
-    for i in range(0, len(order), pool):
-        part = sorted(order[i:i+pool], key=lambda j: lengths[j])
+    # the pool: large enough to fill batches with like lengths, small enough to mix
+    out, many = [], batch * pool
+    for i in range(0, len(order), many):
+        part = order[i:i+many]
+        if pool > 1: part.sort(key=lambda j: lengths[j])
         out += [part[j:j+batch] for j in range(0, len(part), batch)]
     rng.shuffle(out)
     return out

@@ -181,8 +181,9 @@ def numbers(self:_Loop):
     epoch, i = divmod(self.step, self.per_epoch)
     cfg = self.cfg
     if self._epoch[0] != epoch:
+        flat = task_of(self.model) == 'causal' and _paths(self.model).packed
         self._epoch = epoch, length_batches(self.lengths, cfg.batch * cfg.accumulation, cfg.seed,
-                                            epoch)
+                                            epoch, **({'pool': 1} if flat else {}))
     return self._epoch[1][i]
 
 @patch
