@@ -1,6 +1,6 @@
 """Fine-tuning on this machine: ours beside TRL's SFTTrainer and the plain Trainer, on the same model, rows and cores.
 
-    python benchmarks/train.py [--quick | --smoke] [--only SHAPE] [--beside PEER] [--rounds N] [--json FILE]
+    python benchmarks/train.py [--quick | --smoke] [--only SHAPE] [--length N] [--beside PEER] [--rounds N] [--json FILE]
 
 Each contender trains the same QLoRA adapter (NF4 base, rank 16, all linear layers but the head) on the same rows, about the same number of tokens
 per optimizer step, in a process of its own, one after the other and round after round, so that all see the same machine. A round's figure is the
@@ -8,20 +8,23 @@ non-padding tokens per second of all its steps but the first two; a row has the 
 ratios. A ratio above 1 means ours is better. The loss is that of held-out rows after the last step, one row at a time with all logits, by one
 function for all; memory is the most that was resident above what it was with the model loaded and untouched (on a GPU, the most allocated).
 
-The models have random weights and the shapes of a Llama (tiny: 5M, and 110M) and of Qwen2.5-0.5B; rows have log-normal lengths, half of their tokens
-carry loss, and tokens are as frequent as Zipf's law has it. All contenders compute in the number format that the machine has units for. The peers are
+The models have random weights and the shapes of a Llama (tiny: 5M, and 110M) and of Qwen2.5-0.5B, on a GPU those of Llama-3.2-1B, Llama-3.2-3B and
+Llama-3.1-8B; rows have log-normal lengths whose middle is a quarter of the longest, half of their tokens carry loss, and tokens are as frequent as
+Zipf's law has it. All contenders compute in the number format that the machine has units for. The peers are
 
     TRL's SFTTrainer with its defaults: gradient checkpointing, adapter in bf16. A CPU without bf16 units imitates this format so slowly that
         the first round alone has this row there, for a single timed step, and no loss is compared
     the same with the adapter in the number format of the rest, on such a CPU
     TRL at its best: packing, and padding, without checkpointing, the adapter in the number format of the rest
+    on a GPU TRL with Liger's kernels, and Unsloth
     the plain Trainer, padded
 
-and they are measured where `trl` is installed (pip install trl); without it, the plain Trainer alone.
+and each is measured where it is installed (pip install trl liger-kernel unsloth); without them, the plain Trainer alone.
 """
 import argparse
 import itertools
 import json
+import math
 import os
 import platform
 import random
@@ -34,9 +37,11 @@ import time
 from datetime import datetime, timezone
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 
 LLAMA = dict(model_type="llama", tie_word_embeddings=False, max_position_embeddings=2048)
+LLAMA_3 = dict(model_type="llama", num_key_value_heads=8, vocab_size=128256, max_position_embeddings=131072, tie_word_embeddings=False)
 SHAPES = {   # rows per step, steps, longest row; then the model's config
     "tiny": (16, 22, 512, dict(LLAMA, hidden_size=256, intermediate_size=688, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=4,
                                vocab_size=4096)),
@@ -44,7 +49,11 @@ SHAPES = {   # rows per step, steps, longest row; then the model's config
                               vocab_size=32000, tie_word_embeddings=True)),
     "0.5B": (8, 5, 512, dict(model_type="qwen2", hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
                              num_key_value_heads=2, vocab_size=151936, tie_word_embeddings=True, max_position_embeddings=2048)),
+    "1B": (16, 12, 2048, dict(LLAMA_3, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, tie_word_embeddings=True)),
+    "3B": (16, 8, 2048, dict(LLAMA_3, hidden_size=3072, intermediate_size=8192, num_hidden_layers=28, num_attention_heads=24, tie_word_embeddings=True)),
+    "8B": (16, 8, 2048, dict(LLAMA_3, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32)),
 }
+FOR_CPU, FOR_GPU = ["tiny", "110M", "0.5B"], ["1B", "3B", "8B"]
 HELD_OUT = 16   # rows that nobody trains on
 SKIPPED = 2     # steps before the clock starts: allocation, first touch of every weight, trials of what a model allows
 
@@ -58,12 +67,13 @@ def make(folder, config, rows, longest, seed=0):
     torch.manual_seed(seed)
     cfg = transformers.AutoConfig.for_model(**config, bos_token_id=None, eos_token_id=0, pad_token_id=1)
     transformers.logging.disable_progress_bar()
-    transformers.AutoModelForCausalLM.from_config(cfg, dtype=torch.float32).to(torch.bfloat16).save_pretrained(folder / "model")
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        transformers.AutoModelForCausalLM.from_config(cfg, dtype=torch.float32).to(torch.bfloat16).save_pretrained(folder / "model")
     tokenizer(config["vocab_size"]).save_pretrained(folder / "model")
     rng, out, words = random.Random(seed), [], range(4, config["vocab_size"])
     zipf = list(itertools.accumulate(1 / (i + 1) for i in range(len(words))))
     for _ in range(rows):
-        n = min(longest, max(16, int(rng.lognormvariate(4.85, .6))))
+        n = min(longest, max(16, int(rng.lognormvariate(math.log(longest / 4), .6))))
         ids = rng.choices(words, cum_weights=zipf, k=n)
         out.append(dict(input_ids=ids, labels=[-100] * (n // 2) + ids[n // 2:]))
     (folder / "rows.json").write_text(json.dumps(out))
@@ -83,7 +93,8 @@ def base_model(folder, dtype):
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
     nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
-    model = AutoModelForCausalLM.from_pretrained(folder / "model", quantization_config=nf4, dtype=dtype, device_map={"": "cuda" if torch.cuda.is_available() else "cpu"})
+    where = {"": "cuda" if torch.cuda.is_available() else "cpu"}
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", quantization_config=nf4, dtype=dtype, device_map=where)
     for m in model.modules():
         if hasattr(m, "support_avx512bf16_for_cpu"): m.support_avx512bf16_for_cpu = False      # or training after an evaluation goes wrong
     return model
@@ -154,10 +165,23 @@ def trl(folder, rows, at, memory, native=False, **settings):
     memory.start()
     kw = common(at, tempfile.mkdtemp(dir=folder)) | dict(bf16=dtype == torch.bfloat16, fp16=dtype == torch.float16) | settings
     if kw.get("packing"):         # as many tokens per step as the others
-        mean = statistics.mean(len(r["input_ids"]) for r in rows)
+        mean, kw["max_length"] = statistics.mean(len(r["input_ids"]) for r in rows), max(1024, at["longest"])
         kw["per_device_train_batch_size"] = max(1, round(at["batch"] * mean / kw["max_length"]))
     data = Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows])
     return clocked(SFTTrainer, model, SFTConfig(**kw), data, dtype if native else None, processing_class=tok, peft_config=lora())
+
+
+def unsloth(folder, rows, at, memory):
+    "Unsloth's model in TRL's SFTTrainer, its own gradient checkpointing on, as its notebooks have it."
+    from unsloth import FastLanguageModel
+    from datasets import Dataset
+    from trl import SFTConfig, SFTTrainer
+    model, tok = FastLanguageModel.from_pretrained(str(folder / "model"), max_seq_length=at["longest"], load_in_4bit=True)
+    model = FastLanguageModel.get_peft_model(model, r=16, lora_alpha=32, lora_dropout=0, use_gradient_checkpointing="unsloth")
+    memory.start()
+    data = Dataset.from_list([dict(input_ids=r["input_ids"], labels=r["labels"]) for r in rows])
+    args = SFTConfig(**common(at, tempfile.mkdtemp(dir=folder)), max_length=at["longest"])
+    return clocked(SFTTrainer, model, args, data, processing_class=tok)
 
 
 def trainer(folder, rows, at, memory):
@@ -177,10 +201,13 @@ def trainer(folder, rows, at, memory):
 CONTENDERS = {
     "ours": (ours, "ours"),
     "ours-cached": (partial(ours, cache_weights=True), "ours, de-quantised weights kept"),
+    "ours-small": (partial(ours, checkpointing=True, offload=True), "ours, checkpointing, activations in the CPU's memory"),
     "trl": (trl, "TRL, defaults"),
     "trl-native": (partial(trl, native=True), "TRL, defaults, adapter in fp32"),
     "trl-padded": (partial(trl, native=True, gradient_checkpointing=False), "TRL, padded, no checkpointing"),
-    "trl-packed": (partial(trl, native=True, gradient_checkpointing=False, packing=True, max_length=1024), "TRL, packing, no checkpointing"),
+    "trl-packed": (partial(trl, native=True, gradient_checkpointing=False, packing=True), "TRL, packing, no checkpointing"),
+    "trl-liger": (partial(trl, native=True, packing=True, use_liger_kernel=True), "TRL with Liger, packing, checkpointing"),
+    "unsloth": (unsloth, "Unsloth"),
     "trainer": (trainer, "Trainer, padded"),
 }
 
@@ -242,11 +269,15 @@ def measure(name, folder, at, script):
 
 
 def contenders():
-    try: version("trl")
-    except PackageNotFoundError:
-        if "--worker" not in sys.argv: print("trl is not installed: its rows are left out")
-        return [n for n in CONTENDERS if not n.startswith("trl")]
-    return [n for n in CONTENDERS if imitated() or n != "trl-native"]
+    "Those that are installed and that this machine can run."
+    import torch
+    gpu, missing = torch.cuda.is_available(), [p for p in ("trl", "liger_kernel", "unsloth") if not find_spec(p)]
+    if "--worker" not in sys.argv and "trl" in missing: print("trl is not installed: its rows are left out")
+    def runs(name):
+        needs = {"trl-liger": ("trl", "liger_kernel"), "unsloth": ("trl", "unsloth")}.get(name, ("trl",) if name.startswith("trl") else ())
+        on_gpu = name in ("trl-liger", "unsloth", "ours-small")
+        return not set(needs) & set(missing) and (gpu or not on_gpu) and (imitated() or name != "trl-native")
+    return [n for n in CONTENDERS if runs(n)]
 
 
 def imitated():
@@ -261,7 +292,7 @@ def rows_of(shape, rounds):
     three = lambda x: float(f"{x:.4g}")
     mid = lambda name, key: statistics.median(r[name][key] for r in rounds if name in r)
     def row(case, peer, key, unit, ratio):
-        ours = "ours-cached" if "kept" in case else "ours"
+        ours = {"speed, weights kept": "ours-cached", "speed, checkpointing": "ours-small", "memory, checkpointing": "ours-small"}.get(case, "ours")
         ratios = [ratio(r[ours][key], r[peer][key]) for r in rounds if peer in r]
         return dict(case=f"{shape}: {case}", ours=three(mid(ours, key)), peer=three(mid(peer, key)), peer_name=CONTENDERS[peer][1],
                     ratio=three(statistics.median(ratios)), unit=unit)
@@ -270,6 +301,10 @@ def rows_of(shape, rounds):
     for n in peers: yield row("speed", n, "rate", "tokens/s", lambda a, b: a / b)
     if "ours-cached" in rounds[0]: yield row("speed, weights kept", best, "rate", "tokens/s", lambda a, b: a / b)
     for n in peers: yield row("memory", n, "memory", "MiB", lambda a, b: b / a)
+    if "ours-small" in rounds[0]:
+        for n in peers:
+            yield row("speed, checkpointing", n, "rate", "tokens/s", lambda a, b: a / b)
+            yield row("memory, checkpointing", n, "memory", "MiB", lambda a, b: b / a)
     for n in peers:
         if rounds[0][n]["steps"] == rounds[0]["ours"]["steps"]: yield row("held-out loss", n, "loss", "nats", lambda a, b: b / a)
 
@@ -285,9 +320,18 @@ def machine():
 
 def versions():
     found = dict(Python=platform.python_version())
-    for p in ("hfflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl"):
+    for p in ("hfflow", "torch", "transformers", "peft", "bitsandbytes", "accelerate", "trl", "liger-kernel", "unsloth"):
         try: found[p] = version(p)
         except PackageNotFoundError: found[p] = None
+    return found
+
+
+def facts(threads):
+    "What every kept row says of where and when it was measured; printed as well."
+    found = dict(date=datetime.now(timezone.utc).strftime("%Y-%m-%d"), machine=machine(), versions=versions(),
+                 threads=threads or len(os.sched_getaffinity(0)))
+    print(found["date"], found["machine"], f"{found['threads']} threads", f"load {os.getloadavg()[0]:.1f}", sep=" | ")
+    print(", ".join(f"{k} {v}" for k, v in found["versions"].items()))
     return found
 
 
@@ -297,6 +341,7 @@ def main(text, names, rows_of, script):
     size.add_argument("--quick", action="store_true", help="the tiny shape in small batches, once: within two minutes on two cores")
     size.add_argument("--smoke", action="store_true", help="the first and the last contender, for three steps in batches of 2, whose figures say nothing: does the script run?")
     p.add_argument("--only", metavar="SHAPE", action="append", choices=list(SHAPES), help=f"only this of {', '.join(SHAPES)}; may be repeated")
+    p.add_argument("--length", type=int, default=None, help="longest row in tokens, with so many rows per step that the tokens stay as many")
     p.add_argument("--beside", metavar="PEER", action="append", choices=[n for n in names if not n.startswith("ours")],
                    help="only this peer; may be repeated")
     p.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default: 3)")
@@ -311,16 +356,15 @@ def main(text, names, rows_of, script):
     if args.smoke: names = [names[0], names[-1]]
     elif args.beside: names = [n for n in names if n.startswith("ours") or n in args.beside]
     slow = {"trl"} if imitated() else set()
-    facts = dict(date=datetime.now(timezone.utc).strftime("%Y-%m-%d"), machine=machine(), versions=versions(),
-                 threads=args.threads or len(os.sched_getaffinity(0)))
-    print(facts["date"], facts["machine"], f"{facts['threads']} threads", f"load {os.getloadavg()[0]:.1f}", sep=" | ")
-    print(", ".join(f"{k} {v}" for k, v in facts["versions"].items()))
+    at_hand = facts(args.threads)
     print(f"{'case':<28} {'ours':>9} {'peer':>9} {'ratio':>7}  {'unit':<9} peer")
     rows = []
-    for shape in args.only or (["tiny"] if small else SHAPES):
+    import torch
+    for shape in args.only or (["tiny"] if small else FOR_GPU if torch.cuda.is_available() else FOR_CPU):
         batch, steps, longest, config = SHAPES[shape]
+        if args.length: batch, longest = max(1, batch * longest // args.length), args.length
         if small: batch, steps = (2, 3) if args.smoke else (4, 5)
-        at = dict(batch=batch, steps=steps, longest=longest, lr=1e-3, threads=facts["threads"])
+        at = dict(batch=batch, steps=steps, longest=longest, lr=1e-3, threads=at_hand["threads"])
         with tempfile.TemporaryDirectory(prefix="train-benchmark-") as d:
             make(Path(d), config, batch * (steps + 2) + HELD_OUT, longest)
             rounds = []
@@ -331,7 +375,7 @@ def main(text, names, rows_of, script):
                          for n in turn if i == 0 or n not in slow}
                 rounds.append({n: found[n] for n in names if n in found})
         for r in rows_of(shape, rounds):
-            rows.append(r | facts)
+            rows.append(r | at_hand)
             print(f"{r['case']:<28} {r['ours']:>9g} {r['peer']:>9g} {r['ratio']:>7.3g}  {r['unit']:<9} {r['peer_name']}", flush=True)
     if args.json: Path(args.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 

@@ -26,22 +26,26 @@ def _loss_function():
     class LabelLoss(torch.autograd.Function):
         "The summed loss; the gradient of the hidden states is made on the way, so that only one chunk of logits ever exists."
         @staticmethod
-        def forward(ctx, h, W, y, rows):
+        def forward(ctx, h, W, y, rows, smoothing=0., cap=None):
             total, grad = h.new_zeros((), dtype=torch.float32), torch.empty_like(h,
                 dtype=torch.float32 if h.dtype == torch.float16 else h.dtype)
             for i in range(0, len(y), rows):
                 t, z = y[i:i+rows, None], (h[i:i+rows] @ W.t()).float()
-                z = torch.log_softmax(z, -1)
-                total -= z.gather(1, t).sum()
+                if cap: z = torch.tanh(z / cap)
+                slope, z = 1 - z * z if cap else None, torch.log_softmax(z * cap if cap else z, -1)
+                total -= (1 - smoothing) * z.gather(1, t).sum()
+                if smoothing: total -= smoothing * z.mean(1).sum()
                 if ctx.needs_input_grad[0]:
-                    z.exp_().scatter_add_(1, t, z.new_full(t.shape, -1.))
+                    z.exp_().scatter_add_(1, t, z.new_full(t.shape, smoothing - 1.))
+                    if smoothing: z -= smoothing / z.shape[1]
+                    if cap: z *= slope
                     grad[i:i+rows] = z.to(W.dtype) @ W
             ctx.save_for_backward(grad)
             ctx.dtype = h.dtype
             return total
 
         @staticmethod
-        def backward(ctx, g): return (ctx.saved_tensors[0] * g).to(ctx.dtype), None, None, None
+        def backward(ctx, g): return (ctx.saved_tensors[0] * g).to(ctx.dtype), *[None] * 5
 
     return LabelLoss
 
@@ -125,7 +129,8 @@ class _Paths:
         base = self.base = _base(model)
         body, self.head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
         self.body, self.split, self.causal, self.packed = body, False, False, False
-        self.mlp, self.layer = None, None
+        self.mlp, self.layer, self.scale = None, None, 1.
+        self.cap = getattr(base.config.get_text_config(), 'final_logit_softcapping', None)
         if body is None or body is base or self.head is None: return
         was, dev = model.training, next(model.parameters()).device
         model.eval()
@@ -135,7 +140,7 @@ class _Paths:
                 ids = torch.randint(0, self.head.weight.shape[0], (2, 12), device=dev)
                 full = model(input_ids=ids, use_cache=False).logits.float()
                 h = self.hidden(input_ids=ids)
-                self.split = torch.allclose(self.head(h).float(), full, rtol=1e-3, atol=1e-3)
+                self.try_split(h, full)
                 other = torch.cat([ids[:, :7], (ids[:, 7:] + 1) % self.head.weight.shape[0]], 1)
                 self.causal = torch.allclose(self.hidden(input_ids=other)[:, :7], h[:, :7],
                                              rtol=1e-3, atol=1e-4)
@@ -145,7 +150,23 @@ class _Paths:
 
     def hidden(self, **inputs): return self.body(use_cache=False, **inputs).last_hidden_state
 
+    def logits(self, h):
+        "What the model makes of its hidden states."
+        z = self.head(h).float() * self.scale
+        return self.cap * (z / self.cap).tanh() if self.cap else z
+
 # %% ../nbs/04a_loss.ipynb #f0717129
+@patch
+def try_split(self:_Paths, h, full):
+    "Are the logits those of the head, up to one number and a cap?"
+    import torch
+    # a model of 16 bits rounds after its cap or its number, too
+    off = 1e-3 if h.dtype == torch.float32 else 2e-2
+    same = lambda z: torch.allclose(z, full, rtol=off, atol=off)
+    z = self.logits(h)
+    if not self.cap and not same(z): self.scale = float((z * full).sum() / (z * z).sum())
+    self.split = same(self.logits(h))
+
 @patch
 def try_packed(self:_Paths, ids):
     "Are packed documents as if each were alone? Being off by a twentieth of what mixing does is too much."
@@ -221,6 +242,7 @@ CHUNK = 64 * 2**20   # bytes of logits that exist at a time
 
 def batch_loss(model,         # a causal language model, with or without adapter
                batch:dict,    # from `make_batch`, `collate` or `pack`
+               smoothing:float=0., # part of the probability that all tokens share
               ) -> tuple:     # summed loss, number of label tokens
     "Cross-entropy summed over the label tokens; logits are computed for these alone where the architecture allows it."
     import torch
@@ -235,20 +257,24 @@ def batch_loss(model,         # a causal language model, with or without adapter
     at = (y != -100).nonzero().squeeze(1)
     y, n = y[at], len(at)
     by_document = paths.base.config._attn_implementation == 'hfflow_by_document'
+    if packed and not by_document and paths.base.training and paths.base.is_gradient_checkpointing:
+        raise UserError('Gradient checkpointing computes attention once more in the backward pass: '
+                        'keep both inside `with packed_attention(model):`.')
     if paths.causal: inputs.pop('attention_mask', None)
     with packed_attention(model) if packed and not by_document else nullcontext():
-        if not paths.split: return F.cross_entropy(_all_logits(model, paths, inputs, at).float(), y,
-                                                   reduction='sum'), n
-        h = paths.rows(at, **inputs)
+        z = None if paths.split else _all_logits(model, paths, inputs, at).float()
+        h = paths.rows(at, **inputs) if paths.split else None
     head, W = paths.head, paths.head.weight
-    if (type(head) is not torch.nn.Linear or head.bias is not None or W.requires_grad
-        or torch.is_autocast_enabled(h.device.type)):
-        return F.cross_entropy(head(h).float(), y, reduction='sum'), n
-    return _label_loss(h, W, y), n
+    if (z is None and type(head) is torch.nn.Linear and head.bias is None and not W.requires_grad
+        and not torch.is_autocast_enabled(h.device.type)):
+        return _label_loss(h if paths.scale == 1 else h * paths.scale, W, y, smoothing,
+                           paths.cap), n
+    if z is None: z = paths.logits(h)
+    return F.cross_entropy(z, y, reduction='sum', label_smoothing=smoothing), n
 
-def _label_loss(h, W, y):
+def _label_loss(h, W, y, smoothing=0., cap=None):
     "Summed cross-entropy of the hidden states `h` (tokens, width) under a frozen head `W` (vocabulary, width)."
-    return _loss_function().apply(h, W, y, max(1, CHUNK // (4 * W.shape[0])))
+    return _loss_function().apply(h, W, y, max(1, CHUNK // (4 * W.shape[0])), smoothing, cap)
 
 def _all_logits(model, paths, inputs, at):
     "Logits at `at` by the model's own way from hidden states to logits, which may cap or scale them."

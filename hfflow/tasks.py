@@ -166,25 +166,32 @@ def _stacked(rows, pad_id, model):
 # %% ../nbs/04b_tasks.ipynb #95bd4cf4
 def task_loss(model,         # with or without adapter
               batch:dict,    # from `task_collate`, on the model's device
+              smoothing:float=0., # part of the probability that all labels share
              ) -> tuple:     # summed loss, number of things with a label (rows, or tokens)
     "Loss summed over rows (cross-entropy, squared error) or label tokens; divided by the number it is transformers' own."
     import torch.nn.functional as F
     task = task_of(model)
-    if task == 'causal': return batch_loss(model, batch)
+    if task == 'causal': return batch_loss(model, batch, smoothing)
     inputs, y = {k: v for k, v in batch.items() if k != 'labels'}, batch['labels']
-    if task == 'classify': return _row_loss(model(**inputs).logits.float(), y, _base(model).config)
+    if task == 'classify': return _row_loss(model(**inputs).logits.float(), y, _base(model).config,
+                                            smoothing)
     z = model(**inputs, decoder_input_ids=_shifted(model, y), use_cache=False).logits.float()
-    return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction='sum'), int((y != -100).sum())
+    loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction='sum', label_smoothing=smoothing)
+    return loss, int((y != -100).sum())
 
 # %% ../nbs/04b_tasks.ipynb #f2cde50f
-def _row_loss(z, y, config):
+def _row_loss(z, y, config, smoothing):
     "The loss of a classifier, (rows, labels): one label, several, or a number."
     import torch.nn.functional as F
-    if config.problem_type == 'multi_label_classification' or y.dim() > 1:
+    several = config.problem_type == 'multi_label_classification' or y.dim() > 1
+    if smoothing and (several or config.num_labels == 1):
+        raise UserError(f'label_smoothing is {smoothing}, but it is for a choice of one label, not '
+                        'for several at once or a number: set it to 0.')
+    if several:
         return F.binary_cross_entropy_with_logits(z, y.float(),
                                                   reduction='sum') / z.shape[1], len(z)
     if config.num_labels == 1: return F.mse_loss(z.squeeze(1), y.float(), reduction='sum'), len(z)
-    return F.cross_entropy(z, y, reduction='sum'), len(z)
+    return F.cross_entropy(z, y, reduction='sum', label_smoothing=smoothing), len(z)
 
 def _shifted(model, labels):
     "What the decoder reads: the start token, then the labels but the last; some models do it in their own way."

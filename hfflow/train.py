@@ -11,7 +11,7 @@ __all__ = ['TrainConfig', 'lr_at', 'threads_for', 'Run', 'plot_loss', 'fit']
 import ctypes, gc, hashlib, json, math, os, shutil, signal, statistics, threading, time
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from fastcore.basics import patch
 from .hub import UserError
@@ -35,10 +35,12 @@ class TrainConfig:
     warmup: float = 0.05             # part of the steps in which the rate rises from zero
     schedule: str = 'linear'         # how it falls afterwards: linear, cosine, constant, wsd
     decay: float = 0.2               # part of the steps, at the end, in which wsd falls
+    optimizer: str = 'adamw'         # or adamw8bit: its state takes a quarter of the memory
     weight_decay: float = 0.0
     beta2: float = 0.999             # memory of Adam's squared gradients; 0.97 suits runs of a few hundred steps
     clip: float = 1.0                # largest norm of the gradient; 0: no limit
     max_len: int = 512               # longest example in tokens
+    label_smoothing: float = 0.0     # part of the probability that all tokens share; 0.1 is usual where it is used
     neftune_alpha: float = 0.0       # noise on the embeddings; 5 is usual where it is used
     seed: int = 0                    # order of the rows, dropout, noise
     save_every: int = 100            # steps between checkpoints
@@ -48,6 +50,7 @@ class TrainConfig:
     threads: int | None = None       # CPU threads; default: the cores that this process may use
     cache_weights: bool | None = None   # keep de-quantised weights; default: on a CPU, for small models
     checkpointing: bool = False      # recompute activations in the backward pass: less memory, about a third slower
+    offload: bool = False            # activations wait in the CPU's memory for the backward pass (GPU)
     tracker: str | None = None       # log there too: trackio, tensorboard, wandb
 
     def __post_init__(self):
@@ -62,7 +65,8 @@ class TrainConfig:
         if not 0 <= self.beta2 < 1:
             raise UserError(f'beta2 is {self.beta2}, but it lies between 0 and 1: 0.999 is usual, '
                             '0.97 for short runs.')
-        for name, known in (('schedule', _shapes), ('tracker', _trackers)):
+        for name, known in (('schedule', _shapes), ('optimizer', _optimizers),
+                            ('tracker', _trackers)):
             value = getattr(self, name)
             if value is not None and value not in known:
                 raise UserError(f"{name} is '{value}', but only {', '.join(known)} are known: "
@@ -75,11 +79,14 @@ _limits = [*((k, 1, math.inf, 'raise it') for k in
            ('max_steps', 1, math.inf, 'raise it, or leave it out'),
            ('warmup', 0, 1, 'it is a part of the steps, and 0.05 is usual'),
            ('decay', 0, 1, 'it is a part of the steps, and 0.2 is usual'),
+           ('label_smoothing', 0, .9, '0.1 is usual, 0 leaves it out'),
            ('neftune_alpha', 0, math.inf, '5 is usual, 0 leaves the noise out')]
 
 # change nothing that is computed
 _free = ('save_every', 'keep', 'threads', 'cache_weights', 'tracker', 'checkpointing', 'load_best',
-         'push_to')
+         'push_to', 'offload')
+
+_optimizers = ('adamw', 'adamw8bit')
 
 # one word -> its class in accelerate.tracking
 _trackers = {'trackio': 'TrackioTracker', 'tensorboard': 'TensorBoardTracker',
@@ -142,6 +149,19 @@ def _accelerator(model):
                         f'torchrun --nproc_per_node {want}, which works on CPUs too.')
     return acc
 
+# %% ../nbs/05_train.ipynb #b8f976e0
+_small = ('step', 'qmap1', 'qmap2')
+
+def _optimizer(params, cfg):
+    "AdamW of PyTorch, or that of bitsandbytes with its state in 8 bits."
+    import torch
+    kw = dict(lr=cfg.lr, betas=(.9, cfg.beta2), weight_decay=cfg.weight_decay)
+    if cfg.optimizer == 'adamw8bit':
+        from bitsandbytes.optim import AdamW8bit
+        return AdamW8bit(params, **kw)
+    fused = all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params)
+    return torch.optim.AdamW(params, fused=fused, **kw)
+
 # %% ../nbs/05_train.ipynb #21086708
 class _Loop:
     "One run of training: where it stands, and what it needs for the next step."
@@ -164,26 +184,26 @@ class _Loop:
                             'config': {k: v for k, v in asdict(cfg).items() if k not in _free},
                             'adapter': {n: list(p.shape) for n, p in self.params.items()},
                             'code': versions()}
-        self.opt = torch.optim.AdamW(list(self.params.values()), lr=cfg.lr, betas=(.9, cfg.beta2),
-                                     weight_decay=cfg.weight_decay,
-                                     fused=all(p.device.type in ('cpu', 'cuda')
-                                         and p.is_floating_point() for p in self.params.values()))
+        self.opt = _optimizer(list(self.params.values()), cfg)
         self.losses, self.eval_losses, self.resumed_from, self.stop, self._epoch = [], [], None, None, (None, None)
         # rows per forward pass that memory allows; (step, loss) of the best; steps that fp16 skipped
         self.micro, self.best, self.skipped = cfg.batch, None, 0
-        self.bar = self.tracker = self.pusher = None
-        self.planned, self.tell = planned, lambda batch: None
+        self.bar = self.curve = self.tracker = self.pusher = None
+        self.planned, self.tell, self.keeping = planned, lambda batch: None, nullcontext
 
 # %% ../nbs/05_train.ipynb #ab868cd3
+def _flat(model):
+    "Does this model take documents side by side, without padding?"
+    return task_of(model) == 'causal' and _paths(model).packed
+
 @patch
 def numbers(self:_Loop):
     "The row numbers of the current step: a function of seed and step alone."
     epoch, i = divmod(self.step, self.per_epoch)
     cfg = self.cfg
     if self._epoch[0] != epoch:
-        flat = task_of(self.model) == 'causal' and _paths(self.model).packed
         self._epoch = epoch, length_batches(self.lengths, cfg.batch * cfg.accumulation, cfg.seed,
-                                            epoch, **({'pool': 1} if flat else {}))
+                                            epoch, pool=1 if _flat(self.model) else 100)
     return self._epoch[1][i]
 
 @patch
@@ -221,7 +241,7 @@ def gradients(self:_Loop):
     for k, (batch, counted) in enumerate(batches):
         with self.acc.no_sync(self.net) if k < len(batches) - 1 and self.world > 1 else nullcontext():
             self.tell(batch)
-            loss = self.net(batch) * counted
+            with self.keeping(): loss = self.net(batch) * counted
             # mean over all label tokens of the step, whoever holds them
             self.acc.backward(loss * (self.world / n))
             total = total + loss.detach()
@@ -318,6 +338,20 @@ def _neftune(model, alpha):
     try: yield tell
     finally: handle.remove()
 
+# %% ../nbs/05_train.ipynb #42d66412
+@contextmanager
+def _offloaded(device, least=2**20):
+    "While inside, tensors of `least` bytes or more that the backward pass needs wait in the CPU's memory."
+    import torch
+    def pack(t):
+        mine = t.device.type == device.type and not isinstance(t, torch.nn.Parameter)
+        if not mine or t.nbytes < least: return False, t
+        # pinned, so that the copy does not keep the GPU waiting
+        there = torch.empty(t.shape, dtype=t.dtype, pin_memory=device.type == 'cuda')
+        return True, there.copy_(t, non_blocking=True)
+    def unpack(kept): return kept[1].to(device, non_blocking=True) if kept[0] else kept[1]
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack): yield
+
 # %% ../nbs/05_train.ipynb #6afe2f06
 @patch
 def held_out(self:_Loop):
@@ -402,10 +436,11 @@ class _Memory:
 @patch
 def save(self:_Loop):
     "Checkpoint: adapter, optimizer, position. Learning rate, order of rows and dropout follow from the position."
+    import torch
     if not self.main: return
-    state = self.opt.state_dict()['state']
-    names = list(self.params)
-    moments = {f'{k}/{names[i]}': t for i, s in state.items() for k, t in s.items()}
+    # tables of the 8-bit state are one tensor for all parameters: safetensors wants each its own
+    moments = {f'{k}/{name}': torch.as_tensor(t).clone() if k in _small else t
+               for name, p in self.params.items() for k, t in self.opt.state.get(p, {}).items()}
     scaler = self.acc.scaler.state_dict() if self.acc.scaler is not None else None
     self.log.flush()
     _sync(self.folder/'log.jsonl')
@@ -438,11 +473,12 @@ def restore(self:_Loop, force=False):
     adapter, moments = load_file(path/'adapter.safetensors'), load_file(path/'optimizer.safetensors')
     with torch.no_grad():
         for name, p in self.params.items(): p.copy_(adapter[name])
-    opt = self.opt.state_dict()
-    kinds = ('step', 'exp_avg', 'exp_avg_sq')
-    # empty if fp16 skipped every step so far
-    opt['state'] = {i: {k: moments[f'{k}/{name}'] for k in kinds}
-                    for i, name in enumerate(self.params)} if moments else {}
+    opt, at = self.opt.state_dict(), {name: i for i, name in enumerate(self.params)}
+    # none if fp16 skipped every step so far
+    for key, t in moments.items():
+        kind, name = key.split('/', 1)
+        number = kind == 'step' and self.cfg.optimizer == 'adamw8bit'
+        opt['state'].setdefault(at[name], {})[kind] = t.item() if number else t
     self.opt.load_state_dict(opt)
     if self.acc.scaler is not None and state['scaler']:
         self.acc.scaler.load_state_dict(state['scaler'])
@@ -503,11 +539,15 @@ def _signals(loop):
         for s, handler in old.items(): signal.signal(s, handler)
 
 # %% ../nbs/05_train.ipynb #f807d080
+def _in_notebook():
+    import sys
+    return 'ipykernel' in sys.modules
+
 def _bar(loop):
     "A progress bar where someone can see it: a terminal or a notebook."
     import sys
     from tqdm.auto import tqdm
-    seen = loop.progress and loop.main and ('ipykernel' in sys.modules or sys.stderr.isatty())
+    seen = loop.progress and loop.main and (_in_notebook() or sys.stderr.isatty())
     return tqdm(total=loop.total, initial=loop.step, desc='train', unit='step', disable=not seen,
                 leave=False)
 
@@ -520,15 +560,32 @@ def show(self:_Loop, loss, memory):
                              f'{used} MiB', refresh=False)
     self.bar.update()
 
+class _Curve:
+    "The loss as it falls, in a notebook below the bar; drawing takes a twentieth of the time at most."
+    def __init__(self, wait=2.):
+        self.handle, self.wait, self.next = None, wait, time.monotonic() + wait
+
+    def draw(self, loop, last=False):
+        start = time.monotonic()
+        if not last and start < self.next: return
+        import io
+        from IPython.display import Image, display
+        png = io.BytesIO()
+        plot_loss(loop).savefig(png, dpi=80)
+        picture = Image(data=png.getvalue())
+        if self.handle: self.handle.update(picture)
+        else: self.handle = display(picture, display_id=True)
+        self.next = time.monotonic() + max(self.wait, 20 * (time.monotonic() - start))
+
 # %% ../nbs/05_train.ipynb #d61e27b1
 @lru_cache
 def _net_class():
     import torch
     class LossModule(torch.nn.Module):
-        def __init__(self, model):
+        def __init__(self, model, smoothing):
             super().__init__()
-            self.model = model
-        def forward(self, batch): return task_loss(self.model, batch)[0]
+            self.model, self.smoothing = model, smoothing
+        def forward(self, batch): return task_loss(self.model, batch, self.smoothing)[0]
     return LossModule
 
 # %% ../nbs/05_train.ipynb #dddfd42a
@@ -567,14 +624,16 @@ def run(self:_Loop):
     self.opt.zero_grad(set_to_none=True)           # whatever the caller computed before
     with ExitStack() as inside:
         inside.enter_context(fast_lora(model, cfg.cache_weights))
-        if task_of(model) == 'causal' and _paths(model).packed:
-            inside.enter_context(packed_attention(model))
+        if _flat(model): inside.enter_context(packed_attention(model))
+        if cfg.offload and self.acc.device.type != 'cpu': self.keeping = partial(_offloaded,
+            self.acc.device)
         if cfg.neftune_alpha: self.tell = inside.enter_context(_neftune(model, cfg.neftune_alpha))
         inside.enter_context(torch.random.fork_rng())
         inside.enter_context(_signals(self))
         self.bar = inside.enter_context(_bar(self))
+        if _in_notebook() and not self.bar.disable: self.curve = _Curve()
         memory = _Memory(model, self.acc.device)
-        self.net, self.opt = self.acc.prepare(_net_class()(model), self.opt)
+        self.net, self.opt = self.acc.prepare(_net_class()(model, cfg.label_smoothing), self.opt)
         while self.step < self.total: self.turn(memory)
     if cfg.load_best: self.take_best()
     model.eval()
@@ -599,6 +658,7 @@ def turn(self:_Loop, memory):
         self.say(f'the loss has been ten times its usual value for three steps (step {self.step}: '
                  f'{loss:.3g}): a lower lr may be needed')
     better = bool(self.eval_rows) and (done or self.step % self.per_epoch == 0) and self.evaluate()
+    if self.curve: self.curve.draw(self, last=done)
     if done or better or self.stop is not None or self.step % self.cfg.save_every == 0: self.save()
     if self.stop is not None and not done: raise self.stop
 
@@ -619,7 +679,8 @@ def _tracker(cfg, folder):
     return made
 
 # %% ../nbs/05_train.ipynb #2aabb4a2
-def plot_loss(run:Run) -> "'Figure'":
+def plot_loss(run:Run,   # or anything else with `losses` and `eval_losses`
+             ) -> "'Figure'":
     "Draw the loss of each step, its running mean, and the held-out loss."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7, 3.5), layout='constrained')
@@ -655,13 +716,18 @@ def fit(model,                  # from `add_lora`; trained in place
         raise UserError('load_best needs held-out rows to know which is best: give eval_data.')
     before = torch.get_num_threads()
     torch.set_num_threads(threads_for(cfg, int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
-    if cfg.checkpointing: model.gradient_checkpointing_enable({'use_reentrant': False})
+    if cfg.checkpointing:
+        # only the reentrant kind shows its inputs to those who would offload them
+        model.gradient_checkpointing_enable({'use_reentrant': cfg.offload})
+        if cfg.offload: model.enable_input_require_grads()
     try:
         loop = _Loop(model, tok, data, cfg, folder, eval_data, digest, progress, planned_bytes)
         with _opened(loop, resume, force): run = loop.run()
     finally:
         torch.set_num_threads(before)
-        if cfg.checkpointing: model.gradient_checkpointing_disable()
+        if cfg.checkpointing:
+            model.gradient_checkpointing_disable()
+            if cfg.offload: model.disable_input_require_grads()
     if loop.main:
         save_adapter(model, tok, folder/'adapter')
         plot_loss(run).savefig(folder/'loss.png', dpi=110)

@@ -14,7 +14,7 @@ CASES = {"startup": 1, "transfer": 6, "commit": 2, "listing": 2, "search": 2, "c
 
 def check(row):
     assert KEYS <= row.keys()
-    assert row["case"] and row["unit"] in {"s", "ms", "MB", "MB/s", "requests/s", "errors", "tokens/s", "MiB", "nats"}
+    assert row["case"] and row["unit"] in {"s", "ms", "MB", "MB/s", "requests/s", "errors", "tokens/s", "MiB", "nats", "tokens"}
     assert math.isfinite(row["ours"]) and row["ours"] >= 0
     if row["peer"] is None: assert row["ratio"] is None
     else: assert row["peer"] > 0 and row["ratio"] > 0 and row["peer_name"]
@@ -56,3 +56,12 @@ def test_the_benchmarks_of_training_run_and_all_learn_the_same(name, tmp_path):
         assert row["peer_name"] and row["versions"]["torch"] and row["threads"] == 1
     assert {r["unit"] for r in rows} == {"tokens/s", "MiB", "nats"}
     assert all(.98 < r["ratio"] < 1.02 for r in rows if r["unit"] == "nats")
+
+
+def test_the_benchmark_of_long_rows_finds_the_longest_that_fits(tmp_path):
+    call = [sys.executable, str(ROOT / "benchmarks/context.py"), "--smoke", "--threads", "1", "--json", str(tmp_path / "rows")]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [row] = json.loads((tmp_path / "rows").read_text())
+    check(row)
+    assert row["unit"] == "tokens" and row["ours"] >= 256

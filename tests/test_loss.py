@@ -29,7 +29,6 @@ CONFIGS = {     # model type -> what its config needs to be small
     "lfm2": dict(SMALL, layer_types=["conv", "full_attention"]),
 }
 APART = set(CONFIGS) - {"gpt_oss", "stablelm", "falcon", "bloom", "mamba", "lfm2"}     # sinks, own attention, none: these get a rectangle
-WHOLE = {"gemma2", "granite", "cohere"}                                    # capped or scaled logits: the model's own way from hidden states
 
 
 def model_of(kind):
@@ -77,13 +76,33 @@ def test_loss_and_gradients_are_those_of_full_logits_with_a_mask(kind, monkeypat
     want = plain_loss(model, padded)
     wanted = grads(model, want)
     paths = loss_module._paths(model)
-    assert paths.causal and paths.packed == (kind in APART) and paths.split == (kind not in WHOLE)
+    assert paths.causal and paths.packed == (kind in APART) and paths.split
     for batch in (padded, make_batch(model, rows, 1)):
         loss, n = batch_loss(model, batch)
         assert n == 26 and batch_tokens(batch) == 38 and math.isclose(loss.item(), want.item(), rel_tol=1e-5)
         assert (grads(model, loss) - wanted).norm() < 1e-4 * wanted.norm()
     assert ("cu_seq_lens_q" in batch) == (kind in APART)
     if kind in ("llama", "qwen3", "mistral"): assert paths.mlp is not None
+    assert (paths.scale != 1) == (kind in ("granite", "cohere")) and (paths.cap is not None) == (kind == "gemma2")
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "granite", "cohere"])
+def test_capped_and_scaled_logits_are_found_in_bf16_too(kind):
+    paths, exact = loss_module._paths(model_of(kind).bfloat16()), loss_module._paths(model_of(kind))
+    assert paths.split and paths.scale == pytest.approx(exact.scale, rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "granite", "mamba"])
+def test_smoothed_labels_are_those_of_pytorch(kind, monkeypatch):
+    monkeypatch.setattr(loss_module, "CHUNK", 5 * 320 * 4)
+    model, rows = adapted(kind), rows_of((17, 5, 11))
+    batch = collate(rows, 1)
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].flatten(0, 1)
+    want = torch.nn.functional.cross_entropy(logits, batch["labels"][:, 1:].flatten(), reduction="sum", label_smoothing=.2)
+    wanted = grads(model, want)
+    loss, _ = batch_loss(model, make_batch(model, rows, 1), smoothing=.2)
+    assert math.isclose(loss.item(), want.item(), rel_tol=1e-5)
+    assert (grads(model, loss) - wanted).norm() < 1e-4 * wanted.norm()
 
 
 def test_documents_of_equal_length_share_one_call(monkeypatch):
@@ -120,6 +139,7 @@ def test_packed_with_gradient_checkpointing():
     want = grads(model, batch_loss(model, make_batch(model, rows, 1))[0])
     model.train()
     model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(UserError, match="once more in the backward pass"): batch_loss(model, make_batch(model, rows, 1))
     with packed_attention(model): got = grads(model, batch_loss(model, make_batch(model, rows, 1))[0])
     assert torch.allclose(got, want, atol=1e-5)
 

@@ -1,6 +1,7 @@
 """The loop: its steps against accumulation and two processes, its checkpoints
 against kills, damage and changed inputs."""
 import json
+import math
 import os
 import signal
 import subprocess
@@ -10,11 +11,13 @@ from pathlib import Path
 import pytest
 import tinychat
 import torch
+from safetensors.torch import load_file
 
 import hfflow.train as train
 from hfflow.hub import UserError
-from hfflow.loss import batch_tokens
+from hfflow.loss import batch_tokens, packed_attention
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
+from hfflow.tasks import encode_rows, task_collate, task_loss
 from hfflow.tokens import encode_dataset
 from hfflow.train import TrainConfig, find_checkpoint, fit, lr_at, plot_loss, save_checkpoint, threads_for
 
@@ -38,8 +41,8 @@ def base(tmp_path_factory):
     return tinychat.save(tmp_path_factory.mktemp("base"))
 
 
-def start(base, out, rows=ROWS, dropout=0.1, bits=4, eval_rows=ROWS[:6], resume=True, digest="", force=False, **kw):
-    model, tok = add_lora(load_base(base, bits), QloraConfig(rank=4, dropout=dropout)), load_tokenizer(base)
+def start(base, out, rows=ROWS, dropout=0.1, bits=4, eval_rows=ROWS[:6], resume=True, digest="", force=False, rank=4, **kw):
+    model, tok = add_lora(load_base(base, bits), QloraConfig(rank=rank, dropout=dropout)), load_tokenizer(base)
     cfg = TrainConfig(**{**dict(batch=4, epochs=2, lr=1e-2, save_every=3, threads=1), **kw})
     return fit(model, tok, rows, cfg, out, eval_rows, progress=False, resume=resume, digest=digest, force=force)
 
@@ -240,15 +243,40 @@ def test_gradient_checkpointing_gives_the_same_losses(base, tmp_path):
     assert start(base, tmp_path/"a", checkpointing=True, **kw).losses == pytest.approx(start(base, tmp_path/"b", **kw).losses, rel=1e-5)
 
 
+def test_activations_that_wait_elsewhere_give_the_same_gradients(base):
+    model = add_lora(load_base(base), QloraConfig(rank=4)).train()
+    rows = encode_rows(ROWS[:8], load_tokenizer(base), model, 512)[0]
+    batch, copies = task_collate(rows, 0, model), []
+    def grads(least):
+        model.zero_grad()
+        with packed_attention(model):
+            with train._offloaded(torch.device("cpu"), least): loss = task_loss(model, batch)[0]
+            loss.backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    want = grads(math.inf)
+    real = torch.Tensor.copy_
+    try:
+        torch.Tensor.copy_ = lambda self, other, *a, **k: copies.append(other.shape) or real(self, other, *a, **k)
+        got = grads(1)
+        saved = len(copies)
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+        model.enable_input_require_grads()
+        again = grads(1)
+    finally: torch.Tensor.copy_ = real
+    assert saved > 20 and all(torch.equal(a, b) for a, b in zip(got, want, strict=True))
+    assert 2 <= len(copies) - saved < saved / 3                                 # the layers' inputs, and what the loss keeps
+    assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-6) for a, b in zip(again, want, strict=True))
+
+
 # --- memory
 
 def small_memory(monkeypatch, most, error=torch.OutOfMemoryError):
     """A device on which a forward pass of more than `most` tokens runs out of memory."""
     loss, tries = train.task_loss, []
-    def guarded(model, batch):
+    def guarded(model, batch, *smoothing):
         tries.append(n := batch_tokens(batch))
         if n > most: raise error("CUDA out of memory") if error is not RuntimeError else error("DefaultCPUAllocator: can't allocate memory: you tried")
-        return loss(model, batch)
+        return loss(model, batch, *smoothing)
     monkeypatch.setattr(train, "task_loss", guarded)
     return tries
 
@@ -295,8 +323,8 @@ def test_memory_that_never_suffices_is_a_sentence(base, tmp_path, monkeypatch):
 def test_rows_of_a_broken_batch_are_named(base, tmp_path, monkeypatch):
     loss = train.task_loss
     wanted = encode_dataset(ROWS, load_tokenizer(base))[0][7]["input_ids"]
-    def broken(model, batch):
-        total, n = loss(model, batch)
+    def broken(model, batch, *smoothing):
+        total, n = loss(model, batch, *smoothing)
         ids = batch["input_ids"].flatten().tolist()
         hit = any(ids[i:i+len(wanted)] == wanted for i in range(len(ids)))
         return total * float("inf") if hit else total, n
@@ -308,8 +336,8 @@ def test_rows_of_a_broken_batch_are_named(base, tmp_path, monkeypatch):
 
 def test_explosion_is_a_line_in_the_log(base, tmp_path, monkeypatch):
     loss = train.task_loss
-    def rising(model, batch):
-        total, n = loss(model, batch)
+    def rising(model, batch, *smoothing):
+        total, n = loss(model, batch, *smoothing)
         return total + (500 * n if step[0] > 20 and model.training else 0), n
     advance, step = train._Loop.advance, [0]
     def counted(self):
@@ -393,6 +421,39 @@ def test_the_bar_shows_memory_against_the_plan(base, tmp_path, monkeypatch):
     model, tok = add_lora(load_base(base), QloraConfig(rank=4)), load_tokenizer(base)
     fit(model, tok, ROWS, TrainConfig(max_steps=2, threads=1), tmp_path, planned_bytes=700 * 2**20)
     assert "of 700 MiB" in text.getvalue() and "tokens/s" in text.getvalue() and "loss " in text.getvalue()
+
+
+def test_a_notebook_shows_the_curve_while_it_trains(base, tmp_path):
+    import nbformat
+    from nbclient import NotebookClient
+    here = Path(__file__).parent
+    cell = nbformat.v4.new_code_cell(f"""import sys; sys.path[:0] = [{str(here.parent)!r}]
+from hfflow import qlora, train
+train._Curve.__init__.__defaults__ = (0.,)
+base, rows = {str(base)!r}, {ROWS!r}
+train.fit(qlora.add_lora(qlora.load_base(base), qlora.QloraConfig(rank=4)), qlora.load_tokenizer(base), rows,
+          train.TrainConfig(max_steps=6, threads=1), {str(tmp_path / 'out')!r})""")
+    NotebookClient(nbformat.v4.new_notebook(cells=[cell]), timeout=120).execute()
+    pictures = [o for o in cell.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 1 and "steps in" in str(cell.outputs[-1])           # one picture, drawn over again
+
+
+# --- other optimizers and losses
+
+def test_resume_with_the_optimizer_of_8_bits_is_exact(base, tmp_path):
+    kw = dict(optimizer="adamw8bit", max_steps=8, epochs=2)
+    whole = start(base, tmp_path/"whole", **kw, rank=128)
+    assert sub(base, tmp_path/"k", kill=5, **kw, rank=128).returncode == -signal.SIGKILL
+    again = start(base, tmp_path/"k", **kw, rank=128)
+    assert again.resumed_from == 3 and again.losses == whole.losses
+    state = load_file(tmp_path/"k/checkpoints"/train._name(8)/"optimizer.safetensors")
+    assert any(t.dtype == torch.uint8 for t in state.values())
+
+
+def test_smoothed_labels_cost_a_little_and_learn(base, tmp_path):
+    plain, smooth = (start(base, tmp_path/str(s), label_smoothing=s, dropout=0.) for s in (0., .1))
+    assert smooth.losses[0] > plain.losses[0] and smooth.losses[-1] < smooth.losses[0]
+    assert abs(smooth.eval_losses[0][1] - plain.eval_losses[0][1]) < .5         # held-out losses stay plain, to be compared
 
 
 # --- another number of processes
