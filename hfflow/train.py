@@ -16,7 +16,8 @@ from pathlib import Path
 from fastcore.basics import patch
 from .hub import UserError
 from .tokens import length_batches
-from .qlora import _pydantic_dataclass, compute_dtype, fast_lora, save_adapter
+from .qlora import _pydantic_dataclass, compute_dtype, save_adapter
+from .fused import fast_lora
 from .loss import _paths, packed_attention
 from .tasks import _encoded, _text, row_tokens, task_collate, task_counts, task_loss, task_of
 from .checkpoint import (Pusher, _name, _prune, _sync, _target, changed, damage,
