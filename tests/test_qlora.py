@@ -270,7 +270,7 @@ def one_step(model, kind):
 
 
 @pytest.mark.parametrize("bits", [4, 32])
-@pytest.mark.parametrize("kind", zoo.CONFIGS)
+@pytest.mark.parametrize("kind", [kind for kind in zoo.CONFIGS if kind not in ("gpt_oss", "mamba")])   # where peft's all-linear leaves out the experts, and where it is refused
 def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_base, kind, bits, tmp_path):
     from peft import LoraConfig, get_peft_model
     if kind == "falcon" and bits == 4:
