@@ -257,7 +257,8 @@ def batch_loss(model,         # a causal language model, with or without adapter
     at = (y != -100).nonzero().squeeze(1)
     y, n = y[at], len(at)
     by_document = paths.base.config._attn_implementation == 'hfflow_by_document'
-    if packed and not by_document and paths.base.training and paths.base.is_gradient_checkpointing:
+    if packed and not by_document and paths.base.training and any(
+            getattr(m, 'gradient_checkpointing', False) for m in paths.base.modules()):
         raise UserError('Gradient checkpointing computes attention once more in the backward pass: '
                         'keep both inside `with packed_attention(model):`.')
     if paths.causal: inputs.pop('attention_mask', None)

@@ -20,7 +20,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from .hub import Artifact, UserError
 from .tokens import encode_dataset
-from .qlora import CACHE_LIMIT, QloraConfig, add_lora, compute_dtype, device, fast_lora, load_tokenizer
+from .qlora import QloraConfig, add_lora, compute_dtype, device, load_tokenizer
+from .fused import CACHE_LIMIT, fast_lora
 from .loss import _label_loss
 from .train import TrainConfig, threads_for
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from fastcore.basics import patch
 from .hub import UserError
 from .tokens import length_batches
-from .qlora import _pydantic_dataclass, compute_dtype, fast_lora, save_adapter
+from .qlora import _pydantic_dataclass, compute_dtype, save_adapter
+from .fused import fast_lora
 from .loss import _paths, packed_attention
 from .tasks import _encoded, _text, row_tokens, task_collate, task_counts, task_loss, task_of
 from .checkpoint import (Pusher, _name, _prune, _sync, _target, changed, damage,
@@ -167,7 +168,6 @@ class _Loop:
     "One run of training: where it stands, and what it needs for the next step."
     def __init__(self, model, tok, rows, cfg, folder, eval_rows=None, digest='', progress=True,
                  planned=None):
-        import torch
         self.model, self.tok, self.rows, self.cfg, self.folder = model, tok, rows, cfg, Path(folder)
         self.eval_rows, self.progress, self.step, self.tokens, self.label_tokens, self.seconds = eval_rows, progress, 0, 0, 0, 0.
         self.lengths = [row_tokens(r, model) for r in rows]

@@ -3,8 +3,9 @@ import json
 
 import pytest
 from hfflow import plan as pl
+from hfflow.fused import fast_lora
 from hfflow.hub import UserError
-from hfflow.qlora import QloraConfig, add_lora, fast_lora
+from hfflow.qlora import QloraConfig, add_lora
 from hfflow.train import TrainConfig
 
 

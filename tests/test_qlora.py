@@ -7,9 +7,9 @@ import torch
 import zoo
 from transformers.pytorch_utils import Conv1D
 
+from hfflow.fused import dense_bytes, fast_lora
 from hfflow.hub import UserError
-from hfflow.qlora import (QloraConfig, add_lora, compute_dtype, dense_bytes, dense_weight, fast_lora, load_base, load_model,
-                          load_tokenizer, merge, save_adapter)
+from hfflow.qlora import QloraConfig, add_lora, compute_dtype, dense_weight, load_base, load_model, load_tokenizer, merge, save_adapter
 
 IDS = torch.randint(4, 300, (3, 17), generator=torch.Generator().manual_seed(0))
 
@@ -270,7 +270,7 @@ def one_step(model, kind):
 
 
 @pytest.mark.parametrize("bits", [4, 32])
-@pytest.mark.parametrize("kind", zoo.KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in zoo.CONFIGS if kind not in ("gpt_oss", "mamba")])   # where peft's all-linear leaves out the experts, and where it is refused
 def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_base, kind, bits, tmp_path):
     from peft import LoraConfig, get_peft_model
     if kind == "falcon" and bits == 4:

@@ -1,47 +1,42 @@
 """Small random models of many architectures, made from their configs: what holds for one must hold for all."""
 
-KINDS = ("llama", "llama_tied", "qwen2", "qwen3", "gemma2", "gemma3", "mistral", "phi", "phi3", "gpt2", "gpt_neox", "opt", "mixtral", "qwen3_moe",
-         "falcon", "bloom", "bert", "roberta", "distilbert", "gpt2_labels", "t5", "bart", "whisper")
-CLASSIFY = ("bert", "roberta", "distilbert", "gpt2_labels")
-MIXTURES = ("mixtral", "qwen3_moe")
-SEQ2SEQ = ("t5", "bart", "whisper")
 VOCAB = 320
+IDS = dict(vocab_size=VOCAB, eos_token_id=0, pad_token_id=1, bos_token_id=2)
+WIDE = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4)
+FULL = dict(WIDE, intermediate_size=96, max_position_embeddings=64)
+SMALL = dict(FULL, num_key_value_heads=2)                                   # two heads of queries for each of keys
+HEADS = dict(SMALL, head_dim=16)
+UNTIED = dict(tie_word_embeddings=False)
+GPT2 = dict(n_embd=64, n_layer=2, n_head=4, n_positions=64)
+TWO = dict(d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96)
+CONFIGS = {     # what a config needs to be two layers of width 64; each name is transformers' model type, or stands in TYPES
+    "llama": SMALL | UNTIED, "llama_tied": dict(SMALL, tie_word_embeddings=True), "qwen2": SMALL | UNTIED, "qwen3": dict(HEADS, tie_word_embeddings=True),
+    "gemma": HEADS, "gemma2": dict(HEADS, query_pre_attn_scalar=16, final_logit_softcapping=1., sliding_window=8),
+    "gemma3": dict(HEADS, query_pre_attn_scalar=16, sliding_window=6), "mistral": dict(SMALL, sliding_window=8) | UNTIED,
+    "phi": FULL, "phi3": SMALL | UNTIED, "olmo2": FULL, "stablelm": dict(FULL, num_key_value_heads=4), "starcoder2": dict(SMALL, sliding_window=8), "cohere": SMALL,
+    "glm": HEADS, "smollm3": SMALL, "granite": dict(SMALL, logits_scaling=4.), "gpt2": GPT2, "gpt_neox": FULL | UNTIED,
+    "opt": dict(WIDE, ffn_dim=96, max_position_embeddings=64, word_embed_proj_dim=64), "mixtral": dict(SMALL, num_local_experts=4) | UNTIED,
+    "qwen3_moe": dict(HEADS, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32) | UNTIED, "gpt_oss": dict(HEADS, num_local_experts=4),
+    "falcon": WIDE, "bloom": dict(hidden_size=64, n_layer=2, n_head=4), "mamba": dict(hidden_size=64, state_size=4, num_hidden_layers=2),
+    "lfm2": dict(SMALL, layer_types=["conv", "full_attention"]),
+    "bert": dict(FULL, num_labels=3), "roberta": dict(FULL, num_labels=3), "gpt2_labels": dict(GPT2, num_labels=3),
+    "distilbert": dict(dim=64, hidden_dim=96, n_layers=2, n_heads=4, max_position_embeddings=64, num_labels=3),
+    "t5": dict(d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=1),
+    "bart": dict(TWO, max_position_embeddings=64, decoder_start_token_id=0),
+    "whisper": dict(TWO, num_mel_bins=8, max_source_positions=50, max_target_positions=32, decoder_start_token_id=2, suppress_tokens=None,
+                    begin_suppress_tokens=None),
+}
+TYPES = {"llama_tied": "llama", "gemma3": "gemma3_text", "gpt2_labels": "gpt2"}
+CLASSIFY = ("bert", "roberta", "distilbert", "gpt2_labels")
+SEQ2SEQ = ("t5", "bart", "whisper")
+CAUSAL = tuple(kind for kind in CONFIGS if kind not in CLASSIFY + SEQ2SEQ)
+MIXTURES = ("mixtral", "qwen3_moe")
 
 
 def config(kind):
     """Two layers, 64 wide, 320 tokens: 0 ends, 1 pads, 2 begins."""
     import transformers as tf
-    ids = dict(vocab_size=VOCAB, eos_token_id=0, pad_token_id=1, bos_token_id=2)
-    some = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64)
-    gqa = dict(some, num_key_value_heads=2, tie_word_embeddings=False)
-    gemma = dict(gqa, head_dim=16, query_pre_attn_scalar=16, tie_word_embeddings=True)
-    gpt2 = dict(n_embd=64, n_layer=2, n_head=4, n_positions=64, **ids)
-    two = dict(d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=96, decoder_ffn_dim=96)
-    return {
-        "llama": lambda: tf.LlamaConfig(**gqa, **ids),
-        "llama_tied": lambda: tf.LlamaConfig(**gqa | {"tie_word_embeddings": True}, **ids),
-        "qwen2": lambda: tf.Qwen2Config(**gqa, **ids),
-        "qwen3": lambda: tf.Qwen3Config(**gqa | {"tie_word_embeddings": True}, head_dim=16, **ids),
-        "gemma2": lambda: tf.Gemma2Config(**gemma, **ids),
-        "gemma3": lambda: tf.Gemma3TextConfig(**gemma, **ids),
-        "mistral": lambda: tf.MistralConfig(**gqa, sliding_window=8, **ids),
-        "phi": lambda: tf.PhiConfig(**some, **ids),
-        "phi3": lambda: tf.Phi3Config(**gqa, **ids),
-        "gpt2": lambda: tf.GPT2Config(**gpt2),
-        "gpt_neox": lambda: tf.GPTNeoXConfig(**some, tie_word_embeddings=False, **ids),
-        "opt": lambda: tf.OPTConfig(hidden_size=64, ffn_dim=96, num_hidden_layers=2, num_attention_heads=4, max_position_embeddings=64, word_embed_proj_dim=64, **ids),
-        "mixtral": lambda: tf.MixtralConfig(**gqa, num_local_experts=4, **ids),
-        "qwen3_moe": lambda: tf.Qwen3MoeConfig(**gqa, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=32, **ids),
-        "falcon": lambda: tf.FalconConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, **ids),
-        "bloom": lambda: tf.BloomConfig(hidden_size=64, n_layer=2, n_head=4, **ids),
-        "bert": lambda: tf.BertConfig(**some, num_labels=3, **ids),
-        "roberta": lambda: tf.RobertaConfig(**some, num_labels=3, **ids),
-        "distilbert": lambda: tf.DistilBertConfig(dim=64, hidden_dim=96, n_layers=2, n_heads=4, max_position_embeddings=64, num_labels=3, **ids),
-        "gpt2_labels": lambda: tf.GPT2Config(**gpt2, num_labels=3),
-        "t5": lambda: tf.T5Config(d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, decoder_start_token_id=1, **ids),
-        "bart": lambda: tf.BartConfig(**two, max_position_embeddings=64, decoder_start_token_id=0, **ids),
-        "whisper": lambda: tf.WhisperConfig(**two, num_mel_bins=8, max_source_positions=50, max_target_positions=32, decoder_start_token_id=2,
-                                            suppress_tokens=None, begin_suppress_tokens=None, **ids)}[kind]()
+    return tf.AutoConfig.for_model(TYPES.get(kind, kind), **CONFIGS[kind], **IDS)
 
 
 def model(kind, std=0.15, **changes):
@@ -54,8 +49,8 @@ def model(kind, std=0.15, **changes):
     auto = (tf.AutoModelForSequenceClassification if kind in CLASSIFY else tf.AutoModelForSpeechSeq2Seq if kind == "whisper" else
             tf.AutoModelForSeq2SeqLM if kind in SEQ2SEQ else tf.AutoModelForCausalLM)
     out = auto.from_config(cfg)
-    for n, p in out.named_parameters():
-        if p.dim() > 1 and "embed_positions" not in n: torch.nn.init.normal_(p, std=std)
+    for p in out.parameters():
+        if p.dim() > 1 and p.requires_grad: torch.nn.init.normal_(p, std=std)    # Whisper's sinusoids are no weights
     return out.eval()
 
 
