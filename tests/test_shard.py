@@ -27,7 +27,7 @@ JOBS = {"nf4": ("chat", dict(accumulation=2, epochs=2)),
         "dropout": ("chat", dict(lora=dict(dropout=.2), checkpointing=True)),
         "dora": ("chat", dict(lora=dict(dora=True))),
         "best": ("chat", dict(load_best=True, epochs=2, save_every=1)),
-        **{kind: (kind, {}) for kind in ("llama_tied", "gpt2", "gemma3", "bert", "t5")}}
+        **{kind: (kind, {}) for kind in ("llama_tied", "gpt2", "gemma3", "bert", "t5", "mixtral")}}
 
 
 def rows_of(kind):
@@ -174,7 +174,7 @@ def test_refusals(folder, tmp_path):
     assert not (tmp_path/"x").exists()
     with pytest.raises(UserError, match="one process"), sharded(add_lora(load_base(base))): pass
     with pytest.raises(UserError, match="cache_weights is True.*leave one"): TrainConfig(shard=True, cache_weights=True)
-    with pytest.raises(UserError, match="every weight of the model learns"): _refuse_shard(add_lora(load_base(base, 32), QloraConfig(full=True)), 2)
+    with pytest.raises(UserError, match="every weight of the model learns"): _refuse_shard(add_lora(load_base(base, 32), QloraConfig(bits=32, full=True)), 2)
     with pytest.raises(UserError, match="8-bit layers"): _refuse_shard(add_lora(load_base(base, 8)), 2)
     odd = add_lora(load_base(base))
     for m in odd.modules():
