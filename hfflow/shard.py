@@ -7,14 +7,14 @@ Docs: https://hfflow.github.io/hfflow/shard.html.md"""
 # %% auto #0
 __all__ = ['shard_units', 'held_bytes', 'sharded', 'average_gradients']
 
-# %% ../nbs/04d_shard.ipynb #f17f4b60
+# %% ../nbs/04d_shard.ipynb #9d29c6ee
 import gc
 from collections import Counter
 from contextlib import contextmanager
 from .hub import UserError
 from .qlora import _base, _kind, device
 
-# %% ../nbs/04d_shard.ipynb #c132fcbd
+# %% ../nbs/04d_shard.ipynb #e04abda8
 def shard_units(model,     # with or without adapter
                ) -> list:  # inner modules before those around them
     "Choose what is gathered together: each layer, and the table of embeddings if no head shares it."
@@ -28,14 +28,14 @@ def _uses(module):
     "How often each parameter appears in a module; a tied one does so more than once."
     return Counter(p for m in module.modules() for p in m._parameters.values() if p is not None)
 
-# %% ../nbs/04d_shard.ipynb #a99052fc
+# %% ../nbs/04d_shard.ipynb #3acb68f5
 def held_bytes(model) -> int:   # bytes
     "Memory of the weights and buffers that lie in this process; of a split one, its part."
     here = (t.to_local() if hasattr(t, 'to_local') else t
             for t in [*model.parameters(), *model.buffers()])
     return sum(t.numel() * t.element_size() for t in here)
 
-# %% ../nbs/04d_shard.ipynb #6de7f6da
+# %% ../nbs/04d_shard.ipynb #cb501980
 def _refuse_shard(model, world):
     "Say why this model cannot be split over `world` processes."
     if world == 1:
@@ -51,7 +51,7 @@ def _refuse_shard(model, world):
         raise UserError(f'shard is True, but {type(_base(model)).__name__} names no layers that '
                         'could be gathered one at a time: leave shard out.')
 
-# %% ../nbs/04d_shard.ipynb #20a722d3
+# %% ../nbs/04d_shard.ipynb #09733a96
 def _snapshot(root):
     "What sharding changes: class and hooks of each module, kind and owners of each frozen weight."
     modules = [(m, type(m), set(vars(m)), {k: dict(v) for k, v in vars(m).items()
@@ -65,7 +65,7 @@ def _snapshot(root):
             frozen.setdefault(id(p), (type(p), dict(vars(p)), []))[2].append((m, name))
     return modules, list(frozen.values())
 
-# %% ../nbs/04d_shard.ipynb #20395c28
+# %% ../nbs/04d_shard.ipynb #3664654a
 def _plain(unit, where):
     "Give 4-bit layers their constants, and plain parameters for their packed weights."
     from torch import nn
@@ -76,7 +76,7 @@ def _plain(unit, where):
         m.quant_state = state
         m.weight = nn.Parameter(m.weight.data, requires_grad=False)
 
-# %% ../nbs/04d_shard.ipynb #120ac47e
+# %% ../nbs/04d_shard.ipynb #a20b96fb
 @contextmanager
 def sharded(model,        # the same on every process; with a frozen base
             root=None,    # the module that is called: the model itself, or what computes its loss
@@ -103,7 +103,7 @@ def sharded(model,        # the same on every process; with a frozen base
     yield root
     _restore(root, *before, added, home)
 
-# %% ../nbs/04d_shard.ipynb #8ae802d3
+# %% ../nbs/04d_shard.ipynb #be0e9b98
 def _restore(root, modules, frozen, added, home):
     "Gather the weights one at a time, and take away what `fully_shard` has added."
     from torch.distributed.fsdp import FSDPModule
@@ -113,7 +113,7 @@ def _restore(root, modules, frozen, added, home):
         m, name = owners[0]
         p = kind(m._parameters[name].full_tensor().to(home), requires_grad=False)
         vars(p).update(attributes)
-        if 'quant_state' in attributes: p.quant_state.to(home)
+        if attributes.get('quant_state') is not None: p.quant_state.to(home)
         for m, name in owners: m._parameters[name] = p
     for m, kind, _, hooks in modules:
         m.__class__ = kind
@@ -126,7 +126,7 @@ def _restore(root, modules, frozen, added, home):
         if t.device != home: t.data = t.data.to(home)
     gc.collect()                        # what is left of it refers to itself
 
-# %% ../nbs/04d_shard.ipynb #b8c3ea95
+# %% ../nbs/04d_shard.ipynb #b4a09816
 def average_gradients(params,    # the same on every process, in the same order
                      ) -> None:
     "Replace each gradient by its mean over all processes; where one has none, it counts as zero."
