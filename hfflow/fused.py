@@ -11,7 +11,7 @@ __all__ = ['CACHE_LIMIT', 'dense_bytes', 'fast_lora']
 import types
 from contextlib import contextmanager
 from functools import lru_cache
-from .qlora import _kind, compute_dtype, dense_weight
+from .qlora import _kind, _quant_state, compute_dtype, dense_weight
 
 # %% ../nbs/04a0_fused.ipynb #015b736c
 @lru_cache
@@ -103,19 +103,21 @@ def _fast_forward(layer, function, cache):
     "The forward of one LoRA layer; peft's own is used whenever the adapter is off, merged or another."
     import torch
     inner, active, slow = layer.get_base_layer(), list(layer.active_adapters), layer.forward
-    A, B, bias = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight, inner.bias
+    A, B = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
     scale = layer.scaling[active[0]]
+    # one that is split over processes is whole only while its layer runs: nothing of it is kept
+    whole = not hasattr(inner.weight, 'to_local')
     if _kind(inner) == 'full':
-        weight, keep, dtype = (lambda: inner.weight), True, inner.weight.dtype
+        weight, keep, dtype = (lambda: inner.weight), whole, inner.weight.dtype
     else:
-        dtype = inner.compute_dtype or inner.weight.quant_state.dtype
-        weight, keep = (lambda: dense_weight(inner, dtype)), bool(cache)
-        if cache:
+        dtype = inner.compute_dtype or _quant_state(inner).dtype
+        weight, keep = (lambda: dense_weight(inner, dtype)), bool(cache) and whole
+        if keep:
             dense = weight()
             weight = lambda: dense
     def forward(self, x, *args, **kwargs):
         if (args or kwargs or self.disable_adapters or self.merged or x.dtype != dtype
                 or self.active_adapters != active or torch.is_autocast_enabled(x.device.type)):
             return slow(x, *args, **kwargs)
-        return function.apply(x, A, B, scale, weight, bias, keep)
+        return function.apply(x, A, B, scale, weight, inner.bias, keep)
     return forward

@@ -193,6 +193,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
               device:str=None,            # default: `device()`
               task:str=None,              # causal, classify or seq2seq; default: as the model says
               labels:'list[str]|int'=None,   # of a classifier: their names or how many; 1: a number
+              dtype=None,                 # of the arithmetic; default: as `compute_dtype` says
              ) -> "'PreTrainedModel'":
     "Load a model with its linear layers in `bits` bits; weights that it lacks start the same each time."
     import torch
@@ -201,7 +202,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
     if bits not in (4, 8, 16, 32):
         raise UserError(f'bits is {bits}, but a base is loaded in 4, 8, 16 or 32 bits: choose one '
                         'of these.')
-    dtype = torch.float32 if bits == 32 else compute_dtype(device)
+    dtype = dtype or (torch.float32 if bits == 32 else compute_dtype(device))
     model = _load(name, revision, bits, device, dtype, task, labels)
     for layer in model.modules():
         # see "The repacking trap"
@@ -303,7 +304,7 @@ def dense_weight(layer,           # a linear layer of any number of bits
     kind = _kind(layer)
     if kind == 'nf4':
         from bitsandbytes.functional import dequantize_4bit
-        w = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        w = dequantize_4bit(layer.weight.data, _quant_state(layer))
     elif kind == 'int8':
         from bitsandbytes.functional import int8_vectorwise_dequant
         w, scb = layer.weight.data, layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
@@ -311,6 +312,10 @@ def dense_weight(layer,           # a linear layer of any number of bits
     # GPT-2 stores its weights the other way round
     else: w = layer.weight.data.t() if type(layer).__name__ == 'Conv1D' else layer.weight.data
     return w.to(dtype) if dtype else w
+
+def _quant_state(layer):
+    "The constants of a 4-bit layer; a weight that is split over processes does not carry them."
+    return getattr(layer.weight, 'quant_state', None) or layer.quant_state
 
 # %% ../nbs/04_qlora.ipynb #99b3a064
 def add_lora(model,                  # from `load_base`; changed in place

@@ -16,13 +16,14 @@ from pathlib import Path
 from fastcore.basics import patch
 from .hub import UserError
 from .tokens import length_batches
-from .qlora import _pydantic_dataclass, compute_dtype, save_adapter
+from .qlora import _pydantic_dataclass, compute_dtype, device, save_adapter
 from .fused import fast_lora
 from .loss import _paths, packed_attention
 from .tasks import _encoded, _text, row_tokens, task_collate, task_counts, task_loss, task_of
 from .checkpoint import (Pusher, _name, _prune, _sync, _target, changed, damage,
                                find_checkpoint,
                                pull_checkpoint, save_checkpoint, versions)
+from .shard import _refuse_shard, average_gradients, held_bytes, sharded
 
 # %% ../nbs/05_train.ipynb #f0c83ab5
 @_pydantic_dataclass
@@ -52,6 +53,7 @@ class TrainConfig:
     cache_weights: bool | None = None   # keep de-quantised weights; default: on a CPU, for small models
     checkpointing: bool = False      # recompute activations in the backward pass: less memory, about a third slower
     offload: bool = False            # activations wait in the CPU's memory for the backward pass (GPU)
+    shard: bool = False              # split the frozen base over the processes (FSDP2)
     tracker: str | None = None       # log there too: trackio, tensorboard, wandb
 
     def __post_init__(self):
@@ -72,6 +74,9 @@ class TrainConfig:
             if value is not None and value not in known:
                 raise UserError(f"{name} is '{value}', but only {', '.join(known)} are known: "
                                 "choose one of these.")
+        if self.shard and self.cache_weights:
+            raise UserError('cache_weights is True, which keeps the whole base on every process, and '
+                            'shard is True, which splits it: leave one of them out.')
         if self.push_to is not None: _target(self.push_to)
 
 # %% ../nbs/05_train.ipynb #4fcb993d
@@ -85,7 +90,7 @@ _limits = [*((k, 1, math.inf, 'raise it') for k in
 
 # change nothing that is computed
 _free = ('save_every', 'keep', 'threads', 'cache_weights', 'tracker', 'checkpointing', 'load_best',
-         'push_to', 'offload')
+         'push_to', 'offload', 'shard')
 
 _optimizers = ('adamw', 'adamw8bit')
 
@@ -130,12 +135,13 @@ def _digest(rows):
     return h.hexdigest()
 
 # %% ../nbs/05_train.ipynb #4fba1c40
-def _accelerator(model):
+def _accelerator(model, shard=False):
     "Accelerate's view of this process: placement, loss scaling for fp16, and the other processes."
     import torch
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
-    dev = next(model.parameters()).device
+    # a base that is split waits on the CPU until then
+    dev = torch.device(device()) if shard else next(model.parameters()).device
     kw = dict(cpu=dev.type == 'cpu',
         mixed_precision='fp16' if dev.type == 'cuda' and compute_dtype('cuda') == torch.float16
         else 'no')
@@ -177,8 +183,9 @@ class _Loop:
         if not self.params:
             raise UserError('No parameter of the model can be trained: put an adapter on it with '
                             'add_lora first.')
-        self.acc = _accelerator(model)
+        self.acc = _accelerator(model, cfg.shard)
         self.world, self.rank, self.main = self.acc.num_processes, self.acc.process_index, self.acc.is_main_process
+        if cfg.shard: _refuse_shard(model, self.world)
         self.fingerprint = {'digest': digest, 'data': _digest(rows),
                             'base': getattr(model, 'hfflow_base', {}),
                             'config': {k: v for k, v in asdict(cfg).items() if k not in _free},
@@ -241,10 +248,11 @@ def gradients(self:_Loop):
     for k, (batch, counted) in enumerate(batches):
         with self.acc.no_sync(self.net) if k < len(batches) - 1 and self.world > 1 else nullcontext():
             self.tell(batch)
-            with self.keeping(): loss = self.net(batch) * counted
+            with self.keeping(): loss = self.net(batch)[0] * counted
             # mean over all label tokens of the step, whoever holds them
             self.acc.backward(loss * (self.world / n))
             total = total + loss.detach()
+    if cfg.shard: average_gradients(self.params.values())
     if self.world > 1: total = self.acc.reduce(total)
     return (total / n).item(), n, tokens
 
@@ -363,10 +371,13 @@ def held_out(self:_Loop):
                    key=lambda i: row_tokens(self.eval_rows[i], model))
     total = torch.zeros(2, dtype=torch.float64)
     with torch.no_grad():
-        for k in range(self.rank * size, len(order), self.world * size):
-            part = [self.eval_rows[i] for i in order[k:k+size]]
-            loss, n = task_loss(model, self.batch(part))
-            total += torch.tensor([float(loss), n], dtype=torch.float64)
+        for k in range(0, len(order), self.world * size):
+            part = order[k:k + self.world*size][self.rank*size:][:size]
+            # a process without rows computes too: the others may need its part of the base
+            if not part and not self.cfg.shard: continue
+            batch = self.batch([self.eval_rows[i] for i in part or order[:1]])
+            loss, n = self.net(batch) if self.cfg.shard else task_loss(model, batch)
+            if part: total += torch.tensor([float(loss), n], dtype=torch.float64)
     model.train()
     if self.world > 1: total = self.acc.reduce(total.to(self.acc.device))
     return float(total[0] / total[1])
@@ -404,8 +415,7 @@ class _Memory:
         import torch
         self.gpu, self.peak = device.type == 'cuda', 0
         if self.gpu: return torch.cuda.reset_peak_memory_stats(device)
-        self.weights = sum(t.numel() * t.element_size()
-                           for t in [*model.parameters(), *model.buffers()])
+        self.weights = held_bytes(model)
         gc.collect()
         try:
             # Linux: give back what is free, or growth would hide in it,
@@ -585,7 +595,10 @@ def _net_class():
         def __init__(self, model, smoothing):
             super().__init__()
             self.model, self.smoothing = model, smoothing
-        def forward(self, batch): return task_loss(self.model, batch, self.smoothing)[0]
+        def forward(self, batch):
+            # without a batch: what the model allows, tried where the parts of its base come together
+            if batch is None: return _paths(self.model)
+            return task_loss(self.model, batch, self.smoothing if self.model.training else 0.)
     return LossModule
 
 # %% ../nbs/05_train.ipynb #dddfd42a
@@ -622,8 +635,11 @@ def run(self:_Loop):
     model, cfg = self.model, self.cfg
     model.train()
     self.opt.zero_grad(set_to_none=True)           # whatever the caller computed before
+    self.net = _net_class()(model, cfg.label_smoothing)
     with ExitStack() as inside:
+        if cfg.shard: inside.enter_context(sharded(model, self.net, self.acc.device))
         inside.enter_context(fast_lora(model, cfg.cache_weights))
+        if cfg.shard and task_of(model) == 'causal': self.net(None)
         if _flat(model): inside.enter_context(packed_attention(model))
         if cfg.offload and self.acc.device.type != 'cpu': self.keeping = partial(_offloaded,
             self.acc.device)
@@ -633,13 +649,15 @@ def run(self:_Loop):
         self.bar = inside.enter_context(_bar(self))
         if _in_notebook() and not self.bar.disable: self.curve = _Curve()
         memory = _Memory(model, self.acc.device)
-        self.net, self.opt = self.acc.prepare(_net_class()(model, cfg.label_smoothing), self.opt)
+        self.opt = self.acc.prepare(self.opt)
+        # DDP would look for weights that are whole
+        self.net = self.acc.prepare_model(self.net, evaluation_mode=cfg.shard)
         while self.step < self.total: self.turn(memory)
+        peak = memory.now()
     if cfg.load_best: self.take_best()
     model.eval()
     return Run(self.folder, self.step, self.seconds, self.tokens, self.label_tokens, self.losses,
-               self.eval_losses, memory.now(),
-               self.resumed_from, self.acc.device.type, self.best)
+               self.eval_losses, peak, self.resumed_from, self.acc.device.type, self.best)
 
 # %% ../nbs/05_train.ipynb #f20710eb
 @patch

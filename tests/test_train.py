@@ -353,8 +353,8 @@ def test_explosion_is_a_line_in_the_log(base, tmp_path, monkeypatch):
 def test_fp16_skips_the_steps_whose_scaled_gradient_is_infinite(base, tmp_path, monkeypatch):
     """A scaler that begins far too high: steps are skipped, and not the ones after it has come down."""
     made, accelerator = [], train._accelerator
-    def scaled(model):
-        acc = accelerator(model)
+    def scaled(model, shard):
+        acc = accelerator(model, shard)
         acc.state._mixed_precision, acc.native_amp, acc.scaler = "fp16", True, torch.amp.GradScaler("cpu", init_scale=2.**126, backoff_factor=2.**-60)
         made.append(acc)
         return acc
