@@ -165,6 +165,12 @@ def _task(arch, config):
     if arch.endswith('ForSequenceClassification'): return 'classify'
     return 'seq2seq' if getattr(config, 'is_encoder_decoder', False) else 'causal'
 
+def _name_labels(config, labels):
+    "Put the labels' names into a config; of a number of labels, the names that transformers gives."
+    names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else labels
+    config.id2label = {i: str(l) for i, l in enumerate(names)}
+    config.label2id = {l: i for i, l in config.id2label.items()}
+
 def _auto(config, task, labels):
     "The class of transformers that loads this model for this task."
     import transformers as tf
@@ -221,10 +227,7 @@ def _load(name, revision, bits, device, dtype, task=None, labels=None):
         torch.manual_seed(0)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         task, auto = _auto(config, task, labels)
-        if labels is not None:
-            names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else labels
-            config.id2label = {i: str(l) for i, l in enumerate(names)}
-            config.label2id = {l: i for i, l in config.id2label.items()}
+        if labels is not None: _name_labels(config, labels)
         skip = None
         if task == 'classify' and bits < 16:
             with torch.device('meta'): skip = [*_heads(auto.from_config(config)), '.*pooler']

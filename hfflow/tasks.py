@@ -56,6 +56,9 @@ def _ids(texts, tok, limit, ends=False):
     "Token ids of texts as the tokenizer frames them, and how many were cut at the limit."
     long = tok([str(t) for t in texts])['input_ids'] if texts else []
     if ends: long = [i if i and i[-1] == tok.eos_token_id else [*i, tok.eos_token_id] for i in long]
+    if [] in long:
+        raise UserError(f'Row {long.index([])} has an empty text, and nothing can be read of it: leave '
+                        'it out.')
     cut = [limit is not None and len(i) > limit for i in long]
     # the last token stays: it closes the text
     return [[*i[:limit-1], i[-1]] if c else i for i, c in zip(long, cut)], sum(cut)
@@ -168,23 +171,27 @@ def task_loss(model,         # with or without adapter
               batch:dict,    # from `task_collate`, on the model's device
              ) -> tuple:     # summed loss, number of things with a label (rows, or tokens)
     "Loss summed over rows (cross-entropy, squared error) or label tokens; divided by the number it is transformers' own."
-    import torch.nn.functional as F
-    task = task_of(model)
+    task, y = task_of(model), batch['labels']
     if task == 'causal': return batch_loss(model, batch)
+    return _summed(model, batch), len(y) if task == 'classify' else int((y != -100).sum())
+
+def _summed(model, batch):
+    "The summed loss of a classifier or a seq2seq model; no number leaves the device."
+    import torch.nn.functional as F
     inputs, y = {k: v for k, v in batch.items() if k != 'labels'}, batch['labels']
-    if task == 'classify': return _row_loss(model(**inputs).logits.float(), y, _base(model).config)
+    if task_of(model) == 'classify':
+        return _row_loss(model(**inputs).logits.float(), y, _base(model).config)
     z = model(**inputs, decoder_input_ids=_shifted(model, y), use_cache=False).logits.float()
-    return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction='sum'), int((y != -100).sum())
+    return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction='sum')
 
 # %% ../nbs/04b_tasks.ipynb #f2cde50f
 def _row_loss(z, y, config):
     "The loss of a classifier, (rows, labels): one label, several, or a number."
     import torch.nn.functional as F
     if config.problem_type == 'multi_label_classification' or y.dim() > 1:
-        return F.binary_cross_entropy_with_logits(z, y.float(),
-                                                  reduction='sum') / z.shape[1], len(z)
-    if config.num_labels == 1: return F.mse_loss(z.squeeze(1), y.float(), reduction='sum'), len(z)
-    return F.cross_entropy(z, y, reduction='sum'), len(z)
+        return F.binary_cross_entropy_with_logits(z, y.float(), reduction='sum') / z.shape[1]
+    if config.num_labels == 1: return F.mse_loss(z.squeeze(1), y.float(), reduction='sum')
+    return F.cross_entropy(z, y, reduction='sum')
 
 def _shifted(model, labels):
     "What the decoder reads: the start token, then the labels but the last; some models do it in their own way."
