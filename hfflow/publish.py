@@ -315,7 +315,7 @@ output = model.generate(**inputs, generation_config=settings)
 print(tok.decode(output[0, inputs["input_ids"].shape[1]:], skip_special_tokens=True))'''
 _TEXT = '''inputs = tok("your request", return_tensors="pt")
 settings = GenerationConfig.from_pretrained(repo, revision=revision)  # greedy, and where to stop
-output = model.generate(inputs["input_ids"], attention_mask=inputs["attention_mask"],
+output = model.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
                         generation_config=settings)
 print(tok.decode(output[0], skip_special_tokens=True))'''
 _LABEL = '''classify = pipeline("text-classification", model=model, tokenizer=tok)
