@@ -281,8 +281,8 @@ def plan(
         base = flow.Work(cfg if is_file else flow.replace(cfg, base=base), connected, Path("."),
                          False).base
     else: base = folder
-    made = plans.plan(base, qlora=cfg.lora, train=cfg.train, gpu=gpu,
-                      **({"rows": rows} if rows else {}))
+    made = plans.plan(base, qlora=cfg.lora, train=cfg.train, gpu=gpu, task=cfg.model.task,
+                      labels=cfg.model.labels, **({"rows": rows} if rows else {}))
     if is_file and cfg.minutes: made = made.within(cfg.minutes)
     print(json.dumps(made.as_dict(), indent=1, default=str) if as_json else _terminal(made))
 

@@ -6,7 +6,8 @@ Docs: https://hfflow.github.io/hfflow/data.html.md"""
 
 # %% auto #0
 __all__ = ['PROMPT', 'COMPLETION', 'MESSAGES', 'REASONS', 'Table', 'split_of', 'read_raw', 'match_columns', 'key', 'DataConfig',
-           'CleanReport', 'clean', 'Prepared', 'prepare', 'dataset_card', 'register', 'load', 'stream']
+           'CleanReport', 'clean', 'Prepared', 'prepare', 'need_prompts', 'by_number', 'label_names', 'dataset_card',
+           'register', 'load', 'stream']
 
 # %% ../nbs/02_data.ipynb #00163936
 import csv, difflib, hashlib, io, json, re, sys, tempfile, unicodedata
@@ -28,6 +29,8 @@ class Table:
     columns: tuple          # names as in the file
     rows: list = field(repr=False)  # a dict per row
     lines: list = field(repr=False) # where each row begins: line of a text file, else row number; from 1
+    labels: dict = field(default_factory=dict,
+                         repr=False)   # column -> names of its classes, where the data have them
 
 # %% ../nbs/02_data.ipynb #9ac33000
 def split_of(name:str,   # path of a raw file, or name of a split
@@ -157,7 +160,7 @@ def _read_splits(splits):
             for r in rows:
                 r[c] = names[r[c]] if isinstance(r[c], int) and 0 <= r[c] < len(names) else None
         tables.append(Table(s, split_of(s), tuple(ds.column_names), rows,
-                            list(range(1, len(rows) + 1))))
+                            list(range(1, len(rows) + 1)), classes))
     return sorted(tables, key=lambda t: t.name)
 
 def _read_hub(source):
@@ -289,6 +292,7 @@ class CleanReport:
     dropped: dict       # reason -> rows
     examples: dict      # reason -> the first of them, as 'file:line: text'
     digest: str         # sha256 over all that is kept, in order
+    labels: tuple = ()  # names of the completions' classes, where the data set has them
 
     def as_dict(self) -> dict:
         "All of it, for JSON."
@@ -434,13 +438,15 @@ def clean(tables:list,       # of `Table`
         _carve(splits, 'test', cfg.test_size, cfg.seed)
     if not splits.get('validation'): _carve(splits, 'validation', cfg.validation_size, cfg.seed)
     splits = {s: splits[s] for s in sorted(splits, key=lambda s: (-_strictness(s), s)) if splits[s]}
-    notes = [n for t in tables if t.rows
-             for n in _column_notes(t, match_columns(t.columns, cfg.prompt, cfg.completion))]
+    uses = [(t, match_columns(t.columns, cfg.prompt, cfg.completion)) for t in tables if t.rows]
+    notes = [n for t, use in uses for n in _column_notes(t, use)]
+    labels = next((t.labels[c] for t, use in uses if (c := use.get('completion')) in t.labels), ())
     return splits, CleanReport(source, tuple((t.name, t.split, len(t.rows)) for t in tables),
                                tuple(dict.fromkeys(notes)),
                                read, {s: len(r) for s, r in splits.items()}, counts, examples,
                                hashlib.sha256(json.dumps(splits,
-                                                         ensure_ascii=False).encode()).hexdigest())
+                                                         ensure_ascii=False).encode()).hexdigest(),
+                               tuple(labels))
 
 # %% ../nbs/02_data.ipynb #2b1411b4
 @dataclass(frozen=True)
@@ -475,11 +481,49 @@ def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
     return Prepared(DatasetDict({s: Dataset.from_list(rows, features=Features(types)) for s,
                                  rows in splits.items()}), report)
 
+# %% ../nbs/02_data.ipynb #4ff9ce1d
+def need_prompts(prepared:Prepared):
+    "Refuse rows that are a text and nothing else: a seq2seq model and a classifier read one thing and give another."
+    for rows in prepared.splits.values():
+        for prompt, where in zip(rows['prompt'], rows['source']):
+            if not prompt:
+                raise UserError(f'{where} is a text alone, but this task needs something to read and '
+                                'something to answer: give the rows two columns, such as text and '
+                                'label, or prompt and completion.')
+
+# %% ../nbs/02_data.ipynb #1749eb2d
+def by_number(label:str) -> list:
+    "Key that sorts labels with the numbers in them by size: 2 before 10."
+    return [int(x) if i % 2 else x for i, x in enumerate(re.split(r'(\d+)', label))]
+
+def label_names(prepared:Prepared,
+                labels=None,   # their names in the order of their numbers; None: see above
+               ) -> list:      # at least two names, each with a training row
+    "Name the labels that a classifier is to learn from the completions."
+    need_prompts(prepared)
+    seen = Counter(prepared.splits['train']['completion'])
+    labels = [_str(l) for l in labels or prepared.report.labels or sorted(seen, key=by_number)]
+    known = ', '.join(labels[:10]) + (f' and {len(labels) - 10} more' if len(labels) > 10 else '')
+    for rows in prepared.splits.values():
+        for label, where in zip(rows['completion'], rows['source']):
+            if label not in labels:
+                raise UserError(f"{where} has the label '{label[:40]}', which is not one of "
+                                f"{known}: "
+                                'mend the row, or name the label among labels.')
+    if empty := [l for l in labels if not seen[l]]:
+        raise UserError(f"The label '{empty[0]}' has no training row, so nothing of it can be "
+                        'learned: add rows, or leave it out of labels.')
+    if len(labels) < 2:
+        raise UserError(f"Every row has the label '{labels[0]}', and a classifier needs two: add "
+                        'rows of another.')
+    return labels
+
 # %% ../nbs/02_data.ipynb #e8a94991
 def dataset_card(prepared:Prepared,
                  repo_id:str,           # owner/name
                  license='unknown',     # an identifier of the Hub's list, such as apache-2.0
                  files=None,            # split -> paths in the repo
+                 labels=(),             # of a classifier: what its completions can be
                 ) -> str:               # text of README.md
     "Write the card of a data set: header for machines, text for people."
     import yaml
@@ -489,7 +533,7 @@ def dataset_card(prepared:Prepared,
                   (1e7, '1M', '10M')) if n < limit), 'n>10M')
     files = files or {s: [f'data/{s}-00000-of-00001.parquet'] for s in splits}
     head = {'license': license, 'pretty_name': repo_id.split('/')[-1],
-            'task_categories': ['text-generation'],
+            'task_categories': ['text-classification' if labels else 'text-generation'],
             'size_categories': [size], 'tags': ['hfflow', 'supervised-fine-tuning'],
             'configs': [{'config_name': 'default',
                 'data_files': [{'split': s, 'path': p if len(p) > 1 else p[0]} for s,
@@ -502,7 +546,7 @@ def dataset_card(prepared:Prepared,
 
 # {repo_id.split('/')[-1]}
 
-Rows for supervised fine-tuning: given `prompt`, answer `completion`. The column `source` says from which raw file and line a row came.
+Rows for supervised fine-tuning: given `prompt`, answer `completion`{', one of ' + ', '.join(f'`{l}`' for l in labels) if labels else ''}. The column `source` says from which raw file and line a row came.
 
 ```python
 from datasets import load_dataset
@@ -589,6 +633,7 @@ def register(prepared:Prepared,
              license=None,        # default: apache-2.0 for flow-writer, else unknown
              config=None,         # settings to note in lineage.json
              inputs=(),           # artifacts that the raw rows came from
+             labels=(),           # from `label_names`, if a classifier is to learn from it
             ) -> Artifact:        # the repo at the commit that holds exactly this content
     "Put a prepared data set into a Dataset repo with a card; no commit if nothing changed."
     hub = connect()
@@ -599,7 +644,7 @@ def register(prepared:Prepared,
     files = {s: [f'data/{s}-{i:05d}-of-{n:05d}.parquet' for i in range(n)] for s,
              n in shards.items()}
     card = dataset_card(prepared, repo_id,
-        license or ('apache-2.0' if report.source == 'flow-writer' else 'unknown'), files)
+        license or ('apache-2.0' if report.source == 'flow-writer' else 'unknown'), files, labels)
     content = hashlib.sha256(f'{report.digest}\0{card}'.encode()).hexdigest()
     note = provenance('dataset', inputs, config) | {'content': content, 'report': report.as_dict()}
     texts = {'README.md': card, 'lineage.json': json.dumps(note, indent=1, ensure_ascii=False)}

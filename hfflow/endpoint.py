@@ -294,6 +294,7 @@ def serve(
     "Load a model and answer requests until interrupted."
     import uvicorn
     from hfflow.qlora import load_model
+    from hfflow.tasks import task_of
     sock = socket.socket(socket.AF_INET6 if ':' in host else socket.AF_INET)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -304,6 +305,9 @@ def serve(
                             'or 0 for a free one') from e
         if not isinstance(model, Artifact) and not Path(str(model)).is_dir(): connect()
         net, tok = load_model(model, bits=bits)
+        if (task := task_of(net)) != 'causal':
+            raise UserError(f"{_name(model)} is a model for the task '{task}', and this protocol is for "
+                            'models that chat: load it by the code on its page')
         host_ = f'[{host}]' if ':' in host else host
         print(f'{_name(model)} answers at http://{host_}:{sock.getsockname()[1]}/v1', flush=True)
         web = app(net, tok, _name(model), token or os.environ.get('HFFLOW_ENDPOINT_TOKEN'))

@@ -17,8 +17,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, asdict
 from .hub import UserError
 from .tokens import prompt_text, stop_ids
-from .qlora import dense_weight
-from .tasks import _encoded, _text, row_tokens, task_collate, task_loss
+from .qlora import _base, dense_weight
+from .tasks import _encoded, _ids, _limit, _text, row_tokens, task_collate, task_loss, task_of
 
 # %% ../nbs/07_evaluate.ipynb #0d001c55
 def wilson(
@@ -180,7 +180,7 @@ def metric_columns(
 @dataclass(frozen=True)
 class Report:
     "How well each system does on each split."
-    rows: list  # one dict per system and split: system, split, n, right, exact, lo, hi, fields, valid, seconds; metrics where asked for
+    rows: list  # one dict per system and split: system, split, n, right, exact, lo, hi, fields, valid, seconds; metrics where asked for, and with known labels confusion
     samples: list = field(default_factory=list)  # dicts: system, split, prompt, reference, answer, right
     hits: dict = field(default_factory=dict)  # system -> split -> a string of 0 and 1, one per row
     differences: list = field(default_factory=list)  # dicts: two systems compared by one metric; `metrics.difference` finds one
@@ -272,7 +272,9 @@ def evaluate(
                                       reference=refs[i], answer=answers[i], right=want))
         if metrics:
             found, pairs = metrics.figures(given, refs, split)
-            for r in rows[-len(given):]: r['metrics'] = found[r['system']]
+            for r in rows[-len(given):]:
+                r['metrics'] = found[r['system']]
+                if metrics.labels: r['confusion'] = metrics.confusion(given[r['system']], refs)
             differences += pairs
     return Report(rows, kept, hits, differences)
 
@@ -410,10 +412,27 @@ def _greedy(model, ids, stop, pad, new):
         x = x[:, None]
     return out
 
+# %% ../nbs/07_evaluate.ipynb #5facf312
+def _texts(model, tok, prompts):
+    "Token ids of each text as a seq2seq model is trained to read it."
+    limit = _limit(model.config, None, 'max_position_embeddings')
+    return _ids(list(prompts), _text(tok), limit)[0]
+
+def _decoded(model, ids, stop, pad, new):
+    "Greedy answers of a seq2seq model to a batch of texts (lists of ids): lists of ids, the start token among them."
+    import torch
+    x, mask = torch.full((len(ids), max(map(len, ids))), pad), []
+    for i, r in enumerate(ids): x[i, :len(r)] = torch.tensor(r)
+    mask = torch.arange(x.shape[1]) < torch.tensor([len(r) for r in ids])[:, None]
+    return _base(model).generate(input_ids=x.to(model.device),
+                                 attention_mask=mask.long().to(model.device),
+                                 do_sample=False, num_beams=1, max_new_tokens=new,
+                                 eos_token_id=sorted(stop), pad_token_id=pad).tolist()
+
 # %% ../nbs/07_evaluate.ipynb #5849934d
 def generate(
-    model,  # a causal language model of transformers or PEFT
-    tok,  # its tokenizer, with a chat template and an end token (tokens.prepare_tokenizer sees to both)
+    model,  # a causal or seq2seq language model of transformers or PEFT
+    tok,  # its tokenizer; of a causal model with a chat template and an end token (tokens.prepare_tokenizer sees to both)
     prompts: list,  # strings, or lists of chat messages
     max_new_tokens: int = 96,  # an answer that has not ended by then is cut
     batch: int = 64,  # prompts at a time; memory grows with it
@@ -429,10 +448,11 @@ def generate(
         raise UserError("The tokenizer has no end token, so no answer would ever end: call "
                         "tokens.prepare_tokenizer(tok) first")
     stop = _stop_ids(model, tok)
-    ids = _prompt_ids(tok, list(prompts))
+    if task_of(model) == 'seq2seq': ids, decode = _texts(model, tok, prompts), _decoded
+    else: ids, decode = _prompt_ids(tok, list(prompts)), _greedy
     longest, most = max(map(len, ids), default=0), getattr(model.config, 'max_position_embeddings',
         None) or 10**9
-    if longest + max_new_tokens > most:
+    if decode is _greedy and longest + max_new_tokens > most:
         raise UserError(f"A prompt of {longest} tokens and {max_new_tokens} new ones are more than "
                         f"the {most} that this model reads: "
                         "shorten the prompt or lower max_new_tokens")
@@ -446,8 +466,8 @@ def generate(
                                                  disable=None if progress else True) as bar:
             for start in range(0, len(order), batch):
                 part = order[start:start + batch]
-                for i, new in zip(part, _greedy(model, [ids[i] for i in part], stop, pad,
-                                                max_new_tokens)):
+                for i, new in zip(part, decode(model, [ids[i] for i in part], stop, pad,
+                                               max_new_tokens)):
                     out[i] = tok.decode(new, skip_special_tokens=True)
                 bar.update(len(part))
     finally: model.train(training)
@@ -455,7 +475,7 @@ def generate(
 
 # %% ../nbs/07_evaluate.ipynb #a377b71c
 def model_system(
-    model,  # a causal language model of transformers or PEFT
+    model,  # a causal or seq2seq language model of transformers or PEFT
     tok,  # its tokenizer
     adapter: bool = True,  # False: answer as the base model under the adapter
     max_new_tokens: int = 96,

@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/metrics.html.md"""
 # %% auto #0
 __all__ = ['METRICS', 'Metric', 'find_metrics', 'Measure', 'measure', 'per_row', 'Confusion', 'confusion', 'plot_confusion',
            'Difference', 'compare', 'copy_control', 'controls', 'Figures', 'by_name', 'figures', 'difference',
-           'classify', 'classifier_system', 'figures_of', 'eval_results', 'eval_results_yaml']
+           'classify', 'classifier_system', 'task_system', 'figures_of', 'eval_results', 'eval_results_yaml']
 
 # %% ../nbs/07a_metrics.ipynb #ba5ad614
 import difflib, importlib, itertools, re, string, unicodedata
@@ -18,7 +18,9 @@ from statistics import NormalDist
 from typing import Callable
 
 from .hub import UserError
-from .evaluate import PALETTE, Report, majority_control, shown
+from .data import by_number
+from .tasks import _limit, task_of
+from .evaluate import PALETTE, Report, majority_control, model_system, shown
 
 # %% ../nbs/07a_metrics.ipynb #5e0353c2
 @dataclass(frozen=True)
@@ -264,8 +266,7 @@ def _labels(refs, labels=None):
     if bad := next((r for r in refs if len(r) != 1), None):
         raise UserError(f"A row has {len(bad)} references, but a label metric needs one label per "
                         "row: give one, or take a text metric")
-    digits = lambda l: [int(x) if i % 2 else x for i, x in enumerate(re.split(r'(\d+)', l))]
-    found = sorted({r[0] for r in refs}, key=digits)             # 2 before 10
+    found = sorted({r[0] for r in refs}, key=by_number)
     if len(found) > 1000:
         raise UserError(f"The references have {len(found):,} different labels, but a label metric is "
                         "for a fixed set of at most 1,000: take a text metric, such as f1")
@@ -490,28 +491,34 @@ def controls(
 class Figures:
     "The metrics that `evaluate` measures beside exact match, and the controls that they bring."
     metrics: tuple  # Metric objects
+    labels: 'tuple|None' = None  # where answers are labels: all that there are
 
     def controls(self, references): return controls(references)
     def figures(self, answers, references, split=''):
-        return figures(answers, references, self.metrics, split)
+        return figures(answers, references, self.metrics, split, self.labels)
+    def confusion(self, answers, references):
+        c = confusion(answers, references, self.labels)
+        return dict(labels=list(c.labels), counts=[list(row) for row in c.counts])
 
 def by_name(
     names,  # as `find_metrics` takes them
+    labels: 'list|None' = None,  # of a classifier: its labels; the report then has a confusion matrix
 ) -> Figures:
     "Make what `evaluate(..., metrics=)` takes."
-    return Figures(tuple(find_metrics(names)))
+    return Figures(tuple(find_metrics(names)), labels and tuple(labels))
 
 def figures(
     answers: dict,  # system -> its answers
     references: list,  # what is right: a text or a list of texts per row
     metrics,  # as `find_metrics` takes them
     split: str = '',  # what to call these rows
+    labels: 'list|None' = None,  # for label metrics: the known labels
 ) -> tuple:  # ({system -> {metric -> Measure as a dict}}, [each Difference as a dict])
     "All metrics of all systems on the same rows, and each comparison of two of them: what `evaluate` puts in its report."
     found, pairs = {name: {} for name in answers}, []
     ready = {name: _prepare(a, references) for name, a in answers.items()}
     for m in find_metrics(metrics):
-        rows = {name: _rows(m, *texts) for name, texts in ready.items()}
+        rows = {name: _rows(m, *texts, labels) for name, texts in ready.items()}
         for name, r in rows.items(): found[name][m.name] = asdict(_measure(m, r))
         pairs += [asdict(_difference(m, rows[a], rows[b], (a, b), split))
                   for a, b in itertools.combinations(rows, 2)]
@@ -549,9 +556,9 @@ def classify(
     # nothing to fill up with
     if tok.pad_token_id is None or cfg.pad_token_id is None: batch = 1
     texts = copy_control()(texts)
-    most = min(tok.model_max_length, getattr(cfg, 'max_position_embeddings', None) or 10**9)
-    found = tok(texts, truncation=True, max_length=most) if texts else {}
-    rows = [dict(zip(found, r)) for r in zip(*found.values())]
+    most = _limit(cfg, min(tok.model_max_length, 10**9), 'max_position_embeddings')
+    found = tok(texts, truncation=True, max_length=most)['input_ids'] if texts else []
+    rows = [{'input_ids': ids} for ids in found]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]['input_ids']))
     out, training = [None] * len(rows), model.training
     model.eval()
@@ -569,6 +576,16 @@ def classify(
 def classifier_system(model, tok, batch: int = 64):
     "Turn a classifier into a system that `evaluate` can ask; see `classify`."
     return lambda prompts: classify(model, tok, prompts, batch)
+
+def task_system(model,  # for any task that `tasks` knows, of transformers or PEFT
+                tok,  # its tokenizer
+                max_new_tokens: int = 96,  # of models that write
+                batch: int = 64,  # prompts at a time
+                progress: bool = True,  # show a bar where there is a terminal
+               ) -> Callable:  # a system: list of prompts -> list of answers
+    "Turn a model into a system that `evaluate` can ask: a classifier names labels, any other writes."
+    if task_of(model) == 'classify': return classifier_system(model, tok, batch)
+    return model_system(model, tok, max_new_tokens=max_new_tokens, batch=batch, progress=progress)
 
 # %% ../nbs/07a_metrics.ipynb #1516fe9f
 def figures_of(

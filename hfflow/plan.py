@@ -19,10 +19,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from .hub import Artifact, UserError
-from .tokens import encode_dataset
-from .qlora import QloraConfig, add_lora, compute_dtype, device, load_tokenizer
 from .fused import CACHE_LIMIT, fast_lora
+from .qlora import (QloraConfig, _auto, _base, _heads, _name_labels, add_lora,
+                          compute_dtype, device, load_tokenizer)
 from .loss import _label_loss
+from .tasks import _summed, encode_rows, row_tokens, task_of
 from .train import TrainConfig, threads_for
 
 # %% ../nbs/06_plan.ipynb #9b8f2338
@@ -71,13 +72,13 @@ def _config_of(base):
 
 # %% ../nbs/06_plan.ipynb #7289b3bb
 def meta_model(
-    config,  # configuration of a causal language model
+    config,  # configuration of a model; its `architectures` say what it is for
     dtype=None,  # of the weights; default: fp32
     layers: 'int|None' = None,  # cut to so many layers; None: all of them
 ) -> "'PreTrainedModel'":  # every parameter on the device `meta`
     "Build a model that has all its shapes and no weights."
     import torch
-    from transformers import AutoModelForCausalLM
+    _, auto = _auto(config, None, None)
     config = copy.deepcopy(config)
     for name in ('quantization_config',):
         if getattr(config, name, None) is not None: delattr(config, name)
@@ -86,13 +87,9 @@ def meta_model(
         if getattr(config, 'layer_types', None): config.layer_types = config.layer_types[:layers]
     try:
         with torch.device('meta'):
-            return AutoModelForCausalLM.from_config(config, dtype=dtype or torch.float32,
-                                                    trust_remote_code=False)
+            return auto.from_config(config, dtype=dtype or torch.float32, trust_remote_code=False)
     except Exception as e:
         kind = getattr(config, 'model_type', type(config).__name__)
-        if 'Unrecognized configuration class' in str(e):
-            raise UserError(f"A model of type '{kind}' is no causal language model, which this "
-                            "flow fine-tunes: choose one such as Qwen, Llama, Gemma or GPT-2") from e
         raise UserError(f"A model of type '{kind}' cannot be built from this configuration "
                         f"({str(e).splitlines()[0][:120]}): check its config.json") from e
 
@@ -153,16 +150,21 @@ def _fake(model):
     return model
 
 @contextmanager
-def _no_packing():
-    "Let transformers build the masks of ordinary batches: with fake positions it cannot see that they are, and would keep a mask and copies of the keys."
+def _no_numbers():
+    "Answer what transformers would ask the numbers of a batch: it is an ordinary one, and no layer is dropped."
+    import torch
     from transformers import masking_utils
     name = 'find_packed_sequence_indices'
+    # with fake positions it cannot see that nothing is packed, and would keep a mask and copies of the keys;
     # where a later version has no such function, the count is a little too high
-    plain = getattr(masking_utils, name, None)
+    plain, rand = getattr(masking_utils, name, None), torch.rand
     try:
         if plain: setattr(masking_utils, name, lambda *args, **kwargs: None)
+        # BART drops a layer where this is below a limit
+        torch.rand = lambda *args, **kwargs: 1.0
         yield
     finally:
+        torch.rand = rand
         if plain: setattr(masking_utils, name, plain)
 
 def _cpu_attention():
@@ -175,12 +177,41 @@ def _cpu_attention():
             ops._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a,
             out_shape=None, **kw: sdpa_backward_flop_count(g, q, k, v)}
 
+# %% ../nbs/06_plan.ipynb #6ba63f31
+def _fake_batch(model, batch, length, labels):
+    "What a step reads; the labels of a seq2seq model are its answers, which share the length with what it is asked."
+    import torch
+    task = task_of(model)
+    if _base(model).main_input_name != 'input_ids':
+        raise UserError(f'{type(_base(model)).__name__} does not read text, and a plan counts texts '
+                        'alone: train it by fit, as the chapter on other tasks does.')
+    def zeros(*shape): return torch.zeros(*shape, dtype=torch.long)
+    if task == 'causal':
+        return dict(input_ids=zeros(batch, length), labels=zeros(labels), at=torch.arange(labels))
+    answer = 0 if task == 'classify' else max(1, min(length - 1, round(labels / batch)))
+    read = batch, length - answer
+    return dict(input_ids=zeros(*read), attention_mask=torch.ones(*read, dtype=torch.long),
+                labels=zeros(batch, answer) if answer else zeros(batch))
+
+def _fake_loss(model, given, alive):
+    "The loss of a step, and the bytes that its forward pass keeps; a causal model's logits come after these."
+    import torch, torch.nn.functional as F
+    if task_of(model) != 'causal': return _summed(model, given), alive.now
+    inner, y = _base(model), given['labels']
+    body, head = getattr(inner, inner.base_model_prefix, None), inner.get_output_embeddings()
+    h = body(input_ids=given['input_ids'], use_cache=False).last_hidden_state
+    activations = alive.now
+    h = h.flatten(0, 1)[given['at']]
+    if type(head) is torch.nn.Linear and head.bias is None:
+        return _label_loss(h, head.weight, y), activations
+    return F.cross_entropy(head(h).float(), y, reduction='sum'), activations
+
 # %% ../nbs/06_plan.ipynb #89ba3cc0
 def fake_step(
     config,  # configuration of the model
     batch: int,  # rows
     length: int,  # tokens per row, padding included
-    labels: int,  # label tokens in the batch
+    labels: int,  # label tokens in the batch; of a seq2seq model they are part of the length
     qlora: 'QloraConfig' = None,
     dtype=None,  # that the arithmetic is done in; default: fp32
     checkpointing: bool = False,  # recompute activations in the backward pass
@@ -188,7 +219,6 @@ def fake_step(
 ) -> dict:  # activations, logits, peak (bytes beyond weights and optimizer, gradients included), gradients, flops
     "Run one training step on fake tensors: what would be alive, and how much would be computed."
     import torch
-    import torch.nn.functional as F
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils.flop_counter import FlopCounterMode
     dtype = dtype or torch.float32
@@ -202,21 +232,12 @@ def fake_step(
                 warnings.simplefilter('ignore', FutureWarning)
                 model.gradient_checkpointing_enable({'use_reentrant': False,
                                                      'preserve_rng_state': False})
-        inner = model if qlora and qlora.full else model.get_base_model()
-        body, head = getattr(inner, inner.base_model_prefix, None), inner.get_output_embeddings()
-        ids, y, at = torch.zeros(batch, length, dtype=torch.long), torch.zeros(labels,
-            dtype=torch.long), torch.arange(labels)
-        own = [*model.parameters(), *model.buffers(), ids, y, at]
+        given = _fake_batch(model, batch, length, labels)
+        own = [*model.parameters(), *model.buffers(), *given.values()]
         with FlopCounterMode(display=False,
             custom_mapping=_cpu_attention()) as flops, fast_lora(model,
-                cache=False), _no_packing(), _alive_class()(own) as alive:
-            h = body(input_ids=ids, use_cache=False).last_hidden_state
-            activations = alive.now
-            h = h.flatten(0, 1)[at]
-            if type(head) is torch.nn.Linear and head.bias is None:
-                loss = _label_loss(h, head.weight, y)
-            else: loss = F.cross_entropy(head(h).float(), y, reduction='sum')
-            del h
+                cache=False), _no_numbers(), _alive_class()(own) as alive:
+            loss, activations = _fake_loss(model, given, alive)
             logits = max(alive.peak, alive.now) - activations
             loss.backward()
             gradients = sum(p.grad.untyped_storage().nbytes() for p in model.parameters()
@@ -314,9 +335,13 @@ def _sizes(config, qlora, dtype):
     "Bytes and numbers of weights by kind, counted on a model without weights."
     import torch
     model = meta_model(config, dtype)
-    head, linear, n_linear, largest, code = model.get_output_embeddings(), 0, 0, 0, set()
-    for m in model.modules():
-        if type(m).__name__ not in ('Linear', 'Conv1D') or m is head: continue
+    linear, n_linear, largest, code = 0, 0, 0, set()
+    # what `load_base` leaves unrounded: the output layer, and what a classifier learns from scratch
+    exact = {id(m) for n in _heads(model) for m in model.get_submodule(n).modules()}
+    exact.add(id(model.get_output_embeddings()))
+    for name, m in model.named_modules():
+        if type(m).__name__ not in ('Linear', 'Conv1D') or id(m) in exact or 'pooler' in name:
+            continue
         n = m.weight.numel()
         code.add(id(m.weight))
         n_linear, largest = n_linear + n, max(largest, n)
@@ -331,11 +356,11 @@ def _sizes(config, qlora, dtype):
                 n_lora=sum(p.numel() for p in lora))
 
 def _step(config, batch, length, labels, qlora, dtype, checkpointing=False):
-    "`fake_step` for the whole model; a deep one is run with two and three layers, since each further layer adds the same."
+    "`fake_step` for the whole model; a deep one of one stack is run with two and three layers, since each further layer adds the same."
     depth = getattr(config, 'num_hidden_layers', 0) or 0
     run = lambda ck, n: fake_step(config, batch, length, labels, qlora, dtype, ck, n)
     def whole(ck):
-        if depth <= 4: return run(ck, None)
+        if depth <= 4 or config.is_encoder_decoder: return run(ck, None)
         a, b = run(ck, 2), run(ck, 3)
         return {k: a[k] + (b[k] - a[k]) * (depth - 2) if k != 'logits' else b[k] for k in a}
     plain = whole(False)
@@ -420,7 +445,18 @@ class Plan:
                           v in rows] + [''] + [f'{n}.' for n in self._after()])
 
 # %% ../nbs/06_plan.ipynb #69b60ac2
-def _lengths(data, base, max_len):
+def _for_task(config, task, labels):
+    "What a base is loaded for, and its configuration then; labels that are not known yet count as two."
+    if task == 'classify' and labels is None: labels = 2
+    task, _ = _auto(config, task, labels)
+    config = copy.deepcopy(config)
+    if task == 'classify':
+        config.architectures = [type(config).__name__.replace('Config',
+            'ForSequenceClassification')]
+        if labels is not None: _name_labels(config, labels)
+    return task, config
+
+def _lengths(data, base, config, max_len):
     "Row count, lengths and share of label tokens of a data set; None where it is not known."
     if data is None: return None
     if isinstance(data, Artifact):
@@ -432,12 +468,16 @@ def _lengths(data, base, max_len):
         raise UserError('The data set has no rows to train on: give one with a train split that is '
                         'not empty')
     rows = [data[i] for i in range(0, n, max(1, n // 2000))]
+    model = meta_model(config)
     if 'input_ids' in rows[0]: enc = rows
-    else: enc, _ = encode_dataset(rows, load_tokenizer(base), max_len)
-    lens = [len(r['input_ids']) for r in enc]
-    labels = sum(l != -100 for r in enc for l in r['labels'])
-    return dict(rows=round(n * len(enc) / len(rows)), longest=max(lens), mean=sum(lens) / len(lens),
-                share=labels / sum(lens))
+    else: enc, _ = encode_rows(rows, load_tokenizer(base), model, max_len)
+    lens, y = [row_tokens(r, model) for r in enc], [r.get('labels', [0]) for r in enc]
+    longest, share = max(lens), sum(l != -100 for labels in y for l in labels) / sum(lens)
+    if task_of(model) == 'seq2seq':           # padded on both sides
+        longest = max(len(r['input_ids']) for r in enc) + max(map(len, y))
+        share = max(map(len, y)) / longest
+    return dict(rows=round(n * len(enc) / len(rows)), longest=longest, mean=sum(lens) / len(lens),
+                share=share)
 
 # %% ../nbs/06_plan.ipynb #fcd9b24b
 def plan(
@@ -448,6 +488,8 @@ def plan(
     gpu: 'str|None' = None,  # name in GPUS; None: this machine
     rows: 'int|None' = None,  # number of training rows, where there is no data yet
     mean_len: 'float|None' = None,  # mean tokens per row; default: that of the data, else half of max_len
+    task: 'str|None' = None,  # as in `load_base`
+    labels: 'list[str]|int|None' = None,  # as in `load_base`
 ) -> Plan:
     "Predict memory, time and cost of a run; nothing is downloaded but config.json."
     import torch
@@ -455,14 +497,17 @@ def plan(
     card = _gpu(gpu) if gpu else None
     local_gpu = card is None and device() == 'cuda'
     name, config = _config_of(base)
+    task, config = _for_task(config, task, labels)
     if Path(name).is_dir(): name = Path(name).name
     dtype = torch.float32 if qlora.bits == 32 else compute_dtype() if card is None else torch.bfloat16 if card.bf16 else torch.float16
     most = getattr(config, 'max_position_embeddings', None) or math.inf
     if rows is not None and rows < 1:
         raise UserError(f'rows is {rows}, but at least 1 is needed to train')
-    known = _lengths(data, base, train.max_len)
-    longest = known['longest'] if known else train.max_len
-    if longest > most:
+    known = _lengths(data, base, config, train.max_len)
+    # longer texts are cut for other tasks; a seq2seq model reads one and writes one
+    cut = train.max_len if task == 'causal' else min(train.max_len, most)
+    longest = known['longest'] if known else cut * (1 + (task == 'seq2seq'))
+    if task == 'causal' and longest > most:
         raise UserError(f'max_len is {train.max_len}, but {name} reads {most:,} tokens at most: '
                         'lower max_len')
     mean = mean_len or (known['mean'] if known else longest / 2)
@@ -530,7 +575,7 @@ def plan(
     setting = dict(batch=train.batch, accumulation=train.accumulation, max_len=train.max_len,
                    longest=longest, mean_len=round(mean, 1), rank=qlora.rank,
                    bits=qlora.bits, checkpointing=train.checkpointing,
-                   tokens_per_step=round(per_step))
+                   tokens_per_step=round(per_step), task=task)
     if fits: advice = f'{_size(capacity - peak - process(peak))} are left'
     else:
         advice = _advice(lambda *a: (p := sum(memory(*a)[0].values())) + process(p) <= capacity,

@@ -165,6 +165,12 @@ def _task(arch, config):
     if arch.endswith('ForSequenceClassification'): return 'classify'
     return 'seq2seq' if getattr(config, 'is_encoder_decoder', False) else 'causal'
 
+def _name_labels(config, labels):
+    "Put the labels' names into a config; of a number of labels, the names that transformers gives."
+    names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else labels
+    config.id2label = {i: str(l) for i, l in enumerate(names)}
+    config.label2id = {l: i for i, l in config.id2label.items()}
+
 def _auto(config, task, labels):
     "The class of transformers that loads this model for this task."
     import transformers as tf
@@ -222,10 +228,7 @@ def _load(name, revision, bits, device, dtype, task=None, labels=None):
         torch.manual_seed(0)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
         task, auto = _auto(config, task, labels)
-        if labels is not None:
-            names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else labels
-            config.id2label = {i: str(l) for i, l in enumerate(names)}
-            config.label2id = {l: i for i, l in config.id2label.items()}
+        if labels is not None: _name_labels(config, labels)
         skip = None
         if task == 'classify' and bits < 16:
             with torch.device('meta'): skip = [*_heads(auto.from_config(config)), '.*pooler']
@@ -233,7 +236,8 @@ def _load(name, revision, bits, device, dtype, task=None, labels=None):
             bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=skip) if bits == 4 else BitsAndBytesConfig(
             load_in_8bit=True, llm_int8_skip_modules=skip) if bits == 8 else None
-        model, info = auto.from_pretrained(name, config=config, revision=revision, dtype=dtype,
+        with _quiet(task == 'classify'):
+            model, info = auto.from_pretrained(name, config=config, revision=revision, dtype=dtype,
             quantization_config=quant, device_map={'': device}, trust_remote_code=False,
             ignore_mismatched_sizes=task == 'classify', output_loading_info=True)
     lacks = {k.rpartition('.')[0] for k in [*info['missing_keys'],
@@ -264,13 +268,16 @@ def _exact_heads(model, lacks):
 
 # %% ../nbs/04_qlora.ipynb #c3426156
 @contextmanager
-def _quiet():
-    "No progress bars of transformers while loading: it takes a second, and pages keep them for ever."
+def _quiet(new_head=False):
+    "No progress bars while loading, since pages keep them for ever; nor news of a new head, which is meant to be new."
     from transformers.utils import logging
     shown = logging.is_progress_bar_enabled()
+    level = logging.get_verbosity()
     logging.disable_progress_bar()
+    if new_head: logging.set_verbosity_error()
     try: yield
     finally:
+        logging.set_verbosity(level)
         if shown: logging.enable_progress_bar()
 
 # %% ../nbs/04_qlora.ipynb #34ec5651

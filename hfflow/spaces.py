@@ -71,6 +71,9 @@ def _facts(model, title, examples, about, max_new_tokens):
     if not adapter and read_note('model', model.repo_id, model.revision, 'config.json') is None:
         raise UserError(f'{model.repo_id}@{model.short} holds neither an adapter nor full weights: '
                         'publish the model first.')
+    if (task := publish.purpose(model)) != 'causal':
+        raise UserError(f"{model.repo_id} is a model for the task '{task}', and a Space is made here "
+                        'around models that chat alone: load it by the code on its page.')
     samples = publish.samples_of(report)
     examples = [str(e) for e in examples] or list(dict.fromkeys(s['prompt'] for s in samples
         if s['right']))[:3]

@@ -56,6 +56,9 @@ def _ids(texts, tok, limit, ends=False):
     "Token ids of texts as the tokenizer frames them, and how many were cut at the limit."
     long = tok([str(t) for t in texts])['input_ids'] if texts else []
     if ends: long = [i if i and i[-1] == tok.eos_token_id else [*i, tok.eos_token_id] for i in long]
+    if [] in long:
+        raise UserError(f'Row {long.index([])} has an empty text, and nothing can be read of it: leave '
+                        'it out.')
     cut = [limit is not None and len(i) > limit for i in long]
     # the last token stays: it closes the text
     return [[*i[:limit-1], i[-1]] if c else i for i, c in zip(long, cut)], sum(cut)
@@ -169,15 +172,19 @@ def task_loss(model,         # with or without adapter
               smoothing:float=0., # part of the probability that all labels share
              ) -> tuple:     # summed loss, number of things with a label (rows, or tokens)
     "Loss summed over rows (cross-entropy, squared error) or label tokens; divided by the number it is transformers' own."
-    import torch.nn.functional as F
-    task = task_of(model)
+    task, y = task_of(model), batch['labels']
     if task == 'causal': return batch_loss(model, batch, smoothing)
+    n = len(y) if task == 'classify' else int((y != -100).sum())
+    return _summed(model, batch, smoothing), n
+
+def _summed(model, batch, smoothing=0.):
+    "The summed loss of a classifier or a seq2seq model; no number leaves the device."
+    import torch.nn.functional as F
     inputs, y = {k: v for k, v in batch.items() if k != 'labels'}, batch['labels']
-    if task == 'classify': return _row_loss(model(**inputs).logits.float(), y, _base(model).config,
-                                            smoothing)
+    if task_of(model) == 'classify':
+        return _row_loss(model(**inputs).logits.float(), y, _base(model).config, smoothing)
     z = model(**inputs, decoder_input_ids=_shifted(model, y), use_cache=False).logits.float()
-    loss = F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction='sum', label_smoothing=smoothing)
-    return loss, int((y != -100).sum())
+    return F.cross_entropy(z.flatten(0, 1), y.flatten(), reduction='sum', label_smoothing=smoothing)
 
 # %% ../nbs/04b_tasks.ipynb #f2cde50f
 def _row_loss(z, y, config, smoothing):
@@ -188,10 +195,9 @@ def _row_loss(z, y, config, smoothing):
         raise UserError(f'label_smoothing is {smoothing}, but it is for a choice of one label, not '
                         'for several at once or a number: set it to 0.')
     if several:
-        return F.binary_cross_entropy_with_logits(z, y.float(),
-                                                  reduction='sum') / z.shape[1], len(z)
-    if config.num_labels == 1: return F.mse_loss(z.squeeze(1), y.float(), reduction='sum'), len(z)
-    return F.cross_entropy(z, y, reduction='sum', label_smoothing=smoothing), len(z)
+        return F.binary_cross_entropy_with_logits(z, y.float(), reduction='sum') / z.shape[1]
+    if config.num_labels == 1: return F.mse_loss(z.squeeze(1), y.float(), reduction='sum')
+    return F.cross_entropy(z, y, reduction='sum', label_smoothing=smoothing)
 
 def _shifted(model, labels):
     "What the decoder reads: the start token, then the labels but the last; some models do it in their own way."

@@ -127,7 +127,7 @@ def test_bad_input_is_one_sentence(args, message):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("text, message", [("{", "cannot be read"), ('{"model_type": "nothing"}', "does not know"), ('{"model_type": "vit"}', "no causal language model"),
+@pytest.mark.parametrize("text, message", [("{", "cannot be read"), ('{"model_type": "nothing"}', "does not know"), ('{"model_type": "vit"}', "cannot load for the task 'causal'"),
                                            ('{"model_type": "llama", "hidden_size": -4}', "cannot be")])
 def test_broken_configs(tmp_path, text, message):
     (tmp_path / "config.json").write_text(text)

@@ -89,6 +89,7 @@ def test_names_numbers_and_unknown_labels():
     with pytest.raises(UserError, match="columns body.*needs text or prompt"): encode_rows([{"body": "a"}], TOK, model)
     with pytest.raises(UserError, match="needs label"): encode_rows([{"text": "a"}], TOK, model)
     with pytest.raises(UserError, match="no rows"): encode_rows([], TOK, model)
+    with pytest.raises(UserError, match="Row 1 has an empty text"): encode_rows([{"text": "a", "label": 0}, {"text": "", "label": 0}], TOK, model)
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2_labels", "bart", "t5"])
