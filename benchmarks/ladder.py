@@ -3,9 +3,10 @@
     python benchmarks/ladder.py [--quick | --smoke] [--only SHAPE] [--rounds N] [--json FILE]
 
 Every rung trains the same adapter on the same rows by hfflow's own loop, with one thing more than the rung below it; the lowest computes as plain
-transformers and peft do: padded batches, all logits, peft's LoRA layers. The first rungs go for speed, the last ones give some of it back for memory;
-that which moves activations is left out on a CPU, where they would move from memory to memory. The columns are those of benchmarks/train.py, and the
-peer of each rung is the lowest one, so the ratio says what all rungs up to this one give together. On a CPU the loss is the same up to rounding.
+transformers and peft do: all logits of padded batches (rows of like length together), peft's LoRA layers. The first rungs go for speed, the last ones
+give some of it back for memory; that which moves activations is left out on a CPU, where they would move from memory to memory. The columns are those
+of benchmarks/train.py, and the peer of each rung is the lowest one, so the ratio says what all rungs up to this one give together. On a CPU the loss
+is the same up to rounding.
 """
 import statistics
 from contextlib import nullcontext

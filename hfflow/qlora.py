@@ -9,9 +9,9 @@ __all__ = ['device', 'compute_dtype', 'QloraConfig', 'load_base', 'load_tokenize
            'load_model', 'merge']
 
 # %% ../nbs/04_qlora.ipynb #6ab38f16
-import difflib, json, re, warnings
+import difflib, json, os, re, warnings
 from functools import wraps
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from contextlib import contextmanager
 from pathlib import Path
 from .hub import Artifact, UserError
@@ -209,6 +209,8 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
         raise UserError(f'bits is {bits}, but a base is loaded in 4, 8, 16 or 32 bits: choose one '
                         'of these.')
     dtype = dtype or (torch.float32 if bits == 32 else compute_dtype(device))
+    # of several processes each takes the GPU of its number
+    if device == 'cuda' and 'LOCAL_RANK' in os.environ: device += f":{os.environ['LOCAL_RANK']}"
     model = _load(name, revision, bits, device, dtype, task, labels)
     for layer in model.modules():
         # see "The repacking trap"
@@ -307,7 +309,6 @@ def dense_weight(layer,           # a linear layer of any number of bits
                  dtype=None,      # default: as de-quantised
                 ) -> "'torch.Tensor'":   # (out, in)
     "The weight that a linear layer computes with, as an ordinary tensor."
-    import torch
     kind = _kind(layer)
     if kind == 'nf4':
         from bitsandbytes.functional import dequantize_4bit

@@ -74,6 +74,9 @@ class TrainConfig:
             if value is not None and value not in known:
                 raise UserError(f"{name} is '{value}', but only {', '.join(known)} are known: "
                                 "choose one of these.")
+        if self.shard and self.offload:
+            raise UserError('offload and shard are both True, but offloading would also carry away '
+                            'weights that are whole for a moment: leave one of them out.')
         if self.shard and self.cache_weights:
             raise UserError('cache_weights is True, which keeps the whole base on every process, and '
                             'shard is True, which splits it: leave one of them out.')
@@ -91,6 +94,8 @@ _limits = [*((k, 1, math.inf, 'raise it') for k in
 # change nothing that is computed
 _free = ('save_every', 'keep', 'threads', 'cache_weights', 'tracker', 'checkpointing', 'load_best',
          'push_to', 'offload', 'shard')
+
+def _computed(cfg): return {k: v for k, v in asdict(cfg).items() if k not in _free}
 
 _optimizers = ('adamw', 'adamw8bit')
 
@@ -188,7 +193,7 @@ class _Loop:
         if cfg.shard: _refuse_shard(model, self.world)
         self.fingerprint = {'digest': digest, 'data': _digest(rows),
                             'base': getattr(model, 'hfflow_base', {}),
-                            'config': {k: v for k, v in asdict(cfg).items() if k not in _free},
+                            'config': _computed(cfg),
                             'adapter': {n: list(p.shape) for n, p in self.params.items()},
                             'code': versions()}
         self.opt = _optimizer(list(self.params.values()), cfg)
@@ -472,7 +477,9 @@ def restore(self:_Loop, force=False):
     self.events = [f'{text}: not used' for text in wrong]
     if path is None: return
     state = json.loads((path/'state.json').read_text())
-    other = changed(state['fingerprint'], self.fingerprint)
+    # a setting that did not exist then was what its default is now
+    then = state['fingerprint'] | {'config': _computed(TrainConfig()) | state['fingerprint']['config']}
+    other = changed(then, self.fingerprint)
     if other and (not force or 'adapter' in other):
         raise UserError(f"The checkpoint of step {state['step']} in {self.folder} was made with "
                         f"another {' and another '.join(other)}: set it back to go on, start anew "

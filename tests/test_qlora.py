@@ -45,6 +45,18 @@ def error(grads, truth):
 def same(a, b, **kw): return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], **kw) for k in a)
 
 
+def test_each_of_several_processes_loads_on_its_own_gpu(base, monkeypatch):
+    asked = []
+    def load(name, revision, bits, device, *rest):
+        asked.append(device)
+        raise KeyboardInterrupt
+    monkeypatch.setattr("hfflow.qlora._load", load)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for device in ("cuda", "cpu", "cuda:0"):
+        with pytest.raises(KeyboardInterrupt): load_base(base, device=device)
+    assert asked == ["cuda:1", "cpu", "cuda:0"]
+
+
 @pytest.mark.parametrize("bits", [4, 16, 32])
 def test_a_fresh_adapter_changes_nothing(base, bits):
     model = load_base(base, bits)

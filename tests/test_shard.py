@@ -177,6 +177,7 @@ def test_refusals(folder, tmp_path):
     assert not (tmp_path/"x").exists()
     with pytest.raises(UserError, match="one process"), sharded(add_lora(load_base(base))): pass
     with pytest.raises(UserError, match="cache_weights is True.*leave one"): TrainConfig(shard=True, cache_weights=True)
+    with pytest.raises(UserError, match="offload and shard are both True"): TrainConfig(shard=True, offload=True)
     with pytest.raises(UserError, match="every weight of the model learns"): _refuse_shard(add_lora(load_base(base, 32), QloraConfig(bits=32, full=True)), 2)
     with pytest.raises(UserError, match="8-bit layers"): _refuse_shard(add_lora(load_base(base, 8)), 2)
     odd = add_lora(load_base(base))

@@ -176,6 +176,15 @@ def test_another_run_is_refused_by_name(base, undisturbed, tmp_path, change, nam
     assert steps(tmp_path/"r") == steps(undisturbed[0])
 
 
+def test_a_checkpoint_from_before_a_setting_existed_is_taken(base, tmp_path, monkeypatch):
+    now = train._computed
+    monkeypatch.setattr(train, "_computed", lambda cfg: {k: v for k, v in now(cfg).items() if k != "label_smoothing"})
+    start(base, tmp_path, max_steps=3)
+    monkeypatch.setattr(train, "_computed", now)
+    with pytest.raises(UserError, match="another label_smoothing"): start(base, tmp_path, max_steps=3, label_smoothing=.1)
+    assert start(base, tmp_path, max_steps=3).resumed_from == 3
+
+
 def test_starting_anew_forgets_the_old_run(base, undisturbed, tmp_path):
     import shutil
     shutil.copytree(undisturbed[0], tmp_path/"r")
