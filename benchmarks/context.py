@@ -8,7 +8,6 @@ on a CPU the limits are small; on a GPU it is all that was allocated, the limits
 itself takes of a card has to be added. Ours is measured with gradient checkpointing and, on a GPU, with its activations in the CPU's memory, as a user
 would run it who needs the room.
 """
-import argparse
 import json
 import tempfile
 from functools import partial
@@ -53,28 +52,16 @@ def longest(name, model, limit, threads, most=LONGEST):
     return good
 
 
-def contenders():
-    return ["ours-long"] + [n for n in bench.contenders() if n in ("trl", "trl-native", "trl-liger", "unsloth")
-                            and not (n == "trl" and bench.imitated())]
-
-
 def main():
     import torch
-    p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    size = p.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="the tiny shape within a quarter of a GiB: within two minutes on two cores")
-    size.add_argument("--smoke", action="store_true", help="ours alone and short rows, whose figures say nothing: does the script run?")
-    p.add_argument("--only", metavar="SHAPE", action="append", choices=list(bench.SHAPES), help=f"only this of {', '.join(bench.SHAPES)}; may be repeated")
+    peers = [n for n in bench.contenders() if n in ("trl-native", "trl-liger", "unsloth") or n == "trl" and not bench.imitated()]
+    p = bench.options(__doc__, peers, "the tiny shape within a quarter of a GiB", "ours alone and short rows")
     p.add_argument("--within", metavar="GIB", type=float, action="append", help="only this much memory; may be repeated")
-    p.add_argument("--beside", metavar="PEER", action="append", help="only this peer; may be repeated")
-    p.add_argument("--threads", type=int, default=None, help="CPU threads (default: the cores that this process may use)")
-    p.add_argument("--json", metavar="FILE", help="also write the rows to this file, each with date, machine and versions")
-    for name in ("--worker", "--folder", "--at"): p.add_argument(name, help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.worker: return work(args.worker, Path(args.folder), json.loads(args.at))
     gpu, small = torch.cuda.is_available(), args.quick or args.smoke
     limits = args.within or ([.25] if small or not gpu else [g for g in (16, 24, 80) if g * 2**30 <= torch.cuda.get_device_properties(0).total_memory])
-    names = [n for n in contenders() if n == "ours-long" or (not args.smoke and (not args.beside or n in args.beside))]
+    names = ["ours-long"] + ([] if args.smoke else peers and args.beside or peers)
     facts = bench.facts(args.threads)
     print(f"{'case':<36} {'ours':>9} {'peer':>9} {'ratio':>7}  {'unit':<9} peer")
     rows = []

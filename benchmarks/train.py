@@ -291,20 +291,19 @@ def rows_of(shape, rounds):
     "Rows of one shape from the figures of all its rounds."
     three = lambda x: float(f"{x:.4g}")
     mid = lambda name, key: statistics.median(r[name][key] for r in rounds if name in r)
-    def row(case, peer, key, unit, ratio):
-        ours = {"speed, weights kept": "ours-cached", "speed, checkpointing": "ours-small", "memory, checkpointing": "ours-small"}.get(case, "ours")
+    def row(case, peer, key, unit, ratio, ours="ours"):
         ratios = [ratio(r[ours][key], r[peer][key]) for r in rounds if peer in r]
         return dict(case=f"{shape}: {case}", ours=three(mid(ours, key)), peer=three(mid(peer, key)), peer_name=CONTENDERS[peer][1],
                     ratio=three(statistics.median(ratios)), unit=unit)
     peers = [n for n in rounds[0] if not n.startswith("ours")]
     best = max(peers, key=lambda n: mid(n, "rate"))
     for n in peers: yield row("speed", n, "rate", "tokens/s", lambda a, b: a / b)
-    if "ours-cached" in rounds[0]: yield row("speed, weights kept", best, "rate", "tokens/s", lambda a, b: a / b)
+    if "ours-cached" in rounds[0]: yield row("speed, weights kept", best, "rate", "tokens/s", lambda a, b: a / b, "ours-cached")
     for n in peers: yield row("memory", n, "memory", "MiB", lambda a, b: b / a)
     if "ours-small" in rounds[0]:
         for n in peers:
-            yield row("speed, checkpointing", n, "rate", "tokens/s", lambda a, b: a / b)
-            yield row("memory, checkpointing", n, "memory", "MiB", lambda a, b: b / a)
+            yield row("speed, checkpointing", n, "rate", "tokens/s", lambda a, b: a / b, "ours-small")
+            yield row("memory, checkpointing", n, "memory", "MiB", lambda a, b: b / a, "ours-small")
     for n in peers:
         if rounds[0][n]["steps"] == rounds[0]["ours"]["steps"]: yield row("held-out loss", n, "loss", "nats", lambda a, b: b / a)
 
@@ -335,26 +334,29 @@ def facts(threads):
     return found
 
 
-def main(text, names, rows_of, script):
+def options(text, peers, quick, smoke):
+    "The options that all benchmarks of training have; `peers` can be chosen among, `quick` and `smoke` say what these do."
     p = argparse.ArgumentParser(description=text.splitlines()[0])
     size = p.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="the tiny shape in small batches, once: within two minutes on two cores")
-    size.add_argument("--smoke", action="store_true", help="the first and the last contender, for three steps in batches of 2, whose figures say nothing: does the script run?")
+    size.add_argument("--quick", action="store_true", help=f"{quick}: within two minutes on two cores")
+    size.add_argument("--smoke", action="store_true", help=f"{smoke}, whose figures say nothing: does the script run?")
     p.add_argument("--only", metavar="SHAPE", action="append", choices=list(SHAPES), help=f"only this of {', '.join(SHAPES)}; may be repeated")
-    p.add_argument("--length", type=int, default=None, help="longest row in tokens, with so many rows per step that the tokens stay as many")
-    p.add_argument("--beside", metavar="PEER", action="append", choices=[n for n in names if not n.startswith("ours")],
-                   help="only this peer; may be repeated")
-    p.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default: 3)")
+    if peers: p.add_argument("--beside", metavar="PEER", action="append", choices=peers, help=f"only this of {', '.join(peers)}; may be repeated")
     p.add_argument("--threads", type=int, default=None, help="CPU threads (default: the cores that this process may use)")
     p.add_argument("--json", metavar="FILE", help="also write the rows to this file, each with date, machine and versions")
-    p.add_argument("--worker", help=argparse.SUPPRESS)
-    p.add_argument("--folder", help=argparse.SUPPRESS)
-    p.add_argument("--at", help=argparse.SUPPRESS)
+    for name in ("--worker", "--folder", "--at"): p.add_argument(name, help=argparse.SUPPRESS)
+    return p
+
+
+def main(text, names, rows_of, script, peers=()):
+    p = options(text, peers, "the tiny shape in small batches, once", "the first and the last contender, for three steps in batches of 2")
+    p.add_argument("--length", type=int, default=None, help="longest row in tokens, with so many rows per step that the tokens stay as many")
+    p.add_argument("--rounds", type=int, default=3, help="how often each contender runs (default: 3)")
     args = p.parse_args()
     if args.worker: return work(args.worker, Path(args.folder), json.loads(args.at))
     small = args.quick or args.smoke
     if args.smoke: names = [names[0], names[-1]]
-    elif args.beside: names = [n for n in names if n.startswith("ours") or n in args.beside]
+    elif peers and args.beside: names = [n for n in names if n not in peers or n in args.beside]
     slow = {"trl"} if imitated() else set()
     at_hand = facts(args.threads)
     print(f"{'case':<28} {'ours':>9} {'peer':>9} {'ratio':>7}  {'unit':<9} peer")
@@ -380,4 +382,6 @@ def main(text, names, rows_of, script):
     if args.json: Path(args.json).write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
-if __name__ == "__main__": main(__doc__, contenders(), rows_of, Path(__file__))
+if __name__ == "__main__":
+    names = contenders()
+    main(__doc__, names, rows_of, Path(__file__), [n for n in names if not n.startswith("ours")])

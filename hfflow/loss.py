@@ -77,8 +77,14 @@ def _attend(q, k, v, scale, window, softcap, dropout):
                 enable_gqa=q.shape[1] != k.shape[1])
 
 # %% ../nbs/04a_loss.ipynb #b7760f3f
+def _one_kernel(q):
+    "Can one kernel serve documents of all lengths? It is written for 16 bits, and GPUs from Ampere on (a T4 is older)."
+    import torch
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    return half and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
+
 def _varlen(q, k, v, cu, longest, scale, window):
-    "One kernel for documents of all lengths (GPU, 16 bit)."
+    "Attention of documents of all lengths at once."
     from torch.nn.attention.varlen import varlen_attn
     q, k, v = (t[0].transpose(0, 1) for t in (q, k, v))
     back = window - 1 if window else -1      # how many tokens before its own a token sees
@@ -94,9 +100,8 @@ def _by_document(module, query, key, value, attention_mask=None, scaling=None, d
                                          for k in ('s_aux', 'position_bias')):
         raise NotImplementedError('attention by document takes no mask, no bias and no sinks')
     dropout = dropout if module.training else 0.
-    half = query.dtype in (torch.float16, torch.bfloat16)
     if cu_seq_lens_q is None: lengths = [query.shape[2]] * query.shape[0]
-    elif query.is_cuda and half and softcap is None and not dropout:
+    elif softcap is None and not dropout and _one_kernel(query):
         return _varlen(query, key, value, cu_seq_lens_q, max_length_q, scaling,
                        sliding_window), None
     else: lengths = cu_seq_lens_q.diff().tolist()

@@ -225,7 +225,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
 def _load(name, revision, bits, device, dtype, task=None, labels=None):
     "A model as transformers loads it; of a classifier, what pretraining has not seen is left unrounded."
     import torch
-    from transformers import AutoConfig, BitsAndBytesConfig
+    from transformers import AutoConfig
     with _found(name), _quiet(), torch.random.fork_rng():
         torch.manual_seed(0)
         config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
@@ -233,11 +233,8 @@ def _load(name, revision, bits, device, dtype, task=None, labels=None):
         if labels is not None: _name_labels(config, labels)
         skip = None
         if task == 'classify' and bits < 16:
-            with torch.device('meta'): skip = [*_heads(auto.from_config(config)), '.*pooler']
-        quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
-            bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=skip) if bits == 4 else BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_skip_modules=skip) if bits == 8 else None
+            with torch.device('meta'): skip = _unrounded(auto.from_config(config))
+        quant = _quantizer(bits, dtype, skip)
         with _quiet(task == 'classify'):
             model, info = auto.from_pretrained(name, config=config, revision=revision, dtype=dtype,
             quantization_config=quant, device_map={'': device}, trust_remote_code=False,
@@ -269,6 +266,18 @@ def _exact_heads(model, lacks):
         model.get_submodule(name).float().register_forward_pre_hook(cast)
 
 # %% ../nbs/04_qlora.ipynb #c3426156
+def _unrounded(model):
+    "What of a classifier is not stored in few bits; None for other models, of which transformers knows."
+    return [*_heads(model), '.*pooler'] if _heads(model) else None
+
+def _quantizer(bits, dtype, skip=None):
+    "How bitsandbytes is to store a base: NF4 with double quantisation, or 8 bits; None for more."
+    from transformers import BitsAndBytesConfig
+    if bits > 8: return None
+    if bits == 8: return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type='nf4',
+        bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=skip)
+
 @contextmanager
 def _quiet(new_head=False):
     "No progress bars while loading, since pages keep them for ever; nor news of a new head, which is meant to be new."

@@ -197,7 +197,8 @@ class _Loop:
                             'adapter': {n: list(p.shape) for n, p in self.params.items()},
                             'code': versions()}
         self.opt = _optimizer(list(self.params.values()), cfg)
-        self.losses, self.eval_losses, self.resumed_from, self.stop, self._epoch = [], [], None, None, (None, None)
+        self.losses, self.eval_losses, self.resumed_from, self.stop = [], [], None, None
+        self._epoch = self._built = None, None
         # rows per forward pass that memory allows; (step, loss) of the best; steps that fp16 skipped
         self.micro, self.best, self.skipped = cfg.batch, None, 0
         self.bar = self.curve = self.tracker = self.pusher = None
@@ -222,7 +223,10 @@ def numbers(self:_Loop):
 def batches(self:_Loop):
     "The micro-batches of the current step, this process's share of each."
     rows, size = self.numbers(), self.micro
-    return [self.share([self.rows[j] for j in rows[k:k+size]]) for k in range(0, len(rows), size)]
+    if self._built[0] != (self.step, size):
+        parts = [[self.rows[j] for j in rows[k:k+size]] for k in range(0, len(rows), size)]
+        self._built = (self.step, size), [self.share(part) for part in parts]
+    return self._built[1]
 
 @patch
 def share(self:_Loop, rows):
@@ -239,27 +243,39 @@ def batch(self:_Loop, rows):
 @patch
 def gradients(self:_Loop):
     "Gradients of the current step; returns its mean loss per label token, and its label tokens and tokens."
+    n, tokens = self.counted()
+    total = self.fitting(partial(self.backward, n))
+    if self.world > 1:
+        average_gradients(self.params.values())
+        total = self.acc.reduce(total)
+    return (total / n).item(), n, tokens
+
+@patch
+def counted(self:_Loop):
+    "Label tokens and tokens of the current step, those of all processes; one that was told to stop tells the others."
     import torch
-    batches, cfg = self.batches(), self.cfg
-    held = [task_counts(self.model, b) for b, counted in batches if counted]
+    held = [task_counts(self.model, b) for b, counted in self.batches() if counted]
     counts = torch.tensor([sum(n for n, _ in held), sum(n for _, n in held),
                            int(self.stop is not None)], device=self.acc.device)
     if self.world > 1: counts = self.acc.reduce(counts)
     n, tokens, stop = counts.tolist()
     if stop and self.stop is None: self.stop = KeyboardInterrupt
+    return n, tokens
+
+@patch
+def backward(self:_Loop, n):
+    "Gradients of this process's share of the current step, of `n` label tokens in all; returns its summed loss."
+    import torch
     # dropout and noise: functions of the step
-    torch.manual_seed((cfg.seed * 1_000_003 + self.step) * self.world + self.rank)
+    torch.manual_seed((self.cfg.seed * 1_000_003 + self.step) * self.world + self.rank)
     total = 0.
-    for k, (batch, counted) in enumerate(batches):
-        with self.acc.no_sync(self.net) if k < len(batches) - 1 and self.world > 1 else nullcontext():
-            self.tell(batch)
-            with self.keeping(): loss = self.net(batch)[0] * counted
-            # mean over all label tokens of the step, whoever holds them
-            self.acc.backward(loss * (self.world / n))
-            total = total + loss.detach()
-    if cfg.shard: average_gradients(self.params.values())
-    if self.world > 1: total = self.acc.reduce(total)
-    return (total / n).item(), n, tokens
+    for batch, counted in self.batches():
+        self.tell(batch)
+        with self.keeping(): loss = self.net(batch)[0] * counted
+        # mean over all label tokens of the step, whoever holds them
+        self.acc.backward(loss * (self.world / n))
+        total = total + loss.detach()
+    return total
 
 # %% ../nbs/05_train.ipynb #6c13dda6
 @patch
@@ -267,7 +283,7 @@ def advance(self:_Loop):
     "One optimizer step; returns the mean loss per label token, the gradient's norm and the learning rate."
     cfg, lr = self.cfg, lr_at(self.step, self.total, self.cfg)
     for group in self.opt.param_groups: group['lr'] = lr
-    loss, n, tokens = self.fitting(self.gradients)
+    loss, n, tokens = self.gradients()
     norm = float(self.acc.clip_grad_norm_(list(self.params.values()), cfg.clip or math.inf))
     self.check(loss, norm)
     self.opt.step()
@@ -284,13 +300,23 @@ def _out_of_memory(e):
 
 @patch
 def fitting(self:_Loop, compute):
-    "`compute()`; as long as memory runs out, again with half the rows per forward pass."
+    "`compute()`; as long as memory runs out, here or in another process, again with half the rows per forward pass."
     while True:
-        try: return compute()
+        out, short = None, False
+        try: out = compute()
         except (RuntimeError, MemoryError) as e:
             if not _out_of_memory(e): raise
+            short = True
         # not inside `except`: the error holds on to the tensors that were in the way
+        if not self.anywhere(short): return out
         self.halve()
+
+@patch
+def anywhere(self:_Loop, short):
+    "Did memory run out in any process? None of them waits for another before this question."
+    import torch
+    if self.world == 1 or self.cfg.shard: return short
+    return bool(self.acc.reduce(torch.tensor(int(short), device=self.acc.device)))
 
 @patch
 def halve(self:_Loop):
@@ -299,7 +325,8 @@ def halve(self:_Loop):
     self.opt.zero_grad(set_to_none=True)
     gc.collect()
     if self.acc.device.type == 'cuda': torch.cuda.empty_cache()
-    if self.micro == 1 or self.world > 1:
+    # the parts of a split base come from processes that already wait for the next layer
+    if self.micro == 1 or self.cfg.shard:
         raise UserError(f'Memory ran out after {self.step} steps with {self.micro} rows per '
                         'forward '
                         f'pass on {self.world} devices and at most {max(self.lengths)} tokens per '
@@ -365,10 +392,21 @@ def _offloaded(device, least=2**20):
     def unpack(kept): return kept[1].to(device, non_blocking=True) if kept[0] else kept[1]
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack): yield
 
+@contextmanager
+def _checkpointed(model, offload):
+    "While inside, each layer keeps its input alone, and computes once more in the backward pass."
+    # only the reentrant kind shows its inputs to those who would offload them
+    model.gradient_checkpointing_enable({'use_reentrant': offload})
+    if offload: model.enable_input_require_grads()
+    try: yield
+    finally:
+        model.gradient_checkpointing_disable()
+        if offload: model.disable_input_require_grads()
+
 # %% ../nbs/05_train.ipynb #6afe2f06
 @patch
 def held_out(self:_Loop):
-    "Mean loss per label token on the held-out rows; touches no random state and no gradient."
+    "Summed loss and label tokens of this process's held-out rows; touches no random state and no gradient."
     import torch
     model, size = self.model, self.micro
     model.eval()
@@ -384,14 +422,15 @@ def held_out(self:_Loop):
             loss, n = self.net(batch) if self.cfg.shard else task_loss(model, batch)
             if part: total += torch.tensor([float(loss), n], dtype=torch.float64)
     model.train()
-    if self.world > 1: total = self.acc.reduce(total.to(self.acc.device))
-    return float(total[0] / total[1])
+    return total
 
 # %% ../nbs/05_train.ipynb #a6be6617
 @patch
 def evaluate(self:_Loop):
     "Note the held-out loss; is it the best so far?"
-    loss = self.fitting(self.held_out)
+    total = self.fitting(self.held_out)
+    if self.world > 1: total = self.acc.reduce(total.to(self.acc.device))
+    loss = float(total[0] / total[1])
     self.eval_losses.append((self.step, loss))
     self.note(step=self.step, eval_loss=loss)
     better = self.best is None or loss < self.best[1]
@@ -636,14 +675,16 @@ class Run:
 
 # %% ../nbs/05_train.ipynb #3bb5bad0
 @patch
-def run(self:_Loop):
-    "Train from where the loop stands to the end."
+@contextmanager
+def ready(self:_Loop):
+    "While inside, everything that a step needs is in place; afterwards the model is as it was."
     import torch
     model, cfg = self.model, self.cfg
     model.train()
     self.opt.zero_grad(set_to_none=True)           # whatever the caller computed before
     self.net = _net_class()(model, cfg.label_smoothing)
     with ExitStack() as inside:
+        if cfg.checkpointing: inside.enter_context(_checkpointed(model, cfg.offload))
         if cfg.shard: inside.enter_context(sharded(model, self.net, self.acc.device))
         inside.enter_context(fast_lora(model, cfg.cache_weights))
         if cfg.shard and task_of(model) == 'causal': self.net(None)
@@ -652,17 +693,21 @@ def run(self:_Loop):
             self.acc.device)
         if cfg.neftune_alpha: self.tell = inside.enter_context(_neftune(model, cfg.neftune_alpha))
         inside.enter_context(torch.random.fork_rng())
-        inside.enter_context(_signals(self))
-        self.bar = inside.enter_context(_bar(self))
-        if _in_notebook() and not self.bar.disable: self.curve = _Curve()
-        memory = _Memory(model, self.acc.device)
+        # the model is not prepared, which would bring DDP (see "When memory runs out") and, for
+        # fp16, autocast: it computes in 16 bits as it is, and the adapter is cast where it is used
         self.opt = self.acc.prepare(self.opt)
-        # DDP would look for weights that are whole
-        self.net = self.acc.prepare_model(self.net, evaluation_mode=cfg.shard)
+        yield
+
+@patch
+def run(self:_Loop):
+    "Train from where the loop stands to the end."
+    with self.ready(), _signals(self), _bar(self) as self.bar:
+        if _in_notebook() and not self.bar.disable: self.curve = _Curve()
+        memory = _Memory(self.model, self.acc.device)
         while self.step < self.total: self.turn(memory)
         peak = memory.now()
-    if cfg.load_best: self.take_best()
-    model.eval()
+    if self.cfg.load_best: self.take_best()
+    self.model.eval()
     return Run(self.folder, self.step, self.seconds, self.tokens, self.label_tokens, self.losses,
                self.eval_losses, peak, self.resumed_from, self.acc.device.type, self.best)
 
@@ -741,18 +786,10 @@ def fit(model,                  # from `add_lora`; trained in place
         raise UserError('load_best needs held-out rows to know which is best: give eval_data.')
     before = torch.get_num_threads()
     torch.set_num_threads(threads_for(cfg, int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
-    if cfg.checkpointing:
-        # only the reentrant kind shows its inputs to those who would offload them
-        model.gradient_checkpointing_enable({'use_reentrant': cfg.offload})
-        if cfg.offload: model.enable_input_require_grads()
     try:
         loop = _Loop(model, tok, data, cfg, folder, eval_data, digest, progress, planned_bytes)
         with _opened(loop, resume, force): run = loop.run()
-    finally:
-        torch.set_num_threads(before)
-        if cfg.checkpointing:
-            model.gradient_checkpointing_disable()
-            if cfg.offload: model.disable_input_require_grads()
+    finally: torch.set_num_threads(before)
     if loop.main:
         save_adapter(model, tok, folder/'adapter')
         plot_loss(run).savefig(folder/'loss.png', dpi=110)
