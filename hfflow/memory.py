@@ -15,7 +15,7 @@ from functools import lru_cache
 from .hub import UserError
 from . import loss as losses
 from .qlora import (QloraConfig, _auto, _base, _exact_heads, _kind, _quantizer, _unrounded, add_lora,
-                          compute_dtype)
+                          compute_dtype, dense_weight)
 from .tasks import task_of
 from .train import TrainConfig, _Loop
 
@@ -60,43 +60,56 @@ def nf4_bytes(
     # and the 16 values of NF4
     return math.ceil(n / 2) + scales + 16 * 4
 
-# %% ../nbs/05a_memory.ipynb #019505fc
-def _fakes(model, dtype, alive):
-    "Give every parameter and buffer of a model on `meta` a fake tensor; call it where tensors are made fake."
-    import torch
-    made = {}                                  # tied weights stay tied
-    for m in model.modules():
-        if _kind(m) == 'nf4' and id(m.weight) not in made:
-            alive.kind = '4-bit weights'
-            made[id(m.weight)] = _fake_nf4(m, dtype), m.weight
-        for d in (m._parameters, m._buffers):
-            for name, t in d.items():
-                if t is None: continue
-                if id(t) not in made:
-                    alive.kind = _weights(t, d is m._parameters)
-                    new = torch.empty(t.shape, dtype=t.dtype)
-                    made[id(t)] = torch.nn.Parameter(new, t.requires_grad) if d is m._parameters else new, t
-                d[name] = made[id(t)][0]
-        if _kind(m) == 'nf4': m.quant_state = m.weight.quant_state
-    return model
-
-def _weights(t, parameter):
-    "What a parameter or buffer is counted as."
-    import torch
-    if parameter and t.requires_grad: return 'trained weights'
-    return '8-bit weights' if t.dtype == torch.int8 else 'unquantised weights'
-
-def _fake_nf4(layer, dtype):
-    "The packed weight of a 4-bit layer with its constants (doubly quantised), as fake tensors."
+# %% ../nbs/05a_memory.ipynb #86a5d3c2
+def _pack(model, dtype):
+    "Give the layers of few bits on `meta` the weights and constants that bitsandbytes makes of them."
     import torch
     from bitsandbytes.functional import QuantState
-    n, e = layer.weight.numel(), torch.empty
-    blocks = math.ceil(n / 64)
-    second = QuantState(e(math.ceil(blocks / 256)), code=e(256), blocksize=256, dtype=torch.float32)
-    w = torch.nn.Parameter(e(math.ceil(n / 2), 1, dtype=torch.uint8), requires_grad=False)
-    w.quant_state = QuantState(e(blocks, dtype=torch.uint8), layer.weight.shape, e(16), 64, 'nf4',
-                               dtype, e(()), second)
-    return w
+    def e(*shape, dtype=None): return torch.empty(shape, dtype=dtype, device='meta')
+    for m in model.modules():
+        kind, old = _kind(m), getattr(m, 'weight', None)
+        if kind == 'nf4':
+            n = old.numel()
+            blocks = math.ceil(n / 64)
+            second = QuantState(e(math.ceil(blocks / 256)), code=e(256), blocksize=256, dtype=torch.float32)
+            new = torch.nn.Parameter(e(math.ceil(n / 2), 1, dtype=torch.uint8), requires_grad=False)
+            new.compress_statistics, new.quant_type = old.compress_statistics, old.quant_type
+            new.quant_state = m.quant_state = QuantState(e(blocks, dtype=torch.uint8), old.shape, e(16), 64, 'nf4',
+                                         dtype, e(), second)
+        elif kind == 'int8':
+            new = torch.nn.Parameter(e(*old.shape, dtype=torch.int8), requires_grad=False)
+            new.SCB = e(old.shape[0])
+        else: continue
+        m.weight = new
+
+# %% ../nbs/05a_memory.ipynb #f82e126d
+def _fakes(model, alive):
+    "Give every parameter, buffer and constant of a model on `meta` a fake tensor; call it where tensors are made fake."
+    import torch
+    made = {}                                  # tied weights stay tied
+    def fake(t, kind, parameter=False):
+        if t is None or id(t) in made: return made.get(id(t), (None,))[0]
+        alive.kind = kind
+        new = torch.empty(t.shape, dtype=t.dtype)
+        if parameter: new = torch.nn.Parameter(new, t.requires_grad)
+        made[id(t)] = new, t
+        if hasattr(t, 'quant_state'): new.quant_state = constants(t.quant_state, kind)
+        if hasattr(t, 'SCB'): new.CB, new.SCB = new.data, fake(t.SCB, kind)
+        return new
+    def constants(state, kind):
+        state = copy.copy(state)
+        for name in ('absmax', 'code', 'offset'): setattr(state, name, fake(getattr(state, name), kind))
+        if state.state2 is not None: state.state2 = constants(state.state2, kind)
+        return state
+    for m in model.modules():
+        kind = {'nf4': '4-bit weights', 'int8': '8-bit weights'}.get(_kind(m), 'unquantised weights')
+        for name, t in m._buffers.items(): m._buffers[name] = fake(t, 'unquantised weights')
+        for name, t in m._parameters.items():
+            learns = t is not None and t.requires_grad
+            m._parameters[name] = fake(t, 'trained weights' if learns else kind if name == 'weight'
+                                       else 'unquantised weights', parameter=True)
+        if _kind(m) == 'nf4': m.quant_state = m.weight.quant_state
+    return model
 
 # %% ../nbs/05a_memory.ipynb #a911ac83
 @lru_cache
@@ -121,13 +134,20 @@ def _alive_class():
                     given or func.overloadpacket is aten.arange):
                 with unset_fake_temporarily(): return func(*args, **kwargs)
             if func is aten._local_scalar_dense.default: return _answer(args[0])
-            out = func(*args, **kwargs)
+            if func is aten._grouped_mm.default: out = self.grouped(*args, **kwargs)
+            else: out = func(*args, **kwargs)
             if func.overloadpacket in formulas:
                 self.flops += formulas[func.overloadpacket](*args, **kwargs, out_val=out)
             for t in tree_leaves(out): self.seen(t)
             if func is aten.topk.default:
                 with unset_fake_temporarily(): out = out[0], _spread(out[1].shape, args[0].shape[-1])
             return out
+        def grouped(self, a, b, offs=None, *args, **kwargs):
+            # the experts' products; PyTorch's own fake one takes bf16 alone
+            n = () if a.dim() != b.dim() else (len(offs),) if a.dim() == 2 else (a.shape[0],)
+            rows = a.shape[1] if (a.dim(), b.dim()) == (3, 2) else a.shape[-2]
+            self.flops += 2 * a.shape[-2] * a.shape[-1] * b.shape[-1]
+            return a.new_empty(*n, rows, b.shape[-1])
         def seen(self, t):
             if not isinstance(t, FakeTensor): return
             s = t.untyped_storage()
@@ -212,16 +232,23 @@ def _shell(config, qlora, dtype, layers=None):
     "The model that `load_base` and `add_lora` would give, on `meta`."
     import torch
     model = meta_model(config, dtype, layers)
-    task = task_of(model)
     if qlora.bits < 16:
         from transformers.quantizers import AutoHfQuantizer
         quantizer = AutoHfQuantizer.from_config(_quantizer(qlora.bits, dtype, _unrounded(model)), pre_quantized=False)
         quantizer._process_model_before_weight_loading(model, device_map=None)
         quantizer._process_model_after_weight_loading(model)
-        for layer in model.modules():
-            if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
-    if task == 'classify': _exact_heads(model, set())
-    with torch.device('meta'): return add_lora(model, qlora)
+        _pack(model, dtype)
+    if task_of(model) == 'classify': _exact_heads(model, set())
+    with torch.device('meta'), _plain_dora(): return add_lora(model, qlora)
+
+@contextmanager
+def _plain_dora():
+    "While inside, DoRA reads weights of few bits by our own function: peft's asks for classes that fake tensors are not."
+    from peft.tuners.lora import dora
+    kept = dora.dequantize_module_weight
+    dora.dequantize_module_weight = dense_weight
+    try: yield
+    finally: dora.dequantize_module_weight = kept
 
 def _phases(loop, alive):
     "Hooks that tell the counter what is going on: forward, loss, backward, and in which module."
@@ -239,7 +266,7 @@ def _phases(loop, alive):
             alive.module = name
         def leave(m, args, out, name=name):
             inside.pop()
-            alive.module = inside[-1] if inside else ''
+            alive.module = inside[-1] if inside else name if alive.kind == 'backward' else ''
             out = out[0] if isinstance(out, tuple) else out
             if isinstance(out, torch.Tensor) and out.requires_grad:
                 out.register_hook(lambda g: setattr(alive, 'module', name))
@@ -262,9 +289,8 @@ def fake_step(
     qlora, train, alive = qlora or QloraConfig(), train or TrainConfig(), _alive_class()()
     dtype = dtype or (torch.float32 if qlora.bits == 32 else compute_dtype())
     model = _shell(config, qlora, dtype, layers)
-    count = _parameters(model)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode, alive: _fakes(model, dtype, alive)
+    count, mode = _parameters(model), FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, alive: _fakes(model, alive)
     if task_of(model) == 'causal': _allow(model, _tried(config))
     # none of these changes what a step holds; 8-bit states are made by a library that must see numbers
     train = replace(train, shard=False, offload=False, push_to=None, optimizer='adamw')
@@ -280,7 +306,7 @@ def fake_step(
     loop.fitting = fitting
     with ExitStack() as inside:
         if one_kernel: inside.enter_context(_one_kernel(alive))
-        for part in (mode, alive): inside.enter_context(part)
+        for part in (_plain_dora(), mode, alive): inside.enter_context(part)
         alive.kind = 'de-quantised weights'
         inside.enter_context(loop.ready())
         alive.kind = 'optimizer states'
@@ -320,11 +346,12 @@ def _one_kernel(alive):
 
 def _parameters(model):
     "How many numbers the base has, how many of them lie in few bits, the largest such matrix, and how many learn."
+    import torch
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    few = [m.weight.numel() for m in model.modules() if _kind(m) in ('nf4', 'int8')]
+    few = [m.in_features * m.out_features for m in model.modules() if _kind(m) in ('nf4', 'int8')]
     own = sum(p.numel() for n, p in _base(model).named_parameters()
-              if '.lora_' not in n and '.modules_to_save.' not in n)
-    return dict(total=own, quantised=sum(few), largest=max(few, default=0), trained=trained)
+              if not (p.dtype in (torch.uint8, torch.int8) or '.lora_' in n or '.modules_to_save.' in n))
+    return dict(total=own + sum(few), quantised=sum(few), largest=max(few, default=0), trained=trained)
 
 # %% ../nbs/05a_memory.ipynb #5f752ce7
 @dataclass(frozen=True)
