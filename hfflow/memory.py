@@ -201,7 +201,12 @@ def _twin(config):
 
 def _tried(config):
     "What the twin allows; nothing where none can be made."
-    import torch
+    return copy.copy(_tried_once(type(config), config.to_json_string(use_diff=False)))
+
+@lru_cache(64)
+def _tried_once(kind, text):
+    import json, torch
+    config = kind.from_dict(json.loads(text))
     _, auto = _auto(config, None, None)
     try:
         with torch.random.fork_rng():

@@ -457,9 +457,8 @@ class _Memory:
     "Peak memory of what runs from here on. GPU: the most that was allocated. CPU: the weights, plus the growth of resident memory."
     def __init__(self, model, device):
         import torch
-        self.gpu, self.peak = device.type == 'cuda', 0
+        self.gpu, self.peak, self.model, self.weights = device.type == 'cuda', 0, model, None
         if self.gpu: return torch.cuda.reset_peak_memory_stats(device)
-        self.weights = held_bytes(model)
         gc.collect()
         try:
             # Linux: give back what is free, or growth would hide in it,
@@ -484,6 +483,8 @@ class _Memory:
         import torch
         if self.gpu: return torch.cuda.max_memory_allocated()
         self.peak = max(self.peak, self.resident())
+        # asked during the first step: a base that is split is so by then
+        if self.weights is None: self.weights = held_bytes(self.model)
         return self.weights + max(0, self.peak - self.start)
 
 # %% ../nbs/05_train.ipynb #c2661384
@@ -701,9 +702,9 @@ def ready(self:_Loop):
 @patch
 def run(self:_Loop):
     "Train from where the loop stands to the end."
+    memory = _Memory(self.model, self.acc.device)     # before weights are kept de-quantised
     with self.ready(), _signals(self), _bar(self) as self.bar:
         if _in_notebook() and not self.bar.disable: self.curve = _Curve()
-        memory = _Memory(self.model, self.acc.device)
         while self.step < self.total: self.turn(memory)
         peak = memory.now()
     if self.cfg.load_best: self.take_best()
