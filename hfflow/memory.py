@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from .hub import UserError
 from . import loss as losses
+from .fused import CACHE_LIMIT
 from .qlora import (QloraConfig, _auto, _base, _exact_heads, _kind, _quantizer, _unrounded, add_lora,
                           compute_dtype, dense_weight)
 from .tasks import task_of
@@ -305,7 +306,7 @@ def fake_step(
     loop.batches, gradients = lambda: batches, set()
     def fitting(compute):
         out = compute()
-        gradients.update(alive.held[p.grad.untyped_storage()._cdata] for p in loop.params.values()
+        gradients.update(alive.held.get(p.grad.untyped_storage()._cdata) for p in loop.params.values()
                          if p.grad is not None)
         alive.kind = 'update'
         return out
@@ -412,7 +413,7 @@ def _step(log, start, gradients, flops, count):
         return kind
     now, kinds, most, peaks, trace = dict.fromkeys(_KINDS, 0), {}, {}, {}, []
     for i, (s, n, kind, module) in enumerate(log):
-        if n > 0: kinds[s] = kind_of(s, kind)
+        if s not in kinds: kinds[s] = kind_of(s, kind)
         now[kinds[s]] += n
         if i == start: before = {k: v for k, v in now.items() if v}
         if i < start: continue
@@ -475,15 +476,20 @@ def held(
               for t in chain(model.parameters(), model.buffers(), constants, scales)}
     return sum(pieces.values())
 
-# %% ../nbs/05a_memory.ipynb #4abcd0f6
+# %% ../nbs/05a_memory.ipynb #9bd80557
 def step_memory(config, rows, qlora=None, train=None, dtype=None, one_kernel=False) -> Step:
     "`fake_step`, for a deep model worked out from two shallow ones."
-    text = config.get_text_config()
+    import torch
+    qlora, train, text = qlora or QloraConfig(), train or TrainConfig(), config.get_text_config()
+    dtype = dtype or (torch.float32 if qlora.bits == 32 else compute_dtype())
     depth, period = getattr(text, 'num_hidden_layers', 0) or 0, _period(getattr(text, 'layer_types', None))
     run = lambda n: fake_step(config, rows, qlora, train, dtype, n, one_kernel)
     few = max(2, period)
     more = few + period
     if depth <= more + 1 or getattr(config, 'is_encoder_decoder', False): return run(None)
+    if train.cache_weights is None:           # a question of the whole model
+        few_bits = _parameters(_shell(config, qlora, dtype))['quantised']
+        train = replace(train, cache_weights=few_bits * dtype.itemsize <= CACHE_LIMIT)
     a, b, times = run(few), run(more), (depth - few) / (more - few)
     on = lambda x, y: max(0, x + (y - x) * times)
     def mixed(x, y): return {k: int(on(x.get(k, 0), y.get(k, 0))) for k in {**x, **y}}

@@ -309,6 +309,8 @@ class _Case:
         kinds = {'cpu': compute_dtype('cpu'), 'mps': torch.float32, 'cuda16': torch.float16}
         return kinds.get(self.dev.kind, torch.bfloat16)
     @property
+    def kernel(self): return self.dev.kind == 'cuda' and self.dtype.itemsize == 2   # one for packed attention
+    @property
     def n_rows(self): return self.asked['n_rows'] or (None if self.data is None else len(self.data))
     def rows(self, train):
         "The largest forward pass of a setting, twice over where a step has several."
@@ -319,19 +321,18 @@ class _Case:
                 for k, v in r.items()} for r in self.data]
         return _largest(cut, self.model, train, self.packed)
 
-# %% ../nbs/06_plan.ipynb #a4323534
+# %% ../nbs/06_plan.ipynb #cd2b8fec
 @patch
 def step(self:_Case, train):
     "What one step of a setting holds."
-    kernel = self.dev.kind == 'cuda' and self.dtype.itemsize == 2
     if self.dev.kind != 'cpu': train = replace(train, cache_weights=bool(train.cache_weights))
     key = (train.batch, min(2, train.accumulation), train.max_len, train.checkpointing, train.cache_weights,
-           self.dtype, kernel, self.data is None)
+           self.dtype, self.kernel, self.data is None)
     if key not in self.steps:
         if train.batch * train.max_len > 2**24:
             raise UserError(f'A batch of {train.batch} rows of {train.max_len} tokens is more than any '
                             'device holds: lower batch or max_len')
-        self.steps[key] = step_memory(self.config, self.rows(train), self.qlora, train, self.dtype, kernel)
+        self.steps[key] = step_memory(self.config, self.rows(train), self.qlora, train, self.dtype, self.kernel)
     return self.steps[key]
 
 @patch
@@ -603,6 +604,13 @@ def _batch_that_fits(case, train, most):
     b = b if b == most else 2**int(math.log2(b))
     while b > 2 and room(b) < 0: b = 2**int(math.log2(b - 1))
     return b if b > 2 or two >= 0 and b == 2 else 1
+
+# %% ../nbs/06_plan.ipynb #cce23105
+@patch
+def trace(self:Plan) -> 'Step':
+    "The step of all layers from its first byte to its last, for `plot_step`; a deep model takes a while."
+    case = self.case
+    return fake_step(case.config, case.rows(case.train), case.qlora, case.train, case.dtype, one_kernel=case.kernel)
 
 # %% ../nbs/06_plan.ipynb #bc78ceb6
 @patch
