@@ -38,7 +38,7 @@ def _lora_function():
             ctx.W = W if keep else None
             ctx.save_for_backward(x, a, b, h)
             # no view: whoever calls the layer may change the result in place (DeBERTa does)
-            return torch.ops.aten._unsafe_view(y, y.shape)
+            return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
         @staticmethod
         def backward(ctx, g):
