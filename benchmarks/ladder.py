@@ -2,11 +2,11 @@
 
     python benchmarks/ladder.py [--quick | --smoke] [--only SHAPE] [--rounds N] [--json FILE]
 
-Every rung trains the same adapter on the same rows by hfflow's own loop, with one thing more than the rung below it; the lowest computes as plain
-transformers and peft do: all logits of padded batches (rows of like length together), peft's LoRA layers. The first rungs go for speed, the last ones
-give some of it back for memory; that which moves activations is left out on a CPU, where they would move from memory to memory. The columns are those
-of benchmarks/train.py, and the peer of each rung is the lowest one, so the ratio says what all rungs up to this one give together. On a CPU the loss
-is the same up to rounding.
+Every rung trains the same adapter on the same rows by hfflow's own loop, with one thing more than the rung below it; the lowest computes as the plain
+Trainer does: all logits of padded batches of random rows, peft's LoRA layers. The first rungs go for speed, the last ones give some of it back for
+memory; that which moves activations is left out on a CPU, where they would move from memory to memory. Where documents are packed, their lengths do
+not matter, and the rows are again as they fall. The columns are those of benchmarks/train.py, and the peer of each rung is the lowest one, so the
+ratio says what all rungs up to this one give together. On a CPU the loss is the same up to rounding wherever the batches hold the same rows.
 """
 import statistics
 from contextlib import nullcontext
@@ -16,7 +16,8 @@ from pathlib import Path
 import train as bench
 
 RUNGS = {   # each adds to the settings of those before it
-    "plain": dict(split=False, mlp=False, packed=False, fused=False, cache_weights=False),
+    "plain, rows as they fall": dict(sort=False, split=False, mlp=False, packed=False, fused=False, cache_weights=False),
+    "rows of like length": dict(sort=True),
     "loss on labels": dict(split=True),
     "last MLP on labels": dict(mlp=True),
     "documents packed": dict(packed=True),
@@ -41,6 +42,7 @@ def ours(rung, folder, rows, at, memory):
     paths.split &= settings.pop("split")
     paths.packed &= settings.pop("packed")
     if not settings.pop("mlp"): paths.mlp = None
+    if not settings.pop("sort"): loop.length_batches = lambda *a, pool, ordered=loop.length_batches: ordered(*a, pool=1)
     if not settings.pop("fused"): loop.fast_lora = lambda model, cache: nullcontext(model)
     memory.start()
     return bench.fitted(model, qlora.load_tokenizer(folder / "model"), rows, at, **settings)
@@ -56,13 +58,13 @@ bench.CONTENDERS |= {name: (partial(ours, name), name) for name in RUNGS}
 
 def rows_of(shape, rounds):
     "Rows of one shape from the figures of all its rounds."
-    three = lambda x: float(f"{x:.4g}")
+    three, plain_name = lambda x: float(f"{x:.4g}"), next(iter(RUNGS))
     for key, unit in (("rate", "tokens/s"), ("memory", "MiB"), ("loss", "nats")):
         for i, name in enumerate(rounds[0]):
-            mine, plain = ([r[n][key] for r in rounds] for n in (name, "plain"))
+            mine, plain = ([r[n][key] for r in rounds] for n in (name, plain_name))
             ratios = [a / b if key == "rate" else b / a for a, b in zip(mine, plain)]
             yield dict(case=f"{shape}: {'+ ' * (i > 0)}{name}", ours=three(statistics.median(mine)), peer=three(statistics.median(plain)),
-                       peer_name="plain", ratio=three(statistics.median(ratios)), unit=unit)
+                       peer_name=plain_name, ratio=three(statistics.median(ratios)), unit=unit)
 
 
 if __name__ == "__main__": bench.main(__doc__, rungs(), rows_of, Path(__file__))

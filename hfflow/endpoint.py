@@ -22,6 +22,7 @@ from pathlib import Path
 from .hub import Artifact, UserError, connect
 from .tokens import prompt_text, stop_ids
 from .evaluate import dense
+from .publish import purpose, read_note
 
 # %% ../nbs/10_endpoint.ipynb #03f0ebfc
 class _Text:
@@ -431,6 +432,21 @@ class EndpointSpec:
     def as_dict(self): return dict(name=self.name, **self.arguments)
     def _repr_markdown_(self): return f'```python\n{self.code()}\n```'
 
+# %% ../nbs/10_endpoint.ipynb #07d11346
+_TASKS = {'causal': 'text-generation', 'classify': 'text-classification',
+          'seq2seq': 'text2text-generation'}
+
+def _task_name(model):
+    "A model's task as the Hub names it; that of an adapter stands in part in its base."
+    from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as speech
+    task, where = purpose(model), (model.repo_id, model.revision)
+    if adapter := read_note('model', *where, 'adapter_config.json'):
+        where = adapter['base_model_name_or_path'], adapter.get('revision') or 'main'
+    config = read_note('model', *where, 'config.json') if task == 'seq2seq' else None
+    hears = bool(config) and config.get('model_type') in speech
+    return 'automatic-speech-recognition' if hears else _TASKS[task]
+
+
 # %% ../nbs/10_endpoint.ipynb #878a88ab
 def endpoint_spec(
     model: Artifact,  # a model repo at a commit; merged weights are served by any engine, an adapter needs one that loads adapters
@@ -456,7 +472,7 @@ def endpoint_spec(
     if scale_to_zero < 0:
         raise UserError(f'scale_to_zero is {scale_to_zero}: give minutes, or 0 for never')
     args = dict(repository=model.repo_id, revision=model.revision, framework='pytorch',
-                task='text-generation', accelerator=accelerator, vendor=vendor, region=region,
+                task=_task_name(model), accelerator=accelerator, vendor=vendor, region=region,
                 instance_type=instance_type, instance_size=instance_size,
                 min_replica=0 if scale_to_zero else 1, max_replica=1,
                 scale_to_zero_timeout=scale_to_zero or None, type='protected', namespace=namespace)

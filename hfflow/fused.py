@@ -37,7 +37,8 @@ def _lora_function():
                 y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.t(), alpha=scale)
             ctx.W = W if keep else None
             ctx.save_for_backward(x, a, b, h)
-            return y
+            # no view: whoever calls the layer may change the result in place (DeBERTa does)
+            return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
 
         @staticmethod
         def backward(ctx, g):

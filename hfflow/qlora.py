@@ -223,7 +223,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
 
 # %% ../nbs/04_qlora.ipynb #e9425aba
 def _load(name, revision, bits, device, dtype, task=None, labels=None):
-    "A model as transformers loads it; of a classifier, what pretraining has not seen is left unrounded."
+    "A model as transformers loads it; what must not be rounded is left as it is."
     import torch
     from transformers import AutoConfig
     with _found(name), _quiet(), torch.random.fork_rng():
@@ -232,7 +232,7 @@ def _load(name, revision, bits, device, dtype, task=None, labels=None):
         task, auto = _auto(config, task, labels)
         if labels is not None: _name_labels(config, labels)
         skip = None
-        if task == 'classify' and bits < 16:
+        if bits < 16:
             with torch.device('meta'): skip = _unrounded(auto.from_config(config))
         quant = _quantizer(bits, dtype, skip)
         with _quiet(task == 'classify'):
@@ -266,9 +266,27 @@ def _exact_heads(model, lacks):
         model.get_submodule(name).float().register_forward_pre_hook(cast)
 
 # %% ../nbs/04_qlora.ipynb #c3426156
+def _read(model):
+    "Names of linear layers whose weights the model takes itself, past an adapter; and of routers, which return more than a tensor."
+    from torch import nn
+    found = set()
+    for m in model.modules():
+        inside = {n: type(l).__name__ for n, l in m.named_children() if isinstance(l, nn.Linear)}
+        # Mamba and its kin hand them to one kernel
+        if hasattr(m, 'A_log') and hasattr(m, 'D'): found |= inside.keys() - {'in_proj'}
+        # that of Gemma 3n clamps them
+        if type(m).__name__.endswith('AltUp'): found |= inside.keys()
+        found |= {n for n, kind in inside.items() if kind.endswith('Router')}
+    return found
+
 def _unrounded(model):
-    "What of a classifier is not stored in few bits; None for other models, of which transformers knows."
-    return [*_heads(model), '.*pooler'] if _heads(model) else None
+    "What is not stored in few bits: heads that no pretraining has seen, and weights that the model reads; None where transformers knows it all."
+    from transformers.quantizers.base import HfQuantizer
+    # T5's kin cast their input to the type of its weights
+    wo = {'wo' for m in model.modules() if type(m).__name__.endswith(('DenseActDense', 'DenseGatedActDense'))}
+    read = sorted('.' + n for n in _read(model) | wo)
+    if _heads(model): return [*_heads(model), '.*pooler', *read]
+    return HfQuantizer.get_modules_to_not_convert(model, read, add_default_skips=True) if read else None
 
 def _quantizer(bits, dtype, skip=None):
     "How bitsandbytes is to store a base: NF4 with double quantisation, or 8 bits; None for more."
@@ -371,15 +389,17 @@ def _lora_config(model, cfg, origin, real):
     "peft's settings for an adapter on this model."
     from peft import LoraConfig
     # each holds the weights of all experts of a layer; peft adds them for some architectures alone
-    experts = {n.rpartition('.')[2] for n, p in model.named_parameters()
-               if p.dim() == 3 and '.experts.' in n} if cfg.targets == 'all-linear' else set()
-    _refuse(model, cfg, experts)
+    every, read = cfg.targets == 'all-linear', _read(model)
+    experts = {'experts.' + n.rpartition('.experts.')[2] for n, p in model.named_parameters()
+               if p.dim() == 3 and '.experts.' in n} if every else set()
+    _refuse(model, cfg, experts, read)
     task = _PEFT_TASK[_task(type(model).__name__, model.config)]
     # peft's class for seq2seq models knows input_ids alone
     if model.main_input_name == 'input_features': task = None
     return LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
                       target_modules=cfg.targets if isinstance(cfg.targets, str)
                       else [*cfg.targets],
+                      exclude_modules=sorted(read) or None if every else None,
                       target_parameters=sorted(experts) or None,
                       modules_to_save=_heads(model) or None, use_rslora=cfg.rslora,
                       use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
@@ -387,13 +407,17 @@ def _lora_config(model, cfg, origin, real):
                       re.fullmatch(_MOVES_BASE, cfg.init) else True)
 
 # %% ../nbs/04_qlora.ipynb #5c3c2324
-def _refuse(model, cfg, experts):
+def _refuse(model, cfg, experts, read):
     "Say what peft cannot do with this model."
     name, moves = type(model).__name__, re.fullmatch(_MOVES_BASE, cfg.init)
     if experts and (cfg.dora or cfg.dropout or moves):
         raise UserError(f"The experts of {name} lie in one tensor, beside which dora, dropout, "
                         "pissa and olora have no place: leave these out, or name other layers in "
                         "targets, as in ['q_proj', 'v_proj'].")
+    if passed := read & {*([cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)}:
+        raise UserError(f"targets has {', '.join(sorted(passed))}, whose weights {name} takes without "
+                        "calling the layer, so an adapter beside it may never be used: leave it out, "
+                        "or take 'all-linear'.")
     if cfg.init == 'olora' and any(type(m).__name__ == 'Conv1D' for m in model.modules()):
         raise UserError(f"init is 'olora', which peft has for linear layers alone, and those of "
                         f"{name} are Conv1D: take init='pissa'.")

@@ -46,12 +46,16 @@ def build(model: Artifact,  # the published model, at the commit the Space will 
     if model.kind != 'model':
         raise UserError(f'A Space is built around a model, and {model.repo_id} is a {model.kind}.')
     facts = _facts(model, title, examples, about, max_new_tokens)
+    made = {'causal': SDKS, 'classify': ('gradio', 'static')}.get(facts['task'], ())
+    if sdk not in made:
+        raise UserError(f"{model.repo_id} is a model for the task '{facts['task']}', for which no {sdk} "
+                        f"Space is made here: {'use gradio or static' if made else 'load it by the code on its page'}.")
     folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
     files = {p.name.removesuffix('.j2'): _fill(p, sdk, facts).encode()
              for p in sorted(_templates(sdk).glob('*.j2'))}
     if sdk != 'static':
-        names = ('torch', 'transformers', 'peft',
-                 'pyyaml') + (('streamlit',) if sdk == 'docker' else ())
+        names = ('torch', 'transformers', 'peft', *['pyyaml'] * (facts['task'] == 'causal'),
+                 *['streamlit'] * (sdk == 'docker'))
         files['requirements.txt'] = ('\n'.join(_bounds(*names)) + '\n').encode()
     elif curve := _curve(facts): files['loss.png'] = curve.read_bytes()
     config = dict(sdk=sdk, **{k: facts[k]
@@ -71,9 +75,8 @@ def _facts(model, title, examples, about, max_new_tokens):
     if not adapter and read_note('model', model.repo_id, model.revision, 'config.json') is None:
         raise UserError(f'{model.repo_id}@{model.short} holds neither an adapter nor full weights: '
                         'publish the model first.')
-    if (task := publish.purpose(model)) != 'causal':
-        raise UserError(f"{model.repo_id} is a model for the task '{task}', and a Space is made here "
-                        'around models that chat alone: load it by the code on its page.')
+    task = publish.purpose(model)
+    labels, kind = _labels(model) if task == 'classify' else ([], None)
     samples = publish.samples_of(report)
     examples = [str(e) for e in examples] or list(dict.fromkeys(s['prompt'] for s in samples
         if s['right']))[:3]
@@ -86,12 +89,22 @@ def _facts(model, title, examples, about, max_new_tokens):
                 title=' '.join((title or words[:1].upper() + words[1:]).split()), about=about,
                 examples=examples, adapter=adapter,
                 placeholder=examples[0] if examples else 'Write a request',
+                task=task, labels=labels, kind=kind,
                 language='yaml' if samples
                 and all(publish.language(s['reference']) for s in samples) else None,
                 max_new_tokens=max_new_tokens,
                 bits=publish.recorded(note, 'bits') or 'an unknown number of', report=report,
                 samples=samples,
                 chain={**chain, 'code': _code(note.get('code') or {})})
+
+def _labels(model):
+    "Return a classifier's labels in the order of their numbers, and what kind of answer they are."
+    config, trained = (read_note('model', model.repo_id, model.revision, name) or {}
+                       for name in ('config.json', 'qlora.json'))
+    named = sorted(config.get('id2label', {}).items(), key=lambda x: int(x[0]))
+    labels = [l for _, l in named] or trained['labels']
+    kind = config.get('problem_type') or trained.get('problem_type')
+    return labels, kind or ('regression' if len(labels) == 1 else 'single_label_classification')
 
 def _about(chain):
     "Say what the page does when nobody wrote it."
@@ -150,8 +163,8 @@ def _page_facts(facts):
         links.append(dict(role='code',
             text=f'{code["package"]} {code.get("version", "")}' + (f'@{code["commit"][:8]}'
                 if code.get('commit') else ''), url=code.get('url') or code.get('repo') or ''))
-    usage = publish.usage(facts['model'], facts['revision'], not facts['adapter']).split('\n',
-        1)[1].rsplit('\n```', 1)[0]
+    usage = publish.usage(facts['model'], facts['revision'], not facts['adapter'], facts['task'],
+                          facts['labels']).split('\n', 1)[1].rsplit('\n```', 1)[0]
     return dict(rows=rows, shown=right[:2] + wrong[:1], links=links, usage=usage,
                 curve=_curve(facts) is not None)
 
@@ -357,7 +370,7 @@ def _fetch(space, folder):
 # %% ../nbs/09_spaces.ipynb #c4c2d9e3
 def _ask(self: App,
          text: str,  # the request
-         ) -> str:  # the answer
+         ) -> 'str|dict':  # the answer; of a classifier how sure it is of each label, the surest first
     "Ask a Gradio Space over HTTP, through its API named /ask."
     if self.sdk != 'gradio':
         raise UserError(f'A {self.sdk} Space has no /ask: open {self.url} in a browser.')
@@ -367,8 +380,11 @@ def _ask(self: App,
     if self._client is None:
         self._client = Client(self.url, token=False, verbose=False, analytics_enabled=False,
                               download_files=False)
-    try: return self._client.predict(text, api_name='/ask')
+    try: answer = self._client.predict(text, api_name='/ask')
     except AppError as e: raise UserError(f'The Space refused: {e}') from None
+    if not isinstance(answer, dict): return answer
+    sure = answer.get('confidences')
+    return {c['label']: c['confidence'] for c in sure} if sure else answer['label']
 App.ask = _ask
 
 # %% ../nbs/09_spaces.ipynb #e95605b4

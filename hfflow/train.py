@@ -571,8 +571,16 @@ def note(self:_Loop, **entry):
     "A line of the log, and of the tracker if it holds figures."
     if not self.main: return
     self.log.write(json.dumps(entry) + '\n')
-    if self.tracker and 'event' not in entry:
-        self.tracker.log({k: v for k, v in entry.items() if v is not None}, step=entry['step'])
+    if not self.tracker or 'event' in entry: return
+    # its own axis: a figure of that name would be in the way
+    step, figures = entry.pop('step'), {k: v for k, v in entry.items() if v is not None}
+    if 'tokens' in entry: figures['tokens_per_second'] = self.rate()
+    self.tracker.log(figures, step=step)
+
+@patch
+def rate(self:_Loop):
+    "Tokens per second of all steps so far."
+    return self.tokens / max(self.seconds, 1e-9)
 
 @patch
 def say(self:_Loop, text):
@@ -612,7 +620,7 @@ def _bar(loop):
 def show(self:_Loop, loss, memory):
     "Loss, tokens per second, and memory (of what was planned) beside the bar, which shows the time left."
     used = f'{memory/2**20:,.0f}' + (f' of {self.planned/2**20:,.0f}' if self.planned else '')
-    self.bar.set_postfix_str(f'loss {loss:.3f}, {self.tokens/max(self.seconds, 1e-9):,.0f} '
+    self.bar.set_postfix_str(f'loss {loss:.3f}, {self.rate():,.0f} '
                              'tokens/s, '
                              f'{used} MiB', refresh=False)
     self.bar.update()
@@ -734,8 +742,8 @@ def turn(self:_Loop, memory):
     if self.stop is not None and not done: raise self.stop
 
 # %% ../nbs/05_train.ipynb #807a0091
-def _tracker(cfg, folder):
-    "Accelerate's connection to the tracker that is asked for, started."
+def _tracker(cfg, folder, step):
+    "Accelerate's connection to the tracker that is asked for, started; it goes on after `step`."
     from importlib.util import find_spec
     if cfg.tracker is None: return None
     if find_spec(cfg.tracker) is None:
@@ -743,11 +751,23 @@ def _tracker(cfg, folder):
         raise UserError(f'tracker is {cfg.tracker}, which is not installed: pip install {package}, '
                         'or leave tracker out.')
     from accelerate import tracking
-    kind, name = getattr(tracking, _trackers[cfg.tracker]), Path(folder).resolve().name
-    made = kind(name, folder) if kind.requires_logging_directory else kind('hfflow', name=name)
-    made.start()
+    name = Path(folder).resolve().name
+    kw = {'tensorboard': dict(run_name='tensorboard', logging_dir=folder, purge_step=step + 1),
+          'trackio': dict(run_name='hfflow', name=name, resume='allow' if step else 'never',
+                          embed=False),
+          'wandb': dict(run_name='hfflow', name=name, dir=folder)}[cfg.tracker]
+    made = getattr(tracking, _trackers[cfg.tracker])(**kw)
+    try: made.start()
+    # each has errors of its own: no login, no network, no room
+    except Exception as e:
+        why = str(e).strip().split('\n')[0].rstrip('.') or type(e).__name__
+        hint = ('log in by wandb login, set WANDB_MODE=offline to log into the folder of the run'
+                if cfg.tracker == 'wandb' else 'mend that')
+        raise UserError(f'tracker is {cfg.tracker}, which does not start ({why}): {hint}, or '
+                        'leave tracker out.') from e
     made.store_init_configuration({k: v for k, v in asdict(cfg).items() if v is not None})
     return made
+
 
 # %% ../nbs/05_train.ipynb #2aabb4a2
 def plot_loss(run:Run,   # or anything else with `losses` and `eval_losses`
@@ -811,7 +831,7 @@ def _opened(loop, resume, force):
     loop.open_log()
     try:
         if loop.main:
-            loop.tracker = _tracker(cfg, folder)
+            loop.tracker = _tracker(cfg, folder, loop.step)
             if cfg.push_to: loop.pusher = Pusher(cfg.push_to, folder, loop.say)
         yield
     finally:
@@ -834,4 +854,4 @@ def _clear(folder, resume):
     if resume: return
     shutil.rmtree(folder/'checkpoints')
     for name in ('log.jsonl', 'loss.png'): (folder/name).unlink(missing_ok=True)
-    shutil.rmtree(folder/'adapter', ignore_errors=True)
+    for name in ('adapter', 'tensorboard'): shutil.rmtree(folder/name, ignore_errors=True)

@@ -188,6 +188,23 @@ def test_importing_the_module_is_light():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
+def test_endpoint_spec_says_the_task_of_the_model():
+    from hfflow import publish
+
+    def made(name, **files):
+        return publish.commit("model", f"you/{name}", {f"{k}.json": json.dumps(v).encode() for k, v in files.items()}, "Add")
+    task = lambda model: ep.endpoint_spec(model).arguments["task"]
+    whisper = made("hears", config=dict(architectures=["WhisperForConditionalGeneration"], model_type="whisper", is_encoder_decoder=True))
+    t5 = made("rewrites", config=dict(architectures=["T5ForConditionalGeneration"], model_type="t5", is_encoder_decoder=True))
+    assert task(made("sorts", config=dict(architectures=["BertForSequenceClassification"], model_type="bert"))) == "text-classification"
+    assert task(t5) == "text2text-generation" and task(whisper) == "automatic-speech-recognition"
+    assert task(made("chats", config=dict(architectures=["LlamaForCausalLM"], model_type="llama"))) == "text-generation"
+    adapter = lambda base: dict(base_model_name_or_path=base.repo_id, revision=base.revision)
+    assert task(made("hears-lora", adapter_config=adapter(whisper), qlora=dict(task="seq2seq"))) == "automatic-speech-recognition"
+    assert task(made("rewrites-lora", adapter_config=adapter(t5), qlora=dict(task="seq2seq"))) == "text2text-generation"
+    assert task(made("sorts-lora", adapter_config=adapter(t5), qlora=dict(task="classify"))) == "text-classification"
+
+
 def test_endpoint_spec_is_a_call_that_the_client_has():
     import inspect
 

@@ -128,7 +128,10 @@ def test_a_classifier_from_yaml_to_a_pipeline(hub, raw, tmp_path, merged):
     assert publish.purpose(made) == "classify"
     again = flow.run(config(f"sizes-{merged}".lower(), base(hub, "bert"), raw, model, publish=dict(merged=merged)), hub, tmp_path, progress=False)
     assert set(again.status().values()) == {"kept"} and "hfflow serve" not in str(again)
-    with pytest.raises(UserError, match="'classify'.*chat"): spaces.build(made, tmp_path / "space")
+    with pytest.raises(UserError, match="'classify'.*use gradio or static"): spaces.build(made, tmp_path / "space", sdk="docker")
+    space = spaces.push(spaces.build(made, tmp_path / "space"), f"{made.repo_id}-space", made)
+    with spaces.start(space) as app: sure = app.ask(prompt)
+    assert set(sure) == set(labels) and next(iter(sure)) == answer and sum(sure.values()) == pytest.approx(1)
     with pytest.raises(UserError, match="'classify'.*chat"): endpoint.serve(made, port=0)
 
 

@@ -12,7 +12,7 @@ from hfflow.loss import batch_loss, batch_tokens, make_batch, packed_attention
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
 from hfflow.tokens import collate, encode_dataset, pack
 
-APART = set(zoo.CAUSAL) - {"gpt_oss", "stablelm", "falcon", "bloom", "mamba", "lfm2"}   # sinks, own attention, none: these get a rectangle
+APART = set(zoo.CAUSAL) - {"gpt_oss", "stablelm", "falcon", "bloom", "mamba", "lfm2", "jamba"}   # sinks, own attention, none: these get a rectangle
 
 
 def rows_of(lengths, seed=1):
@@ -36,8 +36,7 @@ def grads(model, loss):
 
 
 def adapted(kind):
-    targets = ["in_proj", "x_proj"] if kind == "mamba" else "all-linear"
-    model = add_lora(zoo.model(kind), QloraConfig(bits=32, rank=4, targets=targets)).eval()      # GPT-2 and OPT bring dropout of their own
+    model = add_lora(zoo.model(kind), QloraConfig(bits=32, rank=4)).eval()      # GPT-2 and OPT bring dropout of their own
     for n, p in model.named_parameters():
         if "lora_B" in n: p.data.normal_(0, .1)
     return model

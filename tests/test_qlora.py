@@ -115,6 +115,15 @@ def test_fast_forward_with_few_rows_and_with_bias():
         with fast_lora(net): assert same(plain, step(), rtol=1e-3, atol=1e-4)
 
 
+def test_the_result_of_the_fast_forward_may_be_changed_in_place(base):
+    """As DeBERTa and Longformer do with theirs."""
+    from peft import LoraConfig, get_peft_model
+    net = get_peft_model(torch.nn.Sequential(torch.nn.Linear(48, 32)), LoraConfig(r=4, target_modules=["0"]))
+    for n in (2, 500):
+        plain, x = net(torch.ones(1, n, 48)).mul_(2), torch.ones(1, n, 48)
+        with fast_lora(net): assert torch.allclose(net(x).mul_(2), plain, atol=1e-5)
+
+
 def test_fast_forward_in_bf16_is_as_close_to_fp32_as_pefts(base):
     exact = adapted(base, 32)
     half = adapted(base, 32)
@@ -282,7 +291,7 @@ def one_step(model, kind):
 
 
 @pytest.mark.parametrize("bits", [4, 32])
-@pytest.mark.parametrize("kind", [kind for kind in zoo.CONFIGS if kind not in ("gpt_oss", "mamba")])   # where peft's all-linear leaves out the experts, and where it is refused
+@pytest.mark.parametrize("kind", [kind for kind in zoo.CONFIGS if kind not in ("gpt_oss", "jamba", "phimoe")])   # where peft's all-linear leaves out the experts
 def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_base, kind, bits, tmp_path):
     from peft import LoraConfig, get_peft_model
     if kind == "falcon" and bits == 4:
@@ -291,14 +300,17 @@ def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_b
     model = load_base(zoo_base(kind), bits)
     before = logits(model, kind)
     ours = add_lora(model, QloraConfig(bits=bits, rank=4), seed=3)
-    assert torch.equal(logits(ours, kind), before)
+    rounding = 1e-5 if kind == "mamba" else 0                                # whose products may lie otherwise in memory
+    assert (logits(ours, kind) - before).abs().max() <= rounding
 
     # what learns: every linear layer of the body, no output layer; a classifier's head as a whole
     base, head = ours.get_base_model(), ours.get_base_model().get_output_embeddings()
     linear = {n for n, m in model.named_modules() if hasattr(m, "lora_A")}
-    plain = {n for n, m in zoo.model(kind).named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
-    heads = {n for n in plain if n.split(".")[0] in ("classifier", "pre_classifier", "score", "lm_head", "proj_out")}
+    read = zoo.READ.get(kind, ())
+    plain = {n for n, m in zoo.model(kind).named_modules() if isinstance(m, (torch.nn.Linear, Conv1D)) and n.split(".")[-1] not in read}
+    heads = {n for n in plain if n.split(".")[0] in ("classifier", "pre_classifier", "pooler", "score", "lm_head", "proj_out")}
     experts = {f"model.layers.{i}.mlp.{n}" for i in (0, 1) for n in ("gate", "experts", "experts.base_layer")} if kind in zoo.MIXTURES else set()
+    plain = {n for n in plain if "shared_experts" not in n}                   # peft takes their names for those of the others
     assert linear == plain - heads | experts and linear and (head is None or not hasattr(head, "lora_A"))
     whole = {n.split(".")[2] for n in learning(ours) if "lora_" not in n}
     assert whole == ({n.split(".")[0] for n in heads} if kind in zoo.CLASSIFY else set())
@@ -307,8 +319,8 @@ def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_b
     twin = load_base(zoo_base(kind), bits)
     torch.manual_seed(3)
     task = "SEQ_CLS" if kind in zoo.CLASSIFY else None if kind == "whisper" else "SEQ_2_SEQ_LM" if kind in zoo.SEQ2SEQ else "CAUSAL_LM"
-    twin = get_peft_model(twin, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=task,
-                                           modules_to_save=["pre_classifier"] if kind == "distilbert" else None))
+    twin = get_peft_model(twin, LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type=task, exclude_modules=list(read) or None,
+                                           modules_to_save={"distilbert": ["pre_classifier"], "deberta-v2": ["pooler"]}.get(kind)))
     theirs = steps(twin, kind)
     with fast_lora(ours): mine = steps(ours, kind)
     assert mine == pytest.approx(theirs, rel=2e-4) and len(set(mine)) == 3
@@ -332,7 +344,28 @@ def test_every_architecture_begins_as_its_base_and_learns_as_in_plain_peft(zoo_b
     assert torch.allclose(logits(merged, kind), want, atol=2e-3)
     merged.save_pretrained(tmp_path/"merged")
     ordinary = type(merged).from_pretrained(tmp_path/"merged").eval()
-    assert torch.equal(logits(ordinary, kind), logits(merged, kind))
+    assert (logits(ordinary, kind) - logits(merged, kind)).abs().max() <= rounding
+
+
+@pytest.mark.parametrize("kind", zoo.READ)
+def test_layers_that_the_model_never_calls_are_neither_rounded_nor_adapted(zoo_base, kind):
+    base = load_base(zoo_base(kind), 4)
+    apart = {n: m for n, m in base.named_modules() if n.split(".")[-1] in zoo.READ[kind]}
+    assert apart and not any(hasattr(m.weight, "quant_state") for m in apart.values()) and any(hasattr(p, "quant_state") for p in base.parameters())
+    with pytest.raises(UserError, match=f"targets has {zoo.READ[kind][0]}, whose weights .* leave it out"):
+        add_lora(base, QloraConfig(targets=["o_proj", zoo.READ[kind][0]]))
+    model = add_lora(base, QloraConfig(rank=4))
+    assert not any(hasattr(m, "lora_A") for n, m in model.named_modules() if n.split(".")[-1] in zoo.READ[kind])
+    start = {n: p.clone() for n, p in learning(model).items() if "lora_B" in n}
+    steps(model, kind, 2)
+    assert start and not [n for n, p in start.items() if torch.equal(p, learning(model)[n])]
+
+
+def test_a_model_that_looks_at_the_type_of_a_weight_keeps_it(zoo_base):
+    """LongT5 casts to it: in 4 bits its activations would be cut to whole numbers."""
+    low = load_base(zoo_base("longt5"), 4)
+    before = logits(low, "longt5")
+    assert torch.allclose(logits(merge(low), "longt5"), before, atol=1e-4)
 
 
 # --- variants

@@ -133,6 +133,57 @@ def test_odd_requests_are_refused(model, tmp_path):
         spaces.build(publish.commit("model", "you/empty", {"notes.txt": b"x"}, "Notes"), tmp_path)
 
 
+# --- classifiers ---
+def classifier(repo_id, folder, **changes):
+    """A classifier of random weights, whole, on the Hub."""
+    import tinychat
+    import zoo
+
+    zoo.model("bert", **changes).save_pretrained(folder)
+    tinychat.tokenizer().save_pretrained(folder)
+    return publish.commit("model", repo_id, {p.name: p for p in folder.iterdir()}, "Add a classifier")
+
+
+NAMES = dict(id2label={0: "late", 1: 'too "dear"', 2: "broken"}, label2id={"late": 0, 'too "dear"': 1, "broken": 2})
+
+
+def test_files_for_a_classifier_know_its_labels_and_nothing_of_chats(hub, tmp_path):
+    made = classifier("you/sorts", tmp_path / "model", **NAMES)
+    folder = spaces.build(made, tmp_path / "space")
+    app = (folder / "app.py").read_text()
+    compile(app, "app.py", "exec")
+    assert "LABELS = ['late', 'too \"dear\"', 'broken']" in app and "KIND = 'single_label_classification'" in app
+    assert not re.search(r"yaml|chat|generat|CausalLM|peft import|{%|\n\n\n\n", app)
+    assert "pyyaml" not in (folder / "requirements.txt").read_text() and "adapter" not in (folder / "README.md").read_text()
+    html = (spaces.build(made, tmp_path / "page", sdk="static") / "index.html").read_text()
+    assert "text-classification" in html and "chat" not in html
+    with pytest.raises(UserError, match="'classify', for which no docker Space is made here: use gradio or static"):
+        spaces.build(made, tmp_path / "never", sdk="docker")
+    with pytest.raises(UserError, match="'seq2seq', for which no gradio Space is made here: load it"):
+        config = dict(architectures=["T5ForConditionalGeneration"], model_type="t5", is_encoder_decoder=True)
+        spaces.build(publish.commit("model", "you/rewrites", {"config.json": json.dumps(config).encode()}, "Add"), tmp_path / "never")
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize("kind", ["multi_label_classification", "regression"])
+def test_a_classifier_answers_as_its_kind_of_labels_asks(hub, tmp_path, kind):
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    more = dict(num_labels=1) if kind == "regression" else NAMES
+    made = classifier(f"you/{kind.replace('_', '-')}", tmp_path / "model", problem_type=kind, **more)
+    net, tok = (c.from_pretrained(tmp_path / "model") for c in (AutoModelForSequenceClassification, AutoTokenizer))
+    with torch.no_grad(): scores = net(**tok("it came late", return_tensors="pt")).logits[0]
+    with spaces.start(spaces.build(made, tmp_path / "space")) as app:
+        answer = app.ask("  it came late\n")
+        with pytest.raises(UserError, match="too long"): app.ask("late " * 100)
+    if kind == "regression": assert float(answer) == pytest.approx(scores.item(), rel=1e-3)
+    else:
+        want = dict(zip(NAMES["id2label"].values(), scores.sigmoid().tolist()))
+        assert answer == pytest.approx(want, abs=1e-4) and list(answer) == sorted(want, key=want.get, reverse=True)
+    assert "Traceback" not in app.logs(), app.logs(30)
+
+
 # --- push ---------------------------------------------------------------------------------------
 def test_push_is_one_commit_and_repeats_none(hub, model, tmp_path):
     folder = spaces.build(model, tmp_path / "space")

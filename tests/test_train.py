@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -429,6 +430,60 @@ def test_trackers_by_one_word(base, tmp_path, monkeypatch, word, pip):
     start(base, tmp_path/"y", tracker=word, max_steps=2)
     assert [c[0] for c in calls] == ["start", "store_init_configuration", "log", "log", "log", "finish"]
     assert calls[2][1][0]["loss"] > 0 and calls[4][1][0]["eval_loss"] > 0 and calls[4][2] == {"step": 2} and None not in calls[1][1][0].values()
+    def refused(self): raise RuntimeError("no login\nmore")
+    monkeypatch.setattr(kind, "start", refused)
+    with pytest.raises(UserError, match=rf"{word}, which does not start \(no login\): .*leave tracker out"): start(base, tmp_path/"z", tracker=word, max_steps=1)
+
+
+def read_tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(folder/"tensorboard")).Reload()
+    return {k: [(e.step, e.value) for e in events.Scalars(k)] for k in events.Tags()["scalars"]}
+
+
+def read_trackio(folder):
+    from trackio.sqlite_storage import SQLiteStorage
+    rows = SQLiteStorage.get_logs("hfflow", folder.name)
+    return {k: [(r["step"], r[k]) for r in rows if k in r] for k in {k for r in rows for k in r} - {"step", "timestamp"}}
+
+
+def read_wandb(folder):
+    """Its files are those of LevelDB's log: blocks of 32 KiB, records of (checksum, length, kind), kinds 2 and 3 go on."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    found = {}
+    for path in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
+        raw, pos, whole = path.read_bytes(), 7, b""
+        while pos + 7 <= len(raw):
+            if (left := 2**15 - pos % 2**15) < 7: pos += left
+            _, n, kind = struct.unpack_from("<IHB", raw, pos)
+            whole, pos = whole + raw[pos+7:pos+7+n], pos + 7 + n
+            if kind in (2, 3): continue
+            history, whole = Record.FromString(whole).history, b""
+            for item in history.item: found.setdefault("/".join(item.nested_key) or item.key, []).append((history.step.num, json.loads(item.value_json)))
+    return found
+
+
+@pytest.mark.parametrize("word", list(train._trackers))
+def test_trackers_hold_what_the_log_holds(base, tmp_path, monkeypatch, word):
+    """Where they are installed, for real: dead in step 4, after the checkpoint of step 2, resumed from there, and read back."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path/"trackio"))
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    pytest.importorskip(word)
+    out, turn = tmp_path/f"run-{tmp_path.name}", train._Loop.turn
+    def dies(self, memory):
+        if self.step == 3: raise KeyboardInterrupt
+        return turn(self, memory)
+    with monkeypatch.context() as m:
+        m.setattr(train._Loop, "turn", dies)
+        with pytest.raises(KeyboardInterrupt): start(base, out, tracker=word, max_steps=5, save_every=2)
+    assert start(base, out, tracker=word, max_steps=5, save_every=2).resumed_from == 2
+    got = globals()[f"read_{word}"](out)
+    for key, expected in (("loss", [(s, l) for s, l, *_ in steps(out)]), ("eval_loss", held(out)), ("lr", [(s, lr) for s, _, _, lr in steps(out)])):
+        # TensorBoard hides what was done in vain, the others show it twice
+        assert len(got[key]) == len(expected) + (word != "tensorboard" and key != "eval_loss")
+        assert dict(got[key]) == pytest.approx(dict(expected))
+    assert {"norm", "tokens", "seconds", "memory"} <= got.keys() and got.keys().isdisjoint(("step", "__step"))
+    assert dict(got["tokens_per_second"]).keys() == {1, 2, 3, 4, 5} and all(v > 0 for _, v in got["tokens_per_second"])
 
 
 def test_the_bar_shows_memory_against_the_plan(base, tmp_path, monkeypatch):
