@@ -10,7 +10,7 @@ __all__ = ['device', 'compute_dtype', 'QloraConfig', 'load_base', 'load_tokenize
 
 # %% ../nbs/04_qlora.ipynb #6ab38f16
 import difflib, json, os, re, warnings
-from functools import wraps
+from functools import cache, partial, wraps
 from dataclasses import replace
 from contextlib import contextmanager
 from pathlib import Path
@@ -193,6 +193,24 @@ def _auto(config, task, labels):
                         f"load for the task '{want}': choose another base or task.")
     return want, found
 
+# %% ../nbs/04_qlora.ipynb #5b1c7e02
+@cache
+def _libraries():
+    "Import what a quantised model with an adapter needs, a third faster: nothing is compiled before its first call, no garbage is looked for."
+    import gc, torch
+    compiled, collects = torch.compile, gc.isenabled()
+    # bitsandbytes has functions compiled that most devices never call
+    def later(fn=None, **kwargs):
+        if fn is None: return partial(later, **kwargs)
+        made = cache(partial(compiled, fn, **kwargs))
+        return wraps(fn)(lambda *args, **kw: made()(*args, **kw))
+    gc.disable()
+    torch.compile = later
+    try: import transformers.modeling_utils, peft
+    finally:
+        torch.compile = compiled
+        if collects: gc.enable()
+
 # %% ../nbs/04_qlora.ipynb #ac621a66
 def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
               bits:int=4,                 # 4, 8, 16 or 32
@@ -202,6 +220,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
               dtype=None,                 # of the arithmetic; default: as `compute_dtype` says
              ) -> "'PreTrainedModel'":
     "Load a model with its linear layers in `bits` bits; weights that it lacks start the same each time."
+    if bits in (4, 8): _libraries()
     import torch
     device = device or globals()['device']()
     name, revision = _where(base)
@@ -358,6 +377,7 @@ def add_lora(model,                  # from `load_base`; changed in place
              seed:int=0,             # of A's random start; B starts at zero
             ) -> "'PeftModel'":      # with `full=True` the model itself
     "Freeze the base and put an adapter beside its linear layers; with `full=True` let every weight learn."
+    _libraries()
     import torch
     from peft import get_peft_model
     cfg, origin = cfg or QloraConfig(), getattr(model, 'hfflow_base', {})
