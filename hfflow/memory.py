@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from .hub import UserError
 from . import loss as losses
+from .fused import CACHE_LIMIT
 from .qlora import (QloraConfig, _auto, _base, _exact_heads, _kind, _quantizer, _unrounded, add_lora,
                           compute_dtype, dense_weight)
 from .tasks import task_of
@@ -129,6 +130,7 @@ def _alive_class():
             self.log.append((self.held.pop(key), -n, self.kind, self.module))
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             kwargs = kwargs or {}
+            if func is torch.ops.prim.device.default: return func(*args)      # asked all the time
             given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
             if not any(isinstance(t, FakeTensor) for t in given) and (
                     given or func.overloadpacket is aten.arange):
@@ -304,14 +306,14 @@ def fake_step(
     loop.batches, gradients = lambda: batches, set()
     def fitting(compute):
         out = compute()
-        gradients.update(alive.held[p.grad.untyped_storage()._cdata] for p in loop.params.values()
+        gradients.update(alive.held.get(p.grad.untyped_storage()._cdata) for p in loop.params.values()
                          if p.grad is not None)
         alive.kind = 'update'
         return out
     loop.fitting = fitting
     with ExitStack() as inside:
         if one_kernel: inside.enter_context(_one_kernel(alive))
-        for part in (_plain_dora(), mode, alive): inside.enter_context(part)
+        for part in (_few_chunks(alive), _plain_dora(), mode, alive): inside.enter_context(part)
         alive.kind = 'de-quantised weights'
         inside.enter_context(loop.ready())
         alive.kind = 'optimizer states'
@@ -348,6 +350,18 @@ def _one_kernel(alive):
     losses._one_kernel, losses._varlen = (lambda q: True), varlen
     try: yield
     finally: losses._one_kernel, losses._varlen = kept
+
+@contextmanager
+def _few_chunks(alive):
+    "While inside, the loss goes through its first chunks and the last: what they hold is the same for all, and is counted for all."
+    kept = losses._chunks
+    def few(n, rows, W):
+        starts = range(0, n, rows)
+        alive.flops += 4 * W.numel() * rows * max(0, len(starts) - 3)     # two products each
+        return starts if len(starts) <= 3 else [*starts[:2], starts[-1]]
+    losses._chunks = few
+    try: yield
+    finally: losses._chunks = kept
 
 def _parameters(model):
     "How many numbers the base has, how many of them lie in few bits, the largest such matrix, and how many learn."
@@ -399,7 +413,7 @@ def _step(log, start, gradients, flops, count):
         return kind
     now, kinds, most, peaks, trace = dict.fromkeys(_KINDS, 0), {}, {}, {}, []
     for i, (s, n, kind, module) in enumerate(log):
-        if n > 0: kinds[s] = kind_of(s, kind)
+        if s not in kinds: kinds[s] = kind_of(s, kind)
         now[kinds[s]] += n
         if i == start: before = {k: v for k, v in now.items() if v}
         if i < start: continue
@@ -457,19 +471,25 @@ def held(
     states = [m.weight.quant_state for m in model.modules() if _kind(m) == 'nf4']
     constants = chain(*((s.absmax, s.code, s.offset, s.state2.absmax, s.state2.code) if s.nested
                         else (s.absmax, s.code) for s in states))
+    scales = (m.weight.SCB for m in model.modules() if _kind(m) == 'int8' and m.weight.SCB is not None)
     pieces = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-              for t in chain(model.parameters(), model.buffers(), constants)}
+              for t in chain(model.parameters(), model.buffers(), constants, scales)}
     return sum(pieces.values())
 
-# %% ../nbs/05a_memory.ipynb #4abcd0f6
+# %% ../nbs/05a_memory.ipynb #9bd80557
 def step_memory(config, rows, qlora=None, train=None, dtype=None, one_kernel=False) -> Step:
     "`fake_step`, for a deep model worked out from two shallow ones."
-    text = config.get_text_config()
+    import torch
+    qlora, train, text = qlora or QloraConfig(), train or TrainConfig(), config.get_text_config()
+    dtype = dtype or (torch.float32 if qlora.bits == 32 else compute_dtype())
     depth, period = getattr(text, 'num_hidden_layers', 0) or 0, _period(getattr(text, 'layer_types', None))
     run = lambda n: fake_step(config, rows, qlora, train, dtype, n, one_kernel)
-    few = max(2, math.ceil(3 / period)) * period
-    more = few + max(period, 2 // period * period)
-    if depth <= more + 2 or getattr(config, 'is_encoder_decoder', False): return run(None)
+    few = max(2, period)
+    more = few + period
+    if depth <= more + 1 or getattr(config, 'is_encoder_decoder', False): return run(None)
+    if train.cache_weights is None:           # a question of the whole model
+        few_bits = _parameters(_shell(config, qlora, dtype))['quantised']
+        train = replace(train, cache_weights=few_bits * dtype.itemsize <= CACHE_LIMIT)
     a, b, times = run(few), run(more), (depth - few) / (more - few)
     on = lambda x, y: max(0, x + (y - x) * times)
     def mixed(x, y): return {k: int(on(x.get(k, 0), y.get(k, 0))) for k in {**x, **y}}

@@ -300,7 +300,7 @@ class _Case:
     def on(self, dev):
         "The same case on another device."
         other = copy.copy(self)
-        other.dev, other.steps = dev, {}
+        other.dev = dev
         return other
     @property
     def dtype(self):
@@ -308,6 +308,8 @@ class _Case:
         if self.qlora.bits == 32: return torch.float32
         kinds = {'cpu': compute_dtype('cpu'), 'mps': torch.float32, 'cuda16': torch.float16}
         return kinds.get(self.dev.kind, torch.bfloat16)
+    @property
+    def kernel(self): return self.dev.kind == 'cuda' and self.dtype.itemsize == 2   # one for packed attention
     @property
     def n_rows(self): return self.asked['n_rows'] or (None if self.data is None else len(self.data))
     def rows(self, train):
@@ -319,19 +321,18 @@ class _Case:
                 for k, v in r.items()} for r in self.data]
         return _largest(cut, self.model, train, self.packed)
 
-# %% ../nbs/06_plan.ipynb #83537a0c
+# %% ../nbs/06_plan.ipynb #cd2b8fec
 @patch
 def step(self:_Case, train):
     "What one step of a setting holds."
-    key = train.batch, min(2, train.accumulation), train.max_len, train.checkpointing
+    if self.dev.kind != 'cpu': train = replace(train, cache_weights=bool(train.cache_weights))
+    key = (train.batch, min(2, train.accumulation), train.max_len, train.checkpointing, train.cache_weights,
+           self.dtype, self.kernel, self.data is None)
     if key not in self.steps:
         if train.batch * train.max_len > 2**24:
             raise UserError(f'A batch of {train.batch} rows of {train.max_len} tokens is more than any '
                             'device holds: lower batch or max_len')
-        cuda = self.dev.kind == 'cuda'
-        if self.dev.kind != 'cpu': train = replace(train, cache_weights=bool(train.cache_weights))
-        self.steps[key] = step_memory(self.config, self.rows(train), self.qlora, train, self.dtype,
-                                      one_kernel=cuda and self.dtype.itemsize == 2)
+        self.steps[key] = step_memory(self.config, self.rows(train), self.qlora, train, self.dtype, self.kernel)
     return self.steps[key]
 
 @patch
@@ -571,11 +572,11 @@ def _notes(case, source, seconds, mean, longest):
         yield (f"Price: HF Jobs {dev.flavor}, ${dev.price:.2f} per hour ({dev.date}), start-up not counted. "
                f"A job stops after 30 minutes by default and loses what is not saved: ask for timeout='{hours}h'")
 
-# %% ../nbs/06_plan.ipynb #38dff124
+# %% ../nbs/06_plan.ipynb #70e261fa
 def _advice(case):
     "The nearest setting that fits, as fields of TrainConfig and as a sentence."
-    train = case.train
-    for length in (train.max_len, train.max_len // 2, train.max_len // 4):
+    train, hopeless = case.train, case.loading(case.train) > case.dev.gib * 2**30
+    for length in () if hopeless else (train.max_len, train.max_len // 2, train.max_len // 4):
         if length < 16: break
         for ck in [True] if train.checkpointing else [False, True]:
             base = replace(train, max_len=length, checkpointing=ck)
@@ -604,37 +605,45 @@ def _batch_that_fits(case, train, most):
     while b > 2 and room(b) < 0: b = 2**int(math.log2(b - 1))
     return b if b > 2 or two >= 0 and b == 2 else 1
 
+# %% ../nbs/06_plan.ipynb #cce23105
+@patch
+def trace(self:Plan) -> 'Step':
+    "The step of all layers from its first byte to its last, for `plot_step`; a deep model takes a while."
+    case = self.case
+    return fake_step(case.config, case.rows(case.train), case.qlora, case.train, case.dtype, one_kernel=case.kernel)
+
 # %% ../nbs/06_plan.ipynb #bc78ceb6
 @patch
 def largest_batch(self:Plan, gpu:str=None, most:int=1024) -> int:
     "How many rows of this plan's length fit at once; 0 where not even one does."
     case = self.case if gpu is None else self.case.on(_gpu(gpu))
     def room(b): return case.room(replace(case.train, batch=b))
-    return _largest_that_fits(room, 1, most)
+    return _largest_that_fits(room, most)
 
-def _largest_that_fits(room, least, most, parts=16):
-    "The largest number that leaves room, to a sixteenth; room falls evenly, so two points tell where to look."
-    if (first := room(least)) < 0: return 0
-    low, high, second = least, most, room(2 * least)
-    guess = most if second >= first else int(least + least * first / (first - second))
-    while low < high:
-        n = min(max(guess, low + 1), high)
-        if room(n) >= 0: low = n
-        else: high = n - 1
-        if high - low <= max(1, low // parts) and low > least: break
-        guess = (low + high + 1) // 2 if n != guess or low == n else n - max(1, n // 2 // parts)
-    return low
+def _largest_that_fits(room, most):
+    "The largest number up to `most` that leaves room; what is left falls evenly, so two points tell where to look."
+    known = {1: room(1)}
+    if known[1] < 0: return 0
+    if most == 1: return 1
+    known[2] = room(2)
+    for _ in range(4):
+        low = max(n for n, left in known.items() if left >= 0)
+        (a, left_a), (b, left_b) = sorted(known.items())[-2:] if low > 2 else sorted(known.items())[:2]
+        slope = (left_a - left_b) / (b - a)
+        n = most if slope <= 0 else min(most, int(a + left_a / slope))
+        if n in known or n <= low: break
+        known[n] = room(n)
+    return max(n for n, left in known.items() if left >= 0)
 
 # %% ../nbs/06_plan.ipynb #f44decbf
 @patch
 def longest_context(self:Plan, gpu:str=None, most:int=2**17) -> int:
     "How many tokens a row may have, one at a time; 0 where not even 64 fit."
     case = self.case if gpu is None else self.case.on(_gpu(gpu))
-    case = copy.copy(case)
-    case.data, case.steps = None, {}
-    least = 64
+    case, least = copy.copy(case), 64
+    case.data = None
     def room(n): return case.room(replace(case.train, batch=1, max_len=least * n))
-    return least * _largest_that_fits(room, 1, int(min(most, case.most)) // least)
+    return least * _largest_that_fits(room, int(min(most, case.most)) // least)
 
 # %% ../nbs/06_plan.ipynb #5f291da3
 def largest_model(
