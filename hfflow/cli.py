@@ -233,6 +233,9 @@ def publish(config: _Config = None, hub: _HubOpt = None, report: _Report = None,
     _run(config, hub, report, workdir, settings, force, quiet, "publish")
 
 # %% ../nbs/14_cli.ipynb #1af99c5a
+_N = lambda flag, text: Annotated[Optional[int], typer.Option(flag, metavar="N", help=text)]
+
+
 @app.command()
 def plan(
     model: Annotated[Optional[str],
@@ -242,54 +245,112 @@ def plan(
                                          "without it the default flow.")] = None,
     gpu: Annotated[Optional[str], typer.Option("--gpu", metavar="NAME",
                                                help="Predict for this GPU, such as T4, L4, A100 or "
-                                                    "H200; without "
+                                                    "H200, for 'cpu 16' or 'apple 24'; without "
                                                     "it for this machine.")] = None,
-    max_len: Annotated[Optional[int],
-                       typer.Option("--max-len", metavar="N",
-                                    help="Longest example, in tokens.")] = None,
-    batch: Annotated[Optional[int],
-                     typer.Option("--batch", metavar="N", help="Examples per step.")] = None,
-    rank: Annotated[Optional[int],
-                    typer.Option("--rank", metavar="N", help="Rank of the LoRA update.")] = None,
-    bits: Annotated[Optional[int],
-                    typer.Option("--bits", metavar="N",
-                                 help="Bits per frozen weight: 4, 8, 16 or 32.")] = None,
-    rows: Annotated[Optional[int],
-                    typer.Option("--rows", metavar="N",
-                                 help="Training rows, where the data is not known yet.")] = None,
+    preset: Annotated[Optional[str],
+                      typer.Option("--preset", metavar="NAME",
+                                   help="Settings by name: cpu, t4, l4, a100, h200; auto takes a "
+                                        "smaller batch where one is needed. Without it those for "
+                                        "the device.")] = None,
+    max_len: _N("--max-len", "Longest example, in tokens.") = None,
+    batch: _N("--batch", "Examples at once.") = None,
+    accumulation: _N("--accumulation", "Batches per optimizer step.") = None,
+    checkpointing: Annotated[Optional[bool],
+                             typer.Option("--checkpointing/--no-checkpointing",
+                                          help="Compute activations twice instead of keeping "
+                                               "them.")] = None,
+    rank: _N("--rank", "Rank of the LoRA update.") = None,
+    bits: _N("--bits", "Bits per frozen weight: 4, 8, 16 or 32.") = None,
+    rows: _N("--rows", "Training rows, where the data is not known yet.") = None,
+    data: Annotated[Optional[str],
+                    typer.Option("--data", metavar="SOURCE",
+                                 help="Count the rows and lengths of this data: a file, a folder, "
+                                      "a data set on the Hub, or flow-writer.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Also show LoRA and full training, "
+        "with and without checkpointing.")] = False,
+    offers: Annotated[bool, typer.Option("--offers", help="Also show each machine that HF Jobs "
+        "rents.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     hub: _HubOpt = None,
 ):
-    """Predict memory, time and cost before anything runs.
+    """Predict memory, time and cost before anything runs; exit code 1 where it does not fit.
 
 \b
     hfflow plan hfflow/tiny-llama
     hfflow plan Qwen/Qwen3-8B --gpu L4 --max-len 1024 --batch 8 --hub https://huggingface.co
+    hfflow plan Qwen/Qwen3-8B --data reviews.csv --offers --hub https://huggingface.co
     hfflow plan flow.yaml --json
     """
-    from hfflow import flow, hub as hubs, plan as plans
+    from hfflow import flow, plan as plans
+    some = lambda **options: {k: v for k, v in options.items() if v is not None}
+    given = some(rank=rank, bits=bits, data=data)
+    given["train"] = some(max_len=max_len, batch=batch, accumulation=accumulation,
+                          checkpointing=checkpointing)
     is_file = model is None or model.endswith((".yaml", ".yml"))
-    extra = {"train": {k: v for k, v in (("max_len", max_len), ("batch", batch)) if v is not None},
-             **{k: v for k, v in (("rank", rank), ("bits", bits)) if v is not None}}
-    source = (Path(model) if model else Path("flow.yaml") if Path("flow.yaml").is_file()
-              else None) if is_file else {}
-    cfg = flow.load(source, embedded=flow._is_embedded(hub), **extra)
-    base = cfg.base if is_file else model
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
-        connected = hubs.connect(hub)
-        base = flow.Work(cfg if is_file else flow.replace(cfg, base=base), connected, Path("."),
-                         False).base
-    else: base = folder
-    made = plans.plan(base, qlora=cfg.lora, train=cfg.train, gpu=gpu, task=cfg.model.task,
-                      labels=cfg.model.labels, **({"rows": rows} if rows else {}))
-    if is_file and cfg.minutes: made = made.within(cfg.minutes)
-    print(json.dumps(made.as_dict(), indent=1, default=str) if as_json else _terminal(made))
+    cfg = _for_plan(model, is_file, gpu, preset, given, hub)
+    if preset not in (None, "auto") and cfg.preset != "cpu": gpu = gpu or cfg.preset
+    base, known = _parts(cfg, data is not None or is_file and rows is None, hub)
+    if not is_file and max_len is None: cfg = _readable(cfg, base)
+    made = flow.predict(cfg, base, gpu=gpu, rows=rows, **known)
+    if not is_file:
+        made = flow.replace(made, notes=(f"What was not given is from the preset {cfg.preset}",
+                                         *made.notes))
+    more = {"offers": made.offers()} if offers else {}
+    if compare:
+        more["compare"] = plans.compare(base, gpu, train=made.case.train, dataset=made.case.data,
+                                        task=cfg.model.task, labels=known["labels"])
+    if as_json: print(json.dumps({**made.as_dict(), **more}, indent=1, default=str))
+    else:
+        print(made)
+        for table in more.values(): print(); _table([tuple(table[0]), *map(_cells, table)])
+    if not made.fits(): raise typer.Exit(1)
+
+# %% ../nbs/14_cli.ipynb #b5a6e0f2
+def _for_plan(model, is_file, gpu, preset, given, hub):
+    "Load the config of a flow.yaml; for a model alone, the settings that suit the device."
+    from hfflow import flow, plan as plans
+    if not is_file and preset in (None, "auto"):
+        dev = gpu and plans._gpu(gpu)
+        given["adjust"] = preset == "auto"
+        preset = flow.auto_preset(False, dev and (dev.gib if dev.kind != "cpu" else 0.0))
+    if preset: given["preset"] = preset
+    source = {}
+    if is_file: source = Path(model) if model else Path("flow.yaml") if Path("flow.yaml").is_file() else None
+    cfg = flow.load(source, embedded=flow._is_embedded(hub), **given)
+    return cfg if is_file else flow.replace(cfg, base=model, minutes=None)
+
+
+def _parts(cfg, with_data, hub):
+    "The base, and what is known of the rows: prepared as the flow does it, and not registered."
+    from hfflow import flow, hub as hubs
+    base, known = Path(cfg.base).expanduser(), {"labels": cfg.model.labels}
+    is_path = base.is_dir() or cfg.base.startswith((".", "/", "~"))
+    if is_path and not with_data: return base, known
+    # a plan writes nothing, so nobody has to be signed in
+    w = flow.Work(flow.replace(cfg, namespace=cfg.namespace or "you"), hubs.connect(hub), Path("."),
+                  False)
+    if not is_path: base = w.base
+    if with_data:
+        known["labels"] = flow.STAGES["prepare"].work(w)["labels"]
+        known["dataset"] = flow._rows(w.prepared.splits["train"])
+    return base, known
+
+
+def _readable(cfg, base):
+    "The config with rows that are no longer than the model reads, where the preset's are."
+    from hfflow import flow, plan as plans
+    most = getattr(plans._config_of(base)[1], "max_position_embeddings", None) or cfg.train.max_len
+    return flow.replace(cfg, train=flow.replace(cfg.train, max_len=min(cfg.train.max_len, most)))
 
 
 def _terminal(value) -> str:
     "Show a result as text: its own, or its Markdown."
     return str(value) if "__str__" in vars(type(value)) else value._repr_markdown_()
+
+
+def _cells(row):
+    "The values of a row of figures as people read them."
+    return [("no", "yes")[v] if isinstance(v, bool) else "" if v is None else v for v in row.values()]
 
 # %% ../nbs/14_cli.ipynb #6cbe4c84
 @app.command()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .ecosystem import Table
 from .hub import UserError
+from .plan import GPUS
 
 # %% ../nbs/13_compute.ipynb #951db7fb
 #: Where training can run. `run_here` says whether this project's tests run it.
@@ -147,11 +148,9 @@ def torchrun(
     return done
 
 # %% ../nbs/13_compute.ipynb #60775b3b
-#: Hardware of HF Jobs: GPUs, GiB of each, US dollars per hour. Source: huggingface.co/pricing, August 2026.
-FLAVORS = {"cpu-basic": (0, 0, 0.01), "t4-small": (1, 16, 0.40), "l4x1": (1, 24, 0.80),
-           "a10g-small": (1, 24, 1.00),
-           "a10g-large": (1, 24, 1.50), "l40sx1": (1, 48, 1.80), "a100-large": (1, 80, 2.50),
-           "h200": (1, 141, 5.00)}
+#: US dollars per hour of HF Jobs' hardware: the plan's table of GPUs, and two that it does not need.
+FLAVORS = {"cpu-basic": 0.01, **{g.flavor: g.price for g in GPUS.values() if g.flavor},
+           "a10g-large": 1.50}
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ class Job:
 def hf_job(
     config: dict,                          # a flow's config, as in flow.yaml
     flavor: str = "t4-small",              # hardware; see FLAVORS
-    seconds: "float | None" = None,        # predicted training time, from `plan`; None allows two hours
+    seconds: "float | None" = None,        # of training, as `plan` predicts them; None allows two hours
     package: str = "hfflow",               # what pip installs: a version, or git+https://...@commit
     path: str = "flow_job.py",             # name of the script's file
 ) -> Job:
@@ -205,7 +204,7 @@ print(flow.run(config, "https://huggingface.co", report="report.json"))
 '''
     call = dict(flavor=flavor, timeout=f"{minutes}m", env={"HFFLOW_HUB": "https://huggingface.co"},
                 secrets={"HF_TOKEN": "..."})
-    return Job(script, path, call, round(FLAVORS[flavor][2] * minutes / 60, 2))
+    return Job(script, path, call, round(FLAVORS[flavor] * minutes / 60, 2))
 
 # %% ../nbs/13_compute.ipynb #863ac080
 #: Names that SkyPilot gives to GPUs, for each preset of the flow.

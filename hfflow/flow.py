@@ -26,27 +26,26 @@ from . import hub as hubs
 from .data import DataConfig
 from .hub import Artifact, UserError
 from .metrics import by_name, find_metrics
+from .plan import SETTINGS
 from .qlora import QloraConfig
 from .train import TrainConfig
 
 # %% ../nbs/11_flow.ipynb #0469ecf8
-#: What each preset fixes. `train` holds fields of TrainConfig, `evaluate` fields of EvaluateConfig, and so on.
-PRESETS = {
-    "cpu":  dict(base="hfflow/tiny-llama", data="flow-writer", rank=32, epochs=3, bits=4,
+#: What each preset fixes: the settings of `plan.SETTINGS`, and what they are used on. `evaluate` holds fields of EvaluateConfig.
+PRESETS = {name: {**SETTINGS[name], **more} for name, more in {
+    "cpu":  dict(base="hfflow/tiny-llama", data="flow-writer", epochs=3,
                  minutes=1.8,                            # of training, whatever the machine
-                 train=dict(batch=8, lr=4e-3, beta2=0.98, max_len=256, save_every=100),
                  evaluate=dict(limit=170, batch=100,
                                max_new_tokens=80)),     # its longest answer has 72 tokens
-    "t4":   dict(base="Qwen/Qwen3-0.6B", data="flow-writer", rank=16, epochs=3, bits=4,
-                 train=dict(batch=8, accumulation=2, lr=2e-4, max_len=512),
+    "t4":   dict(base="Qwen/Qwen3-0.6B", data="flow-writer", epochs=3,
                  evaluate=dict(limit=200, batch=32)),
-    "l4":   dict(base="Qwen/Qwen3-1.7B", data="flow-writer", rank=16, epochs=3, bits=4,
-                 train=dict(batch=16, lr=2e-4, max_len=512), evaluate=dict(limit=200, batch=32)),
-    "a100": dict(base="Qwen/Qwen3-4B", data="flow-writer", rank=16, epochs=3, bits=4,
-                 train=dict(batch=16, lr=2e-4, max_len=1024), evaluate=dict(limit=500, batch=64)),
-    "h200": dict(base="Qwen/Qwen3-8B", data="flow-writer", rank=16, epochs=3, bits=4,
-                 train=dict(batch=32, lr=1e-4, max_len=1024), evaluate=dict(limit=500, batch=128)),
-}
+    "l4":   dict(base="Qwen/Qwen3-1.7B", data="flow-writer", epochs=3,
+                 evaluate=dict(limit=200, batch=32)),
+    "a100": dict(base="Qwen/Qwen3-4B", data="flow-writer", epochs=3,
+                 evaluate=dict(limit=500, batch=64)),
+    "h200": dict(base="Qwen/Qwen3-8B", data="flow-writer", epochs=3,
+                 evaluate=dict(limit=500, batch=128)),
+}.items()}
 
 # %% ../nbs/11_flow.ipynb #172b69fd
 def gpu_gib() -> float:                    # 0.0 where PyTorch has no CUDA device
@@ -149,6 +148,7 @@ class FlowConfig:
     epochs: int = 3                        # passes over the training rows
     bits: Literal[4, 8, 16, 32] = 4        # of the frozen base weights
     minutes: "float | None" = None         # of training: the plan turns them into steps, at most `epochs`; None: all epochs
+    adjust: bool = False                   # take a smaller batch where this one does not fit; left out: where the preset is auto
     name: str = "flow-writer"              # names the run's folder and the three repos
     namespace: "str | None" = None         # who owns the repos; None: the user that is connected
     model: ModelConfig = ModelConfig()
@@ -381,6 +381,8 @@ def load(
     preset = given.get("preset", "auto")
     preset = _check("preset", "auto" if preset is None else preset, Literal[("auto", *PRESETS)],
                     "auto", "")
+    adjust = given.get("adjust")
+    adjust = _check("adjust", preset == "auto" if adjust is None else adjust, bool, True, "")
     if preset == "auto": preset = auto_preset(_is_embedded() if embedded is None else embedded)
     values = dict(PRESETS[preset])
     sections = {name: dict(values.pop(name, {})) for name in _SECTIONS}
@@ -416,8 +418,8 @@ def load(
         raise UserError(f"base is {_shown(values['base'])}, but must be a model on the Hub: for "
                         "example base: "
                         f"{PRESETS[preset]['base']}")
-    return FlowConfig(preset=preset, name=name, namespace=namespace, minutes=minutes, **values,
-                      **built)
+    return FlowConfig(preset=preset, name=name, namespace=namespace, minutes=minutes, adjust=adjust,
+                      **values, **built)
 
 # %% ../nbs/11_flow.ipynb #60525b47
 def digest(
@@ -618,9 +620,10 @@ class Work:
 
     @property
     def train(self):
-        "The settings of training, the plan's steps in place of minutes."
-        if not self.cfg.minutes: return self.cfg.train
-        return replace(self.cfg.train, max_steps=self.done["plan"]["steps"])
+        "The settings of training as the plan left them: a batch that fits, and steps in place of minutes."
+        plan = self.done["plan"]
+        steps = {"max_steps": plan["steps"]} if self.cfg.minutes else {}
+        return replace(self.cfg.train, **{k: plan["setting"][k] for k in _FITTED}, **steps)
 
     def threads(self):
         "Tell PyTorch how many threads to use, as training will."
@@ -988,20 +991,60 @@ def _device() -> str:
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else f"cpu, {torch.get_num_threads()} threads"
 
 
-@stage("plan", inputs=lambda w: {**_training(w), "minutes": w.cfg.minutes, "gib": round(gpu_gib())},
-       line=lambda w, r: f"{r['steps']:,} steps; predicted {r['peak_bytes'] / 2**20:,.0f} MiB and "
-                         f"{r['seconds']:,.0f} s")
-def _plan(w):
+_FITTED = ("batch", "accumulation", "checkpointing")    # what may change without changing the steps
+
+
+def predict(
+    cfg: FlowConfig,
+    base,                                  # of the run: an Artifact, or a folder
+    dataset=None,                          # training rows, as for `plan`
+    **settings,                            # of `plan`: gpu, rows, labels
+) -> "Plan":
+    "Plan the training of a flow, with the nearest setting that fits where the config leaves that to the machine."
     from hfflow import plan
+    def ask(dataset, train):
+        return plan.plan(base, dataset, cfg.lora, train, task=cfg.model.task,
+                         **{"labels": cfg.model.labels, **settings})
+    p = ask(dataset, cfg.train)
+    if cfg.adjust and p.nearest and _same_steps(cfg.train, p.nearest):
+        near = ask(p.case.data, replace(cfg.train, **p.nearest))
+        p = replace(near, notes=(f"Changed because {cfg.train.batch} rows at once do not fit: "
+                                 f"{p.advice}", *near.notes))
+    return p.within(cfg.minutes) if cfg.minutes else p
+
+
+def _same_steps(train, near):
+    "Does a setting make the optimizer steps that were asked for, over the same tokens?"
+    return set(near) <= set(_FITTED) and (near["batch"] * near["accumulation"]
+                                          == train.batch * train.accumulation)
+
+
+def _too_large(p, train) -> str:
+    "Say in one sentence what does not fit, and what would."
+    from hfflow.plan import _size
+    fit, s = p.fits(), p.setting
+    return (f"{p.base} with batch {train.batch} of up to {s['longest']} tokens and {s['bits']} bits "
+            f"needs {_size(fit.need)}, and {fit.device} has {_size(fit.capacity)}; "
+            f"{p.advice[:1].lower()}{p.advice[1:]}")
+
+
+def _changes(train, setting) -> str:
+    "Name what the plan has changed, for whoever watches."
+    new = [f"{k} {setting[k]}" for k in _FITTED if setting[k] != getattr(train, k)]
+    return f"; batch {train.batch} does not fit: {', '.join(new)} instead" if new else ""
+
+
+@stage("plan", inputs=lambda w: {**_training(w), "minutes": w.cfg.minutes, "adjust": w.cfg.adjust,
+                                 "gib": round(gpu_gib())},
+       line=lambda w, r: f"{r['steps']:,} steps; predicted {r['peak_bytes'] / 2**20:,.0f} MiB and "
+                         f"{r['seconds']:,.0f} s{_changes(w.cfg.train, r['setting'])}")
+def _plan(w):
     w.threads()
-    p = plan.plan(w.base, _rows(w.splits["train"]), w.cfg.lora, w.cfg.train,
-                  task=w.cfg.model.task, labels=w.labels)
-    if p.fits is False:
-        raise UserError(f"{w.cfg.base} with batch {w.cfg.train.batch} and {w.cfg.bits} bit needs about "
-                        f"{p.peak_bytes / 2**30:.1f} GiB, more than this machine has: lower "
-                        "train.batch or "
-                        f"train.max_len, or take a smaller preset.")
-    return _plain(p.within(w.cfg.minutes) if w.cfg.minutes else p)
+    p = predict(w.cfg, w.base, _rows(w.splits["train"]), labels=w.labels)
+    # a plan knows nothing of what several devices share, or of what waits in the CPU's memory
+    if not (p.fits() or w.cfg.train.shard or w.cfg.train.offload):
+        raise UserError(_too_large(p, w.cfg.train))
+    return _plain(p)
 
 # %% ../nbs/11_flow.ipynb #8494b2b1
 def _trained(w, r) -> str:
@@ -1124,7 +1167,7 @@ def _publish(w):
     from hfflow import evaluate, publish
     figures, trained = w.done["evaluate"], w.done["train"]
     report = evaluate.Report.from_dict(figures) if figures.get("rows") else None
-    settings = {k: v for k, v in w.cfg.as_dict().items()
+    settings = {k: v for k, v in replace(w.cfg, train=w.train).as_dict().items()
                 if k in ("preset", "base", "data", "prepare", "lora", "train", "evaluate")}
     if w.task != "causal": settings["model"] = {"task": w.task, "labels": w.labels}
     made = publish.push(w.folder / trained["folder"], w.model_id, w.base, w.artifact("register"),

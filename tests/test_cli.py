@@ -158,11 +158,91 @@ def test_plan(call, base):
     assert code == 0, err
     assert json.loads(out)["peak_bytes"] > 0
     code, out, err = call("plan", base, "--gpu", "T4", "--rows", 100)
-    assert code == 0 and "T4" in out
+    assert code == 0 and "T4" in out and "8 rows of up to 256 tokens, 2 batches per step" in out and "from the preset t4" in out
     refused(call("plan", base, "--gpu", "T5"), "T4")
-    Path("flow.yaml").write_text(f"base: {base}\nrank: 4\n")
-    code, out, err = call("plan", "flow.yaml", "--json")
-    assert code == 0 and json.loads(out)["peak_bytes"] > 0, err
+
+
+@pytest.mark.parametrize("args, setting", [
+    (["--gpu", "h200"], dict(batch=32, accumulation=1, max_len=256)), (["--preset", "l4"], dict(batch=16, rank=16)), (["--gpu", "RTX 4090"], dict(batch=16)),
+    (["--gpu", "cpu 8"], dict(batch=8, max_len=256)), (["--gpu", "cpu 8", "--preset", "auto"], dict(batch=8, rank=32)),
+    (["--gpu", "T4", "--batch", 4, "--accumulation", 3, "--checkpointing", "--rank", 2, "--bits", 16, "--max-len", 64], dict(batch=4, accumulation=3, checkpointing=True, rank=2, bits=16, max_len=64))])
+def test_a_plan_starts_from_the_settings_of_the_device(call, base, args, setting):
+    code, out, err = call("plan", base, *args, "--json")
+    made = json.loads(out)
+    assert code == 0 and not err and {k: made["setting"][k] for k in setting} == setting and made["fits"] is True
+
+
+def test_a_plan_that_does_not_fit_ends_with_1(call, base):
+    line = ("plan", base, "--gpu", "cpu 1", "--batch", 512, "--rows", 9000)
+    code, out, err = call(*line)
+    assert code == 1 and not err and "NO: " in out and "This fits: batch=" in out
+    code, out, err = call(*line, "--json", "--preset", "auto")
+    made = json.loads(out)
+    s = made["setting"]
+    assert code == 0 and s["batch"] < 512 and s["batch"] * s["accumulation"] == 512 and "512 rows at once do not fit" in made["notes"][1]
+    made = json.loads(call(*line, "--json")[1])
+    assert not made["fits"] and made["nearest"] == {"batch": s["batch"], "accumulation": s["accumulation"]}
+
+
+def test_a_plan_counts_the_rows_of_data(call, base):
+    Path("talk.csv").write_text("prompt,completion\n" + "".join(f"say {i},{i}\n" for i in range(60)))
+    code, out, err = call("plan", base, "--gpu", "T4", "--data", "talk.csv", "--json")
+    made = json.loads(out)
+    assert code == 0 and made["setting"]["longest"] < 64 and made["steps"] == 12 and made["tokens"] > 0, err     # 51 rows, 3 epochs
+    assert json.loads(call("plan", base, "--gpu", "T4", "--data", "talk.csv", "--rows", 16000, "--json")[1])["steps"] == 3000
+    refused(call("plan", base, "--data", "nowhere.csv"), "nowhere.csv")
+    Path("flow.yaml").write_text(f"base: {base}\ndata: talk.csv\nrank: 4\n")
+    code, out, err = call("plan", "flow.yaml", "--gpu", "T4", "--json")
+    made = json.loads(out)
+    assert code == 0 and made["setting"]["rank"] == 4 and made["setting"]["longest"] < 64 and made["steps"], err
+
+
+def test_tables_of_a_plan(call, base):
+    code, out, err = call("plan", base, "--gpu", "L4", "--batch", 2, "--max-len", 16, "--offers", "--compare")
+    assert code == 0 and re.search(r"^flavor +GPU +fits", out, re.M) and re.search(r"^QLoRA +no +[\d.]+ .* yes$", out, re.M) and "None" not in out, out
+
+
+@pytest.mark.parametrize("args, says", [
+    (["--batch", 10**9], "between 1 and 4096"), (["--batch", 0], "batch: 1"), (["--max-len", 0], "max_len: 8"), (["--max-len", -5], "max_len: 8"), (["--rank", 10**6], "rank: 1024"),
+    (["--bits", 5], "bits: 4"), (["--accumulation", 0], "accumulation: 1"), (["--rows", 0], "rows is 0"), (["--rows", -1], "rows is -1"), (["--preset", "big"], "auto, cpu, t4"),
+    (["--max-len", 900000], "tokens at most")])
+def test_sizes_that_cannot_be_planned(call, base, args, says): refused(call("plan", base, "--gpu", "T4", *args), says)
+
+
+def test_models_that_cannot_be_planned(call, base, monkeypatch):
+    refused(call("plan", "./nowhere"), "does not exist")
+    Path("empty").mkdir()
+    refused(call("plan", "empty"), "no config.json")
+    Path("empty/config.json").write_text('{"model_type": "nothing"}')
+    refused(call("plan", "empty"), "does not know")
+    Path("empty/config.json").write_text('{"model_type": "llama", "hidden_size": -4}')
+    refused(call("plan", "empty"), "config.json")
+    Path("empty/config.json").write_text('{"model_type": "vit"}')
+    refused(call("plan", "empty"), "vit")
+    refused(call("plan", base + "@nowhere"), "no revision 'nowhere'")
+    api = hubs.connect().api
+    api.create_repo("you/cli-bare", exist_ok=True)
+    refused(call("plan", "you/cli-bare"), "cli-bare")
+
+
+def test_a_plan_of_a_hub_that_does_not_answer(tmp_path):
+    refused(process("plan", "Qwen/Qwen3-8B", "--gpu", "t4", "--max-len", "2048", "--hub", "http://127.0.0.1:9", cwd=tmp_path), "does not answer")
+
+
+def test_a_plan_of_a_gated_model(far, tmp_path):
+    "Who may not read the config of a model is told what to do; a plan needs no account otherwise."
+    from huggingface_hub import CommitOperationAdd
+    url, token, api = far
+    for name in ("ann/open", "ann/gated"):
+        api.create_repo(name)
+        config = dict(model_type="llama", vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2)
+        api.create_commit(name, [CommitOperationAdd("config.json", json.dumps(config).encode())], commit_message="Add the config")
+    api.update_repo_settings("ann/gated", gated="manual")
+    line = ("--gpu", "t4", "--rows", "10", "--max-len", "16", "--hub", url)
+    env = dict(HF_HOME=str(tmp_path), HF_TOKEN="")
+    refused(process("plan", "ann/gated", *line, cwd=tmp_path, **env), "gated")
+    code, out, err = process("plan", "ann/open", *line, cwd=tmp_path, **env)
+    assert code == 0 and "ann/open: 0.0M parameters" in out, err
 
 
 def test_data_and_lineage(call):

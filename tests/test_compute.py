@@ -59,7 +59,7 @@ def test_the_script_checks_its_own_world():
 def test_a_job_outlives_its_prediction(flavor, seconds):
     job = hf_job({"preset": "t4", "data": "it's \"quoted\""}, flavor, seconds)
     minutes = int(job.call["timeout"].removesuffix("m"))
-    assert minutes >= 60 and minutes * 60 >= 2 * (seconds or 0) and job.cost == round(FLAVORS[flavor][2] * minutes / 60, 2)
+    assert minutes >= 60 and minutes * 60 >= 2 * (seconds or 0) and job.cost == round(FLAVORS[flavor] * minutes / 60, 2)
     header = "".join(line.removeprefix("#").removeprefix(" ") for line in re.search(r"# /// script\n(.*?)# ///\n", job.script, re.S)[1].splitlines(True))
     assert tomllib.loads(header)["dependencies"] == ["hfflow"]
     ast.parse(job.script)

@@ -259,11 +259,51 @@ def test_a_bug_stays_a_bug(made, hub, tmp_path, monkeypatch):
     assert explain(ValueError("x")) is None
 
 
-def test_a_model_that_does_not_fit(made, hub, tmp_path, monkeypatch):
+@pytest.fixture()
+def smaller(made, hub, monkeypatch):
+    "A machine on which a batch of 4 does not fit, and fewer rows do; the flow on it, and a base that nobody has downloaded."
     from hfflow import plan
-    real = plan.plan
-    monkeypatch.setattr(plan, "plan", lambda *a, **k: replace(real(*a, **k), fits=False))
-    assert fault(made, hub, tmp_path, "lower train.batch") == "plan"
+    made["base"] = tinychat.publish(f"{made['name']}-base"[:60])
+    monkeypatch.setattr(plan, "probe", lambda *args: 1e9)
+    monkeypatch.setattr(plan._Case, "process", lambda case: 0)
+    cfg, rows = load(made), flow._rows(data.prepare(made["data"], progress=False).splits["train"])
+    need = [plan.plan(made["base"], rows, cfg.lora, replace(cfg.train, batch=b)).total_bytes for b in (1, 4)]
+    monkeypatch.setattr(plan, "_here", lambda: plan.Gpu("this machine (CPU)", sum(need) / 2 / 2**30, kind="cpu"))
+    return made
+
+
+def weights_here(base):
+    from huggingface_hub import constants
+    return list(Path(constants.HF_HUB_CACHE).glob(f"models--{base.replace('/', '--')}/snapshots/*/*.safetensors"))
+
+
+def test_a_model_that_does_not_fit(smaller, hub, tmp_path, monkeypatch):
+    from hfflow import plan
+    assert fault(smaller, hub, tmp_path, r"with batch 4 of up to \d+ tokens and 4 bits needs .* and this machine .* has .*; this fits: batch=\d with accumulation=\d") == "plan"
+    assert not weights_here(smaller["base"])
+    monkeypatch.setattr(plan, "_here", lambda: plan.Gpu("this machine (CPU)", 0.01, kind="cpu"))
+    assert fault(smaller, hub, tmp_path, "take a smaller base", preset="auto") == "plan"
+
+
+def test_auto_takes_the_nearest_setting_that_fits(smaller, hub, tmp_path, capsys):
+    smaller |= dict(preset="auto")
+    first = run(smaller, hub, tmp_path, stages="publish")
+    out = capsys.readouterr().out
+    s = first.result("plan")["setting"]
+    assert s["batch"] < 4 and s["batch"] * s["accumulation"] == 4 and s["max_len"] == 128
+    assert f"batch 4 does not fit: batch {s['batch']}, accumulation {s['accumulation']}" in out
+    assert first.result("plan")["fits"] and first.result("train")["run"]["steps"] == 6 and weights_here(smaller["base"])
+    card = Path(hub.api.hf_hub_download(first.artifacts[1].repo_id, "README.md")).read_text(encoding="utf-8")
+    assert re.search(rf"batch\W+{s['batch']}\b", card) and "Predicted and measured" in card
+    again = run(smaller, hub, tmp_path, progress=False, stages="publish")
+    assert statuses(again)[:6] == ["kept"] * 6
+
+
+def test_what_may_be_changed_unasked():
+    asked = train.TrainConfig(batch=12, accumulation=2)
+    assert flow._same_steps(asked, dict(batch=6, accumulation=4)) and flow._same_steps(asked, dict(batch=12, accumulation=2, checkpointing=True))
+    assert not flow._same_steps(asked, dict(batch=8, accumulation=2)) and not flow._same_steps(asked, dict(batch=6, accumulation=4, max_len=128))
+    assert [load(x).adjust for x in ({}, {"preset": "auto"}, {"preset": "cpu"}, {"preset": "cpu", "adjust": True}, {"adjust": False})] == [True, True, False, True, False]
 
 
 # ---- results on disk
