@@ -245,6 +245,8 @@ def _shell(config, qlora, dtype, layers=None):
         quantizer._process_model_before_weight_loading(model, device_map=None)
         quantizer._process_model_after_weight_loading(model)
         _pack(model, dtype)
+    for p in model.parameters():         # biases that the quantizer has made, sinusoids: loading casts them
+        if p.is_floating_point(): p.data = p.data.to(dtype)
     if task_of(model) == 'classify': _exact_heads(model, set())
     with torch.device('meta'), _plain_dora(): return add_lora(model, qlora)
 

@@ -60,6 +60,7 @@ def _gpu(name):
                     f"{', '.join(near[:-1]) + ' or ' + near[-1] if len(near) > 1 else near[0]}, 'cpu 16' or "
                     "'apple 24' for a machine of so many GB, or leave gpu out for this machine")
 
+# %% ../nbs/06_plan.ipynb #6ae0a372
 def _here():
     "This machine as a device: the memory that a run can have."
     import torch
@@ -151,6 +152,7 @@ def _stored(name, revision=None):
     width = {'F64': 8, 'F32': 4, 'BF16': 2, 'F16': 2, 'I64': 8, 'I32': 4}
     return sum(n * width.get(kind, 1) for kind, n in found.parameter_count.items())
 
+# %% ../nbs/06_plan.ipynb #53831eac
 def _for_task(config, task, labels):
     "What a base is loaded for, and its configuration then; labels that are not known yet count as two."
     if task == 'classify' and labels is None: labels = 2
@@ -184,6 +186,7 @@ def _encoded_rows(data, base, config, max_len):
     if not {'input_ids', 'input_features'}.isdisjoint(data[0]): return list(data)
     return encode_rows(data, load_tokenizer(base), meta_model(config), max_len)[0]
 
+# %% ../nbs/06_plan.ipynb #8cf51ef6
 def _even_rows(config, task, n, length, share=.5):
     "Rows of one length, where none are known."
     k = max(1, round(length * share))
@@ -196,6 +199,7 @@ def _even_rows(config, task, n, length, share=.5):
     else: row = {'input_ids': [1] * length, 'labels': [1] * length}
     return [row] * n
 
+# %% ../nbs/06_plan.ipynb #55bd8d41
 def _largest(rows, model, train, packed):
     "The rows of the largest forward pass of the first epochs, twice over where a step has several."
     loop = _Loop(model, _NoTokenizer(), rows, replace(train, shard=False), '')
@@ -335,6 +339,7 @@ def step(self:_Case, train):
         self.steps[key] = step_memory(self.config, self.rows(train), self.qlora, train, self.dtype, self.kernel)
     return self.steps[key]
 
+# %% ../nbs/06_plan.ipynb #146e0d91
 @patch
 def memory(self:_Case, train):
     "Bytes by kind at the peak of a step, with what the allocator and the process need."
@@ -352,6 +357,7 @@ def process(self:_Case):
     here = self.dev.name.startswith('this machine')
     return max(PROCESS[self.dev.kind], psutil.Process().memory_info().rss if here else 0)
 
+# %% ../nbs/06_plan.ipynb #aa51bbeb
 @patch
 def room(self:_Case, train):
     "Bytes that are left on the device; negative where they are missing."
@@ -462,6 +468,7 @@ def _lines(self:Plan):
     else: yield 'time', f'{_time(self.seconds)} for {self.steps:,} steps, {self.tokens:,} tokens'
     if self.cost is not None: yield 'cost', f'${self.cost:.2f}' if self.cost else 'nothing, on your own machine'
 
+# %% ../nbs/06_plan.ipynb #114c3e43
 @patch
 def _repr_markdown_(self:Plan):
     "A table, and what follows from it."
@@ -485,6 +492,7 @@ SETTINGS = {
     'h200': dict(rank=16, bits=4, train=dict(batch=32, lr=1e-4, max_len=1024)),
 }
 
+# %% ../nbs/06_plan.ipynb #e1aa6eca
 def plan(
     base,  # model: Artifact, repo id, folder, or a configuration object; only its config.json, the headers of its weights and (with data) its tokenizer are read
     dataset=None,  # training rows, encoded or not, a DatasetDict, or the Artifact of a data set: gives rows and lengths
@@ -510,6 +518,7 @@ def plan(
     chosen = _planned(case)
     return replace(chosen, notes=(f'Chosen because {train.batch} rows at once do not fit: {made.advice}', *chosen.notes))
 
+# %% ../nbs/06_plan.ipynb #78d2c223
 def _settings(preset, qlora, train, gpu):
     "The configs, and the device, that a preset stands for; what is given wins."
     if preset not in (None, 'auto', *SETTINGS):
@@ -547,6 +556,7 @@ def _planned(case):
                 round(steps * per_step) if steps else None, seconds, cost, _download(case),
                 tuple(_notes(case, source, seconds, mean, longest)), case)
 
+# %% ../nbs/06_plan.ipynb #615065d6
 def _rate(case, rows):
     "FLOP per second on the device of a case, and where that figure is from; None where there is none."
     dev = case.dev
@@ -562,6 +572,7 @@ def _download(case):
     if isinstance(source, PretrainedConfig): return None
     return _stored(case.name, source.revision if isinstance(source, Artifact) else None)
 
+# %% ../nbs/06_plan.ipynb #4f4c40ed
 def _notes(case, source, seconds, mean, longest):
     dev = case.dev
     yield f'Time: {source}'
@@ -593,6 +604,7 @@ def _advice(case):
     return None, (f'No smaller batch or length makes {case.name} fit: take a smaller base'
                   + (f', or a larger GPU such as {more[0]}' if more else ''))
 
+# %% ../nbs/06_plan.ipynb #15d992ba
 def _batch_that_fits(case, train, most):
     "The largest power of two (or `most`) of rows at once that fits; 0 where not even one does."
     room = lambda b: case.room(replace(train, batch=b, accumulation=max(1, case.train.batch * case.train.accumulation // b)))
@@ -675,6 +687,7 @@ def compare(
             rows.append({'way': name, 'checkpointing': ck, **_gib(case.memory(way)), 'fits': case.room(way) >= 0})
     return Table(rows)
 
+# %% ../nbs/06_plan.ipynb #8777d6e9
 def _gib(memory):
     "Sums by what a reader asks for, in GiB."
     groups = {'weights': 'weights', 'gradients, optimizer': 'gradients optimizer states', 'activations': 'activations',
