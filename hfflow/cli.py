@@ -273,7 +273,9 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     hub: _HubOpt = None,
 ):
-    """Predict memory, time and cost before anything runs; exit code 1 where it does not fit.
+    """Predict memory, time and cost before anything runs.
+
+    Ends with exit code 1 where it does not fit.
 
 \b
     hfflow plan hfflow/tiny-llama
