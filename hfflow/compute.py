@@ -15,7 +15,7 @@ from pathlib import Path
 
 from .ecosystem import Table
 from .hub import UserError
-from .plan import GPUS
+from .plan import GPUS, job_minutes
 
 # %% ../nbs/13_compute.ipynb #951db7fb
 #: Where training can run. `run_here` says whether this project's tests run it.
@@ -192,7 +192,7 @@ def hf_job(
     if flavor not in FLAVORS:
         raise UserError(f"there is no hardware '{flavor}': take one of {', '.join(FLAVORS)}")
     # room to install and download
-    minutes = 120 if seconds is None else max(60, int(2 * seconds / 60) + 30)
+    minutes = job_minutes(seconds)
     header = f'# /// script\n# requires-python = ">=3.10"\n# dependencies = [{json.dumps(package)}]\n# ///\n'
     script = header + f'''"""Runs the whole flow on the machine of a job; each stage pushes what it made."""
 import json

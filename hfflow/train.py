@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/train.html.md"""
 __all__ = ['TrainConfig', 'lr_at', 'threads_for', 'Run', 'plot_loss', 'fit']
 
 # %% ../nbs/05_train.ipynb #cf245745
-import ctypes, gc, hashlib, json, math, os, shutil, signal, statistics, threading, time
+import ctypes, gc, hashlib, json, math, os, shutil, signal, statistics, threading, time, warnings
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -393,14 +393,21 @@ def _offloaded(device, least=2**20):
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack): yield
 
 @contextmanager
+def _quietly():
+    "While inside, nothing is said of names that transformers 6 will change."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        yield
+
+@contextmanager
 def _checkpointed(model, offload):
     "While inside, each layer keeps its input alone, and computes once more in the backward pass."
     # only the reentrant kind shows its inputs to those who would offload them
-    model.gradient_checkpointing_enable({'use_reentrant': offload})
+    with _quietly(): model.gradient_checkpointing_enable({'use_reentrant': offload})
     if offload: model.enable_input_require_grads()
     try: yield
     finally:
-        model.gradient_checkpointing_disable()
+        with _quietly(): model.gradient_checkpointing_disable()
         if offload: model.disable_input_require_grads()
 
 # %% ../nbs/05_train.ipynb #6afe2f06

@@ -59,7 +59,7 @@ def real(folder, qlora, train, data):
 CASES = [("llama", {}, {}), ("llama", {}, dict(checkpointing=True)), ("llama_tied", dict(rank=64), dict(label_smoothing=.1, neftune_alpha=5.)),
          ("llama", dict(bits=8), {}), ("llama", dict(bits=16, full=True), {}), ("llama", dict(dora=True), {}), ("llama", dict(dropout=.1), dict(cache_weights=True)),
          ("qwen3", {}, {}), ("gemma3", {}, {}), ("mistral", {}, dict(checkpointing=True)), ("phi", {}, {}), ("gpt2", {}, {}), ("opt", {}, {}), ("bloom", {}, {}),
-         ("qwen3_moe", {}, {}), ("mixtral", {}, {}), ("bert", {}, {}), ("gpt2_labels", {}, {}), ("t5", {}, {}), ("bart", {}, {})]
+         ("qwen3_moe", {}, {}), ("mixtral", {}, {}), ("bert", {}, {}), ("roberta", dict(bits=32, full=True), {}), ("distilbert", {}, {}), ("gpt2_labels", {}, {}), ("t5", dict(bits=32, rank=4), {}), ("bart", {}, {})]
 
 
 @pytest.mark.parametrize("kind, qlora, train", CASES, ids=lambda x: x if isinstance(x, str) else "-".join(f"{k}={v}" for k, v in x.items()) or "plain")
