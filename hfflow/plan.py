@@ -354,11 +354,16 @@ def process(self:_Case):
     here = self.dev.name.startswith('this machine')
     return max(PROCESS[self.dev.kind], psutil.Process().memory_info().rss if here else 0)
 
-# %% ../nbs/06_plan.ipynb #aa51bbeb
+# %% ../nbs/06_plan.ipynb #42fadfd9
 @patch
 def room(self:_Case, train):
-    "Bytes that are left on the device; negative where they are missing."
-    return int(self.dev.gib * 2**30) - max(sum(self.memory(train).values()), self.loading(train))
+    "Bytes that are left on the device, while loading too; negative where they are missing."
+    return min(self.left(train), int(self.dev.gib * 2**30) - self.loading(train))
+
+@patch
+def left(self:_Case, train):
+    "Bytes that a step leaves on the device."
+    return int(self.dev.gib * 2**30) - sum(self.memory(train).values())
 
 @patch
 def loading(self:_Case, train):
@@ -603,17 +608,17 @@ def _advice(case):
     return None, (f'No smaller batch or length makes {case.name} fit: take a smaller base'
                   + (f', or a larger GPU such as {more[0]}' if more else ''))
 
-# %% ../nbs/06_plan.ipynb #15d992ba
+# %% ../nbs/06_plan.ipynb #e8ae2689
 def _batch_that_fits(case, train, most):
     "The largest power of two (or `most`) of rows at once that fits; 0 where not even one does."
-    room = lambda b: case.room(replace(train, batch=b, accumulation=max(1, case.train.batch * case.train.accumulation // b)))
-    if most < 1 or (one := room(1)) < 0: return 0
+    left = lambda b: case.left(replace(train, batch=b, accumulation=max(1, case.train.batch * case.train.accumulation // b)))
+    if most < 1 or (one := left(1)) < 0: return 0
     if most == 1: return 1
     # memory grows evenly with the rows: two points tell where to look
-    two = room(2)
+    two = left(2)
     b = most if two >= one else min(most, int(1 + one / (one - two)))
     b = b if b == most else 2**int(math.log2(b))
-    while b > 2 and room(b) < 0: b = 2**int(math.log2(b - 1))
+    while b > 2 and left(b) < 0: b = 2**int(math.log2(b - 1))
     return b if b > 2 or two >= 0 and b == 2 else 1
 
 # %% ../nbs/06_plan.ipynb #cce23105
@@ -628,23 +633,22 @@ def trace(self:Plan) -> 'Step':
 def largest_batch(self:Plan, gpu:str=None, most:int=1024) -> int:
     "How many rows of this plan's length fit at once; 0 where not even one does."
     case = self.case if gpu is None else self.case.on(_gpu(gpu))
-    def room(b): return case.room(replace(case.train, batch=b))
-    return _largest_that_fits(room, most)
+    return _largest_that_fits(lambda b: case.left(replace(case.train, batch=b)), most)
 
-def _largest_that_fits(room, most):
+def _largest_that_fits(room, most, tries=6):
     "The largest number up to `most` that leaves room; what is left falls evenly, so two points tell where to look."
     known = {1: room(1)}
-    if known[1] < 0: return 0
-    if most == 1: return 1
+    if known[1] < 0 or most == 1: return int(known[1] >= 0)
     known[2] = room(2)
-    for _ in range(4):
+    for _ in range(tries):
         low = max(n for n, left in known.items() if left >= 0)
-        (a, left_a), (b, left_b) = sorted(known.items())[-2:] if low > 2 else sorted(known.items())[:2]
-        slope = (left_a - left_b) / (b - a)
-        n = most if slope <= 0 else min(most, int(a + left_a / slope))
+        high = min((n for n, left in known.items() if left < 0), default=None)
+        a, b = (low, high) if high else sorted(known)[-2:]
+        slope = (known[a] - known[b]) / (b - a)
+        n = most if slope <= 0 else min(most, int(a + known[a] / slope))
         if n in known or n <= low: break
         known[n] = room(n)
-    return max(n for n, left in known.items() if left >= 0)
+    return low
 
 # %% ../nbs/06_plan.ipynb #f44decbf
 @patch
@@ -653,8 +657,8 @@ def longest_context(self:Plan, gpu:str=None, most:int=2**17) -> int:
     case = self.case if gpu is None else self.case.on(_gpu(gpu))
     case, least = copy.copy(case), 64
     case.data = None
-    def room(n): return case.room(replace(case.train, batch=1, max_len=least * n))
-    return least * _largest_that_fits(room, int(min(most, case.most)) // least)
+    def left(n): return case.left(replace(case.train, batch=1, max_len=least * n))
+    return least * _largest_that_fits(left, int(min(most, case.most)) // least)
 
 # %% ../nbs/06_plan.ipynb #5f291da3
 def largest_model(

@@ -14,7 +14,7 @@ CASES = {"startup": 1, "transfer": 6, "commit": 2, "listing": 2, "search": 2, "c
 
 def check(row):
     assert KEYS <= row.keys()
-    assert row["case"] and row["unit"] in {"s", "ms", "MB", "MB/s", "requests/s", "errors", "tokens/s", "MiB", "nats", "tokens"}
+    assert row["case"] and row["unit"] in {"s", "ms", "MB", "MB/s", "requests/s", "errors", "tokens/s", "MiB", "nats", "tokens", "% off"}
     assert math.isfinite(row["ours"]) and row["ours"] >= 0
     if row["peer"] is None: assert row["ratio"] is None
     else: assert row["peer"] > 0 and row["ratio"] > 0 and row["peer_name"]
@@ -75,3 +75,24 @@ def test_the_kept_figures_of_training_are_whole(name, words):
     assert all(any(r["case"].startswith(w) for r in rows) for w in words)
     assert all(r["machine"] and r["date"] and r["versions"]["torch"] and r["threads"] for r in rows)
     assert all(.98 < r["ratio"] < 1.02 for r in rows if r["unit"] == "nats")      # the loss that speed is compared at
+
+
+def off(rows): return sorted(r["ours"] for r in rows)
+
+
+def test_the_benchmark_of_the_plan_runs_and_is_near(tmp_path):
+    call = [sys.executable, str(ROOT / "benchmarks/plan.py"), "--smoke", "--json", str(tmp_path / "rows")]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    [row] = json.loads((tmp_path / "rows").read_text())
+    check(row)
+    assert row["ours"] <= 3 and row["total"] >= row["resident"] > row["measured"] > 0 and "none" in done.stdout.splitlines()[-1]
+
+
+def test_the_kept_figures_of_the_plan_are_whole_and_near():
+    rows = json.loads((ROOT / "benchmarks/results/plan.json").read_text())
+    for row in rows: check(row)
+    assert len(rows) >= 40 and len({r["case"].split(":")[0] for r in rows}) >= 6
+    assert off(rows)[len(rows) // 2] <= 3 and off(rows)[-1] <= 8
+    assert not [r["case"] for r in rows if r["total"] < r["resident"]]                     # said to fit, and does not
+    assert all(r["machine"] and r["date"] and r["versions"]["torch"] for r in rows)
