@@ -62,7 +62,7 @@ def row(case, ours, peer, name, unit, more_is_better=False):
     "One row from the figures of all rounds; `peer` is None where there is nothing to compare with."
     ratio = statistics.median(a / b if more_is_better else b / a for a, b in zip(ours, peer)) if peer else None
     three = lambda x: float(f"{x:.3g}")
-    return dict(case=case, ours=three(statistics.median(ours)), peer=peer and three(statistics.median(peer)), peer_name=name,
+    return dict(case=case, ours=three(statistics.median(ours)), peer=three(statistics.median(peer)) if peer else None, peer_name=name,
                 ratio=ratio and three(ratio), unit=unit)
 
 

@@ -299,7 +299,7 @@ def plan(
                                          *made.notes))
     more = {"offers": made.offers()} if offers else {}
     if compare:
-        more["compare"] = plans.compare(base, gpu, train=made.case.train, dataset=made.case.data,
+        more["compare"] = plans.compare(base, gpu, qlora=cfg.lora, train=made.case.train, dataset=made.case.data,
                                         task=cfg.model.task, labels=known["labels"])
     if as_json: print(json.dumps({**made.as_dict(), **more}, indent=1, default=str))
     else:

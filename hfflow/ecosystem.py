@@ -23,6 +23,7 @@ class Table(list):
         rows = [head, ['---']*len(head), *([cell(row[k]) for k in head] for row in self)]
         return '\n'.join(f"| {' | '.join(row)} |" for row in rows)
     def __str__(self): return self._repr_markdown_()
+    def _repr_pretty_(self, p, cycle): p.text(str(self))     # where a page shows no Markdown
 
 # %% ../nbs/00_ecosystem.ipynb #30c59473
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .qlora import (QloraConfig, _auto, _base, _name_labels, add_lora, compute_d
 from .tasks import encode_rows, row_tokens, task_of
 from .train import TrainConfig, _Loop, threads_for
 from .memory import (_COLORS, _KINDS, _NoTokenizer, _allow, _cut, _tried, fake_step, meta_model,
-                           step_memory)
+                           Step, step_memory)
 
 # %% ../nbs/06_plan.ipynb #71657f25
 @dataclass(frozen=True)
@@ -551,7 +551,7 @@ def _planned(case):
     setting = dict(batch=train.batch, accumulation=train.accumulation, max_len=train.max_len, longest=longest,
                    mean_len=round(mean, 1), rank=qlora.rank, bits=qlora.bits,
                    checkpointing=train.checkpointing, tokens_per_step=round(per_step), task=case.task)
-    process, slack = case.process(), memory['allocator slack'] if dev.kind in ('cpu', 'mps') else 0
+    process, slack = memory.get('context') or memory['libraries'], memory['allocator slack'] if dev.kind in ('cpu', 'mps') else 0
     return Plan(Path(case.name).name if Path(case.name).is_dir() else case.name, dev.name, memory,
                 step.peak + slack, process, case.loading(train), int(dev.gib * 2**30), step.phase, step.module,
                 advice, nearest, step.parameters, setting, flops, rate, source, step_seconds, steps,
@@ -623,7 +623,7 @@ def _batch_that_fits(case, train, most):
 
 # %% ../nbs/06_plan.ipynb #cce23105
 @patch
-def trace(self:Plan) -> 'Step':
+def trace(self:Plan) -> Step:
     "The step of all layers from its first byte to its last, for `plot_step`; a deep model takes a while."
     case = self.case
     return fake_step(case.config, case.rows(case.train), case.qlora, case.train, case.dtype, one_kernel=case.kernel)

@@ -44,7 +44,7 @@ def test_torchrun_starts_as_many_as_it_says(tmp_path):
 
 def test_one_training_that_calls_itself_two_is_refused(tmp_path):
     with pytest.raises(UserError, match="2 processes were asked for, but the training reports 1"):
-        torchrun(script(tmp_path, "import json; print(json.dumps({'world_size': 1}))"), 2, cwd=tmp_path)
+        torchrun(script(tmp_path, "import os; os.write(1, b'{\"world_size\": 1}\\n')"), 2, cwd=tmp_path)
     with pytest.raises(UserError, match="reports None"): torchrun(script(tmp_path, "print('nothing')"), 2, cwd=tmp_path)
     with pytest.raises(UserError, match="1 or more"): torchrun(script(tmp_path, ""), 0, cwd=tmp_path)
 

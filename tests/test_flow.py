@@ -172,11 +172,11 @@ def test_killed_and_interrupted_while_training(made, hub, tmp_path):
     p.communicate()
     assert nothing_published(hub, made)
     second = subprocess.Popen([*HFFLOW, "run"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    lines = []
     for line in second.stdout:
-        lines.append(line)
         if "train" in line: break
-    time.sleep(1)
+    [log] = tmp_path.rglob("train-*/log.jsonl")
+    before = log.stat().st_size
+    while log.stat().st_size == before: time.sleep(.01)                # it goes on
     second.send_signal(signal.SIGINT)
     _, err = second.communicate(timeout=120)
     assert second.returncode == 130 and len(err.strip().splitlines()) == 1 and "run the same command again" in err, err
