@@ -46,7 +46,8 @@ def _cut(config, layers):
     if layers:
         text = config.get_text_config()
         text.num_hidden_layers = layers
-        if getattr(text, 'layer_types', None): text.layer_types = text.layer_types[:layers]
+        # in some configurations it follows from the number of layers
+        if vars(text).get('layer_types'): text.layer_types = text.layer_types[:layers]
     return config
 
 # %% ../nbs/05a_memory.ipynb #14025d6f
