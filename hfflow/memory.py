@@ -10,7 +10,7 @@ __all__ = ['meta_model', 'nf4_bytes', 'fake_step', 'Step', 'plot_step', 'peak_al
 # %% ../nbs/05a_memory.ipynb #239b3f97
 import copy, gc, math, weakref
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from .hub import UserError
 from . import loss as losses

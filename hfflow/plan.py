@@ -10,7 +10,7 @@ __all__ = ['GPUS', 'EFFICIENCY', 'PROCESS', 'SLACK', 'SETTINGS', 'Gpu', 'job_min
 
 # %% ../nbs/06_plan.ipynb #f9d86bcd
 import copy, difflib, math, re, statistics, tempfile, time
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from fastcore.basics import patch
 from .hub import Artifact, UserError
