@@ -405,9 +405,8 @@ def load(
                          if isinstance(given.get(s), dict) else given.get(s), sections[s], f"{s}.")
                          for s,
                          cls in _SECTIONS.items()}
-    if built["model"].task not in (None, "causal") and built["space"] != SpaceConfig():
-        raise UserError(f"space is given in {where}, but there is no Space for the task "
-                        f"'{built['model'].task}' yet: leave the section 'space' out")
+    if built["space"] != SpaceConfig() and (none := _no_space(built["model"].task or "causal", built["space"])):
+        raise UserError(f"space is given in {where}, but {none}")
     name = _check("name", given.get("name") or _slug(values["data"]), str, plain.name, "")
     if name != _slug(name):
         raise UserError(f"name is {_shown(name)}, but may hold only letters, digits, '-', '_' and "
@@ -813,7 +812,7 @@ class FlowReport:
                 "seconds": self.seconds,
                 "artifacts": [a.as_dict() for a in self.artifacts], "metrics": self.metrics,
                 **self.predicted,
-                "space": {k: s.get(k) for k in ("question", "answer", "valid",
+                "space": {k: s.get(k) for k in ("question", "answer", "sure", "valid",
                                                 "seconds_to_answer")},
                 "stages": [{"stage": x.stage, "status": x.status, "seconds": x.seconds,
                             "digest": x.digest,
@@ -868,6 +867,7 @@ def _text(self) -> str:
     if s.get("answer"):
         check = {True: "a flow.yaml that hfflow can plan and run",
                  False: "not a flow.yaml that hfflow accepts"}.get(s.get("valid"))
+        if s.get("sure"): check = ", ".join(f"{label} {share:.0%}" for label, share in s["sure"].items())
         blocks.append([f"asked     {s['question']}",
                        *("          " + x for x in s["answer"].splitlines()),
                        *([f"          ({check})"] if check else [])])
@@ -878,9 +878,10 @@ def _text(self) -> str:
 def _next(self) -> list:
     "Say what to type next."
     ids, none = {a.kind: a.repo_id for a in self.artifacts}, "none" in self.result("space")
+    chats = self.result("plan").get("setting", {}).get("task") == "causal"
     rows = []
     if "space" in ids: rows.append([f"hfflow space {ids['space']}", "open the Space in a browser"])
-    if "model" in ids and not none:
+    if "model" in ids and chats:
         rows.append([f"hfflow serve {ids['model']}", "an OpenAI-compatible server"])
     if ids: rows.append([f"hfflow lineage {ids.get('space') or ids.get('model') or ids['dataset']}",
                          "what it was made from"])
@@ -897,7 +898,7 @@ def _markdown(self) -> str:
     parts += ["\n".join(f"- {a.kind} [{a.repo_id}]({a.url}) @ `{a.short}`"
                         for a in self.artifacts)] if self.artifacts else []
     s = self.result("space")
-    if s.get("answer"): parts.append(f"> {s['question']}\n\n```yaml\n{s['answer']}\n```")
+    if s.get("answer"): parts.append(f"> {s['question']}\n\n```{'' if s.get('valid') is None else 'yaml'}\n{s['answer']}\n```")
     return "\n\n".join(parts)
 
 
@@ -1178,6 +1179,15 @@ def _publish(w):
     return {"artifact": made.as_dict()}
 
 # %% ../nbs/11_flow.ipynb #0ae90955
+def _no_space(task, space) -> str:
+    "Say why no Space is made, in words that end a sentence; nothing where one is."
+    from hfflow.spaces import SDKS_OF
+    made = SDKS_OF[task]
+    if space.sdk in made: return ""
+    return (f"there is no {space.sdk} Space for the task '{task}': "
+            + (f"set space.sdk to {' or '.join(made)}" if made else "leave the section 'space' out"))
+
+
 _QUESTION = "tune hfflow/tiny-llama on acme/reviews, rank 16, three epochs, on a free T4, 4 bit"
 
 
@@ -1197,22 +1207,23 @@ def _valid(answer: str) -> bool:
        there=lambda w, r: "none" in r or w.exists("space", r))
 def _space(w):
     from hfflow import spaces
-    if w.task != "causal":
-        return {"none": f"no Space: there is none for the task '{w.task}' yet"}
     c = w.cfg.space
+    if _no_space(w.task, c): return {"none": f"no Space: there is none for the task '{w.task}' yet"}
     question = c.question or (_QUESTION if w.cfg.data == "flow-writer"
                               else next((p for rows in w.tests.values()
                                          for p in rows["prompt"][:1]), "Hello"))
     with tempfile.TemporaryDirectory() as d:
         built = spaces.build(w.artifact("publish"), d, sdk=c.sdk, title=c.title,
                              max_new_tokens=w.cfg.evaluate.max_new_tokens)
-        made = spaces.push(built, w.space_id, w.artifact("publish"))
+        made = spaces.push(built, w.space_id, w.artifact("publish"), private=w.cfg.publish.private)
     result = {"artifact": made.as_dict(), "question": None, "answer": None}
     if not (c.try_it and c.sdk == "gradio"): return result
     w.say("      pushed; starting it here, which takes some seconds ...")
     start = time.perf_counter()
     with spaces.start(made, port=c.port, timeout=c.timeout) as app:
-        answer = app.ask(question).strip()
-    return {**result, "question": question, "answer": answer,
+        answer = app.ask(question)
+    # a classifier says how sure it is of each label, the surest first
+    sure, answer = (answer, next(iter(answer))) if isinstance(answer, dict) else (None, answer.strip())
+    return {**result, "question": question, "answer": answer, "sure": sure,
             "seconds_to_answer": round(time.perf_counter() - start, 1),
             "valid": _valid(answer) if w.cfg.data == "flow-writer" else None}

@@ -15,7 +15,7 @@ from functools import lru_cache
 from .hub import UserError
 from . import loss as losses
 from .fused import CACHE_LIMIT
-from .qlora import (QloraConfig, _auto, _base, _exact_heads, _kind, _quantizer, _unrounded, add_lora,
+from .qlora import (QloraConfig, _auto, _base, _check_stored, _exact_heads, _kind, _quantizer, _unrounded, add_lora,
                           compute_dtype, dense_weight)
 from .tasks import task_of
 from .train import TrainConfig, _Loop
@@ -45,9 +45,10 @@ def _cut(config, layers):
     if getattr(config, 'quantization_config', None) is not None: del config.quantization_config
     if layers:
         text = config.get_text_config()
-        text.num_hidden_layers = layers
-        # in some configurations it follows from the number of layers
-        if vars(text).get('layer_types'): text.layer_types = text.layer_types[:layers]
+        depth, text.num_hidden_layers = text.num_hidden_layers, layers
+        # one entry per layer; in some configurations they follow from the number of layers
+        for name, each in list(vars(text).items()):
+            if 'layer' in name and isinstance(each, list) and len(each) == depth: setattr(text, name, each[:layers])
     return config
 
 # %% ../nbs/05a_memory.ipynb #14025d6f
@@ -161,6 +162,7 @@ def _alive_class():
             weakref.finalize(s, self.gone, s._cdata, s.nbytes())
     return Alive
 
+# %% ../nbs/05a_memory.ipynb #ea21c600
 def _answer(t):
     "What a step is told that asks a fake tensor for its number: an ordinary one."
     import torch
@@ -202,6 +204,7 @@ def _twin(config):
     for name in ('bos_token_id', 'eos_token_id', 'pad_token_id'): setattr(text, name, None)
     return config
 
+# %% ../nbs/05a_memory.ipynb #e2ec34ef
 def _tried(config):
     "What the twin allows; nothing where none can be made."
     return copy.copy(_tried_once(type(config), config.to_json_string(use_diff=False)))
@@ -245,6 +248,7 @@ def _shell(config, qlora, dtype, layers=None):
         quantizer = AutoHfQuantizer.from_config(_quantizer(qlora.bits, dtype, _unrounded(model)), pre_quantized=False)
         quantizer._process_model_before_weight_loading(model, device_map=None)
         quantizer._process_model_after_weight_loading(model)
+        _check_stored(model, config.name_or_path or config.model_type, qlora.bits)
         _pack(model, dtype)
     for p in model.parameters():         # biases that the quantizer has made, sinusoids: loading casts them
         if p.is_floating_point(): p.data = p.data.to(dtype)
@@ -260,6 +264,7 @@ def _plain_dora():
     try: yield
     finally: dora.dequantize_module_weight = kept
 
+# %% ../nbs/05a_memory.ipynb #5f6bd7f1
 def _phases(loop, alive):
     "Hooks that tell the counter what is going on: forward, loss, backward, and in which module."
     import torch
@@ -302,9 +307,10 @@ def fake_step(
     count, mode = _parameters(model), FakeTensorMode(allow_non_fake_inputs=True)
     with mode, alive: _fakes(model, alive)
     if task_of(model) == 'causal': _allow(model, _tried(config))
-    # none of these changes what a step holds; 8-bit states are made by a library that must see numbers
-    train = replace(train, shard=False, offload=False, push_to=None, optimizer='adamw')
-    loop = _Loop(model, _NoTokenizer(), rows, train, '')
+    # 8-bit states are made by a library that must see numbers
+    loop = _Loop(model, _NoTokenizer(), rows, replace(train, shard=False, push_to=None, optimizer='adamw'), '')
+    if train.optimizer == 'adamw8bit': loop.opt = _adam8_class()(loop.opt.param_groups)
+    if train.offload: loop.keeping = _elsewhere
     loop.world, loop.rank, batches = 1, 0, loop.batches()
     loop.batches, gradients = lambda: batches, set()
     def fitting(compute):
@@ -327,6 +333,31 @@ def fake_step(
         for hook in _phases(loop, alive): inside.callback(hook.remove)
         loop.advance()
     return _step(alive.log, start, gradients, alive.flops, count)
+
+# %% ../nbs/05a_memory.ipynb #14b0f193
+@lru_cache
+def _adam8_class():
+    "AdamW with states as those of bitsandbytes: 8 bits and a scale per 256 numbers, 32 bits for small tensors."
+    import torch
+    class Adam8(torch.optim.Optimizer):
+        def __init__(self, groups): super().__init__(groups, {})
+        def step(self, closure=None):
+            for p in (p for g in self.param_groups for p in g['params'] if not self.state[p]):
+                n, small = p.numel(), p.numel() < 4096
+                self.state[p] = {i: (torch.empty(n, dtype=torch.float32 if small else torch.uint8),
+                                     torch.empty(0 if small else math.ceil(n / 256))) for i in range(2)}
+    return Adam8
+
+@contextmanager
+def _elsewhere(least=2**20):
+    "While inside, what `offload` carries to the CPU is not held: it comes back when the backward pass asks for it."
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+    def pack(t):
+        stays = not isinstance(t, FakeTensor) or isinstance(t, torch.nn.Parameter) or t.nbytes < least
+        return t if stays else (t.shape, t.dtype)
+    def unpack(t): return t if isinstance(t, torch.Tensor) else torch.empty(t[0], dtype=t[1])
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack): yield
 
 # %% ../nbs/05a_memory.ipynb #6fd50195
 @contextmanager
@@ -354,6 +385,7 @@ def _one_kernel(alive):
     try: yield
     finally: losses._one_kernel, losses._varlen = kept
 
+# %% ../nbs/05a_memory.ipynb #181e3510
 @contextmanager
 def _few_chunks(alive):
     "While inside, the loss goes through its first chunks and the last: what they hold is the same for all, and is counted for all."
@@ -366,6 +398,7 @@ def _few_chunks(alive):
     try: yield
     finally: losses._chunks = kept
 
+# %% ../nbs/05a_memory.ipynb #b680bc38
 def _parameters(model):
     "How many numbers the base has, how many of them lie in few bits, the largest such matrix, and how many learn."
     import torch
@@ -485,11 +518,13 @@ def step_memory(config, rows, qlora=None, train=None, dtype=None, one_kernel=Fal
     import torch
     qlora, train, text = qlora or QloraConfig(), train or TrainConfig(), config.get_text_config()
     dtype = dtype or (torch.float32 if qlora.bits == 32 else compute_dtype())
-    depth, period = getattr(text, 'num_hidden_layers', 0) or 0, _period(getattr(text, 'layer_types', None))
-    run = lambda n: fake_step(config, rows, qlora, train, dtype, n, one_kernel)
-    few = max(2, period)
+    depth, run = getattr(text, 'num_hidden_layers', 0) or 0, lambda n: fake_step(config, rows, qlora, train, dtype, n, one_kernel)
+    if depth < 4 or getattr(config, 'is_encoder_decoder', False): return run(None)
+    first, period = _pattern(_layers(config))
+    few = first + period + (depth - first) % period
+    if few < 2: few += period
     more = few + period
-    if depth <= more + 1 or getattr(config, 'is_encoder_decoder', False): return run(None)
+    if depth <= more + 1: return run(None)
     if train.cache_weights is None:           # a question of the whole model
         few_bits = _parameters(_shell(config, qlora, dtype))['quantised']
         train = replace(train, cache_weights=few_bits * dtype.itemsize <= CACHE_LIMIT)
@@ -500,7 +535,16 @@ def step_memory(config, rows, qlora=None, train=None, dtype=None, one_kernel=Fal
     count = mixed(a.parameters, b.parameters) | {'largest': b.parameters['largest']}
     return Step(mixed(a.before, b.before), peaks, on(a.flops, b.flops), count)
 
-def _period(types):
-    "After how many layers their kinds repeat; 1 where all are alike."
-    types = types or [None]
-    return next((p for p in range(1, 13) if all(t == types[i % p] for i, t in enumerate(types))), len(types))
+def _layers(config):
+    "What tells each layer of a model from the others: its kind in the configuration, its modules and their shapes."
+    from torch import nn
+    depth = config.get_text_config().num_hidden_layers
+    kinds = getattr(config.get_text_config(), 'layer_types', None) or [None] * depth
+    stacks = [m for m in meta_model(config).modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    shape = lambda m: [(n, type(x).__name__) for n, x in m.named_modules()] + [(n, p.shape) for n, p in m.named_parameters()]
+    return [(kinds[i], [shape(s[i]) for s in stacks]) for i in range(depth)]
+
+def _pattern(layers):
+    "How many layers stand before the pattern, and after how many it repeats: the shortest to show."
+    def starts(p): return next((i + 1 for i in reversed(range(len(layers) - p)) if layers[i] != layers[i + p]), 0)
+    return min(((starts(p), p) for p in range(1, 13)), key=lambda at: at[0] + 2 * at[1])

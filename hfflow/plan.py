@@ -19,7 +19,7 @@ from .qlora import (QloraConfig, _auto, _base, _name_labels, add_lora, compute_d
                           load_base, load_tokenizer)
 from .tasks import encode_rows, row_tokens, task_of
 from .train import TrainConfig, _Loop, threads_for
-from .memory import (_COLORS, _KINDS, _NoTokenizer, _allow, _cut, _tried, fake_step, meta_model,
+from .memory import (_COLORS, _NoTokenizer, _allow, _cut, _tried, fake_step, meta_model,
                            Step, step_memory)
 
 # %% ../nbs/06_plan.ipynb #71657f25
@@ -123,27 +123,29 @@ def _config_of(base):
                         'as Qwen/Qwen3-0.6B')
     try: config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     # OSError, ValueError, JSON and HTTP errors of several libraries: the user needs one sentence
-    except Exception as e:
-        from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
-        text, chain = str(e), []
-        cause = e
-        while cause is not None and len(chain) < 8:
-            chain.append(cause); cause = cause.__cause__ or cause.__context__
-        is_a = lambda *kinds: any(isinstance(c, kinds) for c in chain)
-        if is_a(GatedRepoError):
-            why = 'is gated: accept its terms on its page while logged in, then try again'
-        elif is_a(LocalEntryNotFoundError, OfflineModeIsEnabled) and not folder.is_dir():
-            why = 'cannot be asked for, since the Hub does not answer: check the connection, or give a folder'
-        elif 'trust_remote_code' in text:
-            why = 'brings code of its own, which is never run here: choose one that transformers knows'
-        elif 'model_type' in text or 'model type' in text:
-            why = 'is of an architecture that this version of transformers does not know: upgrade transformers, or choose another model'
-        elif folder.is_dir():
-            why = 'has a config.json that cannot be read: write it anew with save_pretrained'
-        else:
-            why = 'was not found on the connected Hub, or it is private and not yours: check its name (owner/name), or give a folder'
-        raise UserError(f"The model '{name}' {why}") from e
+    except Exception as e: raise UserError(f"The model '{name}' {_unreadable(e, folder.is_dir())}") from e
     return name, config
+
+# %% ../nbs/06_plan.ipynb #e9b4d8f1
+def _unreadable(error, local):
+    "Why there is no configuration, and what to do."
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    text, chain = str(error), []
+    while error is not None and len(chain) < 8:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    is_a = lambda *kinds: any(isinstance(c, kinds) for c in chain)
+    if is_a(GatedRepoError): return 'is gated: accept its terms on its page while logged in, then try again'
+    if is_a(LocalEntryNotFoundError, OfflineModeIsEnabled) and not local:
+        return 'cannot be asked for, since the Hub does not answer: check the connection, or give a folder'
+    if 'trust_remote_code' in text:
+        return 'brings code of its own, which is never run here: choose one that transformers knows'
+    if 'model_type' in text or 'model type' in text:
+        return ('is of an architecture that this version of transformers does not know: upgrade transformers, '
+                'or choose another model')
+    if local: return 'has a config.json that cannot be read: write it anew with save_pretrained'
+    return ('was not found on the connected Hub, or it is private and not yours: check its name (owner/name), '
+            'or give a folder')
 
 # %% ../nbs/06_plan.ipynb #e119578e
 def _stored(name, revision=None):
@@ -304,31 +306,38 @@ class _Case:
         other.dev = dev
         return other
     @property
-    def dtype(self):
-        import torch
-        if self.qlora.bits == 32: return torch.float32
-        kinds = {'cpu': compute_dtype('cpu'), 'mps': torch.float32, 'cuda16': torch.float16}
-        return kinds.get(self.dev.kind, torch.bfloat16)
-    @property
-    def kernel(self): return self.dev.kind == 'cuda' and self.dtype.itemsize == 2   # one for packed attention
-    @property
     def n_rows(self): return self.asked['n_rows'] or (None if self.data is None else len(self.data))
-    def rows(self, train):
-        "The largest forward pass of a setting, twice over where a step has several."
-        if self.data is None:
-            n = min(train.max_len, self.most) if self.task != 'causal' else train.max_len
-            return _even_rows(self.config, self.task, train.batch * min(2, train.accumulation), int(n))
-        cut = [{k: v[:train.max_len] if k in ('input_ids', 'labels') and self.task == 'causal' else v
-                for k, v in r.items()} for r in self.data]
-        return _largest(cut, self.model, train, self.packed)
+
+# %% ../nbs/06_plan.ipynb #e1a57097
+@patch(as_prop=True)
+def dtype(self:_Case):
+    "Of the arithmetic, on this device."
+    import torch
+    if self.qlora.bits == 32: return torch.float32
+    kinds = {'cpu': compute_dtype('cpu'), 'mps': torch.float32, 'cuda16': torch.float16}
+    return kinds.get(self.dev.kind, torch.bfloat16)
+
+@patch(as_prop=True)
+def kernel(self:_Case): return self.dev.kind == 'cuda' and self.dtype.itemsize == 2   # one for packed attention
+
+@patch
+def rows(self:_Case, train):
+    "The largest forward pass of a setting, twice over where a step has several."
+    if self.data is None:
+        n = min(train.max_len, self.most) if self.task != 'causal' else train.max_len
+        return _even_rows(self.config, self.task, train.batch * min(2, train.accumulation), int(n))
+    cut = [{k: v[:train.max_len] if k in ('input_ids', 'labels') and self.task == 'causal' else v
+            for k, v in r.items()} for r in self.data]
+    return _largest(cut, self.model, train, self.packed)
 
 # %% ../nbs/06_plan.ipynb #cd2b8fec
 @patch
 def step(self:_Case, train):
     "What one step of a setting holds."
-    if self.dev.kind != 'cpu': train = replace(train, cache_weights=bool(train.cache_weights))
+    if self.dev.kind == 'cpu': train = replace(train, offload=False)       # there is nowhere to go
+    else: train = replace(train, cache_weights=bool(train.cache_weights))
     key = (train.batch, min(2, train.accumulation), train.max_len, train.checkpointing, train.cache_weights,
-           self.dtype, self.kernel, self.data is None)
+           train.offload, self.dtype, self.kernel, self.data is None)
     if key not in self.steps:
         if train.batch * train.max_len > 2**24:
             raise UserError(f'A batch of {train.batch} rows of {train.max_len} tokens is more than any '
@@ -423,20 +432,23 @@ class Plan:
     @property
     def total_bytes(self): return max(sum(self.memory.values()), self.loading_bytes)
 
-    def as_dict(self):
-        "Everything as plain values, for JSON."
-        out = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'case'}
-        return out | dict(fits=bool(self.fits()), notes=list(self.notes), total_bytes=self.total_bytes)
+# %% ../nbs/06_plan.ipynb #335254ae
+@patch
+def as_dict(self:Plan):
+    "Everything as plain values, for JSON."
+    out = {f.name: getattr(self, f.name) for f in fields(self) if f.name != 'case'}
+    return out | dict(fits=bool(self.fits()), notes=list(self.notes), total_bytes=self.total_bytes)
 
-    def within(self, minutes:float) -> 'Plan':
-        "The same run with as many steps as fit into the minutes."
-        if not self.step_seconds: return self
-        most = max(1, int(60 * minutes / self.step_seconds))
-        steps = min(most, self.steps or most)
-        seconds = steps * self.step_seconds
-        cost = self.cost * seconds / self.seconds if self.cost and self.seconds else self.cost
-        return replace(self, steps=steps, tokens=round(steps * self.setting['tokens_per_step']),
-                       seconds=seconds, cost=cost)
+@patch
+def within(self:Plan, minutes:float) -> Plan:
+    "The same run with as many steps as fit into the minutes."
+    if not self.step_seconds: return self
+    most = max(1, int(60 * minutes / self.step_seconds))
+    steps = min(most, self.steps or most)
+    seconds = steps * self.step_seconds
+    cost = self.cost * seconds / self.seconds if self.cost and self.seconds else self.cost
+    return replace(self, steps=steps, tokens=round(steps * self.setting['tokens_per_step']),
+                   seconds=seconds, cost=cost)
 
 # %% ../nbs/06_plan.ipynb #76752ca9
 @patch
@@ -579,6 +591,10 @@ def _download(case):
 def _notes(case, source, seconds, mean, longest):
     dev = case.dev
     yield f'Time: {source}'
+    params, bits = case.step(case.train).parameters, case.qlora.bits
+    if bits < 16 and params['quantised'] < params['total'] / 2:
+        yield (f"{bits} bits hold only {params['quantised'] / params['total']:.0%} of the weights, those in linear layers: "
+               'experts, tables and convolutions stay in 16 bits')
     if case.data is None:
         yield f'Lengths are not known: rows of {longest} tokens for memory, {mean:.0f} on average for time, half of them labels'
     if dev.price is not None:
@@ -595,9 +611,7 @@ def _advice(case):
             base = replace(train, max_len=length, checkpointing=ck)
             most = train.batch if length < train.max_len or ck != train.checkpointing else train.batch // 2
             if not (b := _batch_that_fits(case, base, most)): continue
-            total = train.batch * train.accumulation             # the same rows per step
-            b = max(n for n in range(1, b + 1) if total % n == 0)
-            times = total // b
+            times = train.batch * train.accumulation // b
             near = dict(batch=b, accumulation=times) | (dict(checkpointing=True) if ck and not train.checkpointing else {}) | (
                 dict(max_len=length) if length < train.max_len else {})
             words = ', '.join(f'{k}={str(v).lower()}' for k, v in near.items() if k not in ('batch', 'accumulation'))
@@ -610,16 +624,15 @@ def _advice(case):
 
 # %% ../nbs/06_plan.ipynb #e8ae2689
 def _batch_that_fits(case, train, most):
-    "The largest power of two (or `most`) of rows at once that fits; 0 where not even one does."
-    left = lambda b: case.left(replace(train, batch=b, accumulation=max(1, case.train.batch * case.train.accumulation // b)))
-    if most < 1 or (one := left(1)) < 0: return 0
-    if most == 1: return 1
+    "The most rows at once, of those that make the step in whole batches, that fit; 0 where not even one does."
+    total = case.train.batch * case.train.accumulation             # the same rows per step
+    left = lambda b: case.left(replace(train, batch=b, accumulation=total // b))
+    sizes = [b for b in range(1, most + 1) if total % b == 0]
+    if not sizes or (one := left(1)) < 0: return 0
     # memory grows evenly with the rows: two points tell where to look
-    two = left(2)
-    b = most if two >= one else min(most, int(1 + one / (one - two)))
-    b = b if b == most else 2**int(math.log2(b))
-    while b > 2 and left(b) < 0: b = 2**int(math.log2(b - 1))
-    return b if b > 2 or two >= 0 and b == 2 else 1
+    missing = -left(sizes[-1])
+    likely = 1 + (sizes[-1] - 1) * one / (one + missing) if missing > 0 else sizes[-1]
+    return next(b for b in reversed(sizes) if b <= likely and left(b) >= 0)
 
 # %% ../nbs/06_plan.ipynb #cce23105
 @patch
@@ -694,11 +707,13 @@ def compare(
 # %% ../nbs/06_plan.ipynb #8777d6e9
 def _gib(memory):
     "Sums by what a reader asks for, in GiB."
-    groups = {'weights': 'weights', 'gradients, optimizer': 'gradients optimizer states', 'activations': 'activations',
-              'logits': 'logits and loss', 'other': 'temporary allocator slack context libraries'}
-    of = lambda words: sum(v for k, v in memory.items() if k in words or words == 'weights' and 'weights' in k)
-    out = {g: round(of(words) / 2**30, 2) for g, words in groups.items()}
-    return out | {'together': round(sum(memory.values()) / 2**30, 2)}
+    groups = {'gradients': 'gradients, optimizer', 'optimizer states': 'gradients, optimizer',
+              'activations': 'activations', 'logits and loss': 'logits'}
+    out = dict.fromkeys(('weights', 'gradients, optimizer', 'activations', 'logits', 'other', 'together'), 0)
+    for kind, n in memory.items():
+        out['weights' if kind.endswith('weights') else groups.get(kind, 'other')] += n
+        out['together'] += n
+    return {group: round(n / 2**30, 2) for group, n in out.items()}
 
 # %% ../nbs/06_plan.ipynb #4aa45c56
 @patch
@@ -724,11 +739,12 @@ def plot_memory(
     from matplotlib.figure import Figure
     if ax is None:
         ax = Figure(figsize=(6.8, 1.4 + 0.45 * len(plans)), layout='constrained').add_subplot()
+    colors = {**_COLORS, 'allocator slack': '#dee2e6', 'context': '#9aa0a6', 'libraries': '#9aa0a6'}
     left = [0.0] * len(plans)
-    for kind in (*_KINDS, 'allocator slack', 'context', 'libraries'):
+    for kind in colors:
         size = [p.memory.get(kind, 0) / 2**30 for p in plans]
         if not any(size): continue
-        ax.barh(range(len(plans)), size, left=left, color=_COLORS.get(kind, '#adb5bd'), label=kind, height=.6)
+        ax.barh(range(len(plans)), size, left=left, color=colors[kind], label=kind, height=.6)
         left = [a + b for a, b in zip(left, size)]
     for i, p in enumerate(plans):
         ax.plot([p.capacity_bytes / 2**30] * 2, [i - .4, i + .4], color='black', lw=2,

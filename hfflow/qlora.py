@@ -234,9 +234,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
     for layer in model.modules():
         # see "The repacking trap"
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
-    if bits < 16 and not any(_kind(m) in ('nf4', 'int8') for m in model.modules()):
-        raise UserError(f"The model '{name}' has no layer that can be stored in {bits} bits "
-                        f"({type(model).__name__}): load it with bits=16.")
+    _check_stored(model, name, bits)
     model.hfflow_base = {'name': name, 'revision': revision, 'bits': bits}
     return model
 
@@ -306,6 +304,12 @@ def _unrounded(model):
     read = sorted('.' + n for n in _read(model) | wo)
     if _heads(model): return [*_heads(model), '.*pooler', *read]
     return HfQuantizer.get_modules_to_not_convert(model, read, add_default_skips=True) if read else None
+
+def _check_stored(model, name, bits):
+    "Few bits are for linear layers; some architectures have none, or of their own kind."
+    if bits < 16 and not any(_kind(m) in ('nf4', 'int8') for m in model.modules()):
+        raise UserError(f"The model '{name}' has no layer that can be stored in {bits} bits "
+                        f"({type(model).__name__}): load it with bits=16.")
 
 def _quantizer(bits, dtype, skip=None):
     "How bitsandbytes is to store a base: NF4 with double quantisation, or 8 bits; None for more."

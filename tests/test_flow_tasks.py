@@ -103,8 +103,8 @@ def test_a_classifier_from_yaml_to_a_pipeline(hub, raw, tmp_path, merged):
     model = {"task": "classify"} | ({"labels": LABELS} if merged else {})
     report = flow.run(config(f"sizes-{merged}".lower(), base(hub, "bert"), raw, model, publish=dict(merged=merged)), hub, tmp_path, progress=False)
     labels = LABELS if merged else sorted(LABELS)
-    data, made = report.artifacts
-    assert report.result("prepare")["labels"] == labels and "none" in report.result("space")
+    data, made, space = report.artifacts
+    assert report.result("prepare")["labels"] == labels
     row, = report.metrics["after"]
     control, = report.metrics["controls"]
     assert row["n"] == 30 and row["exact"] > .9 > .5 > control["exact"] and control["system"] == "most frequent"
@@ -129,7 +129,8 @@ def test_a_classifier_from_yaml_to_a_pipeline(hub, raw, tmp_path, merged):
     again = flow.run(config(f"sizes-{merged}".lower(), base(hub, "bert"), raw, model, publish=dict(merged=merged)), hub, tmp_path, progress=False)
     assert set(again.status().values()) == {"kept"} and "hfflow serve" not in str(again)
     with pytest.raises(UserError, match="'classify'.*use gradio or static"): spaces.build(made, tmp_path / "space", sdk="docker")
-    space = spaces.push(spaces.build(made, tmp_path / "space"), f"{made.repo_id}-space", made)
+    asked = report.result("space")
+    assert space.kind == "space" and asked["answer"] == next(iter(asked["sure"])) and asked["answer"] in str(report)
     with spaces.start(space) as app: sure = app.ask(prompt)
     assert set(sure) == set(labels) and next(iter(sure)) == answer and sum(sure.values()) == pytest.approx(1)
     with pytest.raises(UserError, match="'classify'.*chat"): endpoint.serve(made, port=0)
@@ -203,7 +204,8 @@ def test_the_base_stands_in_one_place():
     assert flow.load({"model": {"base": "you/x"}}).base == flow.load({"base": "you/x"}).model.base == "you/x"
     with pytest.raises(UserError, match="keep one"): flow.load({"base": "you/x", "model": {"base": "you/y"}})
     with pytest.raises(UserError, match="section 'model'"): flow.load({"task": "classify"})
-    with pytest.raises(UserError, match="leave the section 'space' out"): flow.load({"model": {"task": "classify"}, "space": {"sdk": "static"}})
+    with pytest.raises(UserError, match="leave the section 'space' out"): flow.load({"model": {"task": "seq2seq"}, "space": {"sdk": "static"}})
+    with pytest.raises(UserError, match="set space.sdk to gradio or static"): flow.load({"model": {"task": "classify"}, "space": {"sdk": "docker"}})
     cfg = flow.load({"model": {"task": "classify", "labels": [0, 1]}})
     assert cfg.model.labels == ("0", "1") and flow.load(cfg.as_dict()) == cfg
 

@@ -101,6 +101,30 @@ def test_accumulation_holds_gradients_while_it_goes_on(saved):
     assert four.peak > one.peak and four.flops == pytest.approx(2 * one.flops, rel=.01)
 
 
+def test_states_of_8_bits_are_those_of_bitsandbytes(saved):
+    from bitsandbytes.optim import AdamW8bit
+    qlora, train = QloraConfig(rank=64), TrainConfig(batch=8, optimizer="adamw8bit")
+    model = add_lora(load_base(saved("llama"), 4), qlora)
+    params = [p for p in model.parameters() if p.requires_grad]
+    opt = AdamW8bit(params)
+    for p in params: p.grad = torch.zeros_like(p)
+    opt.step()
+    own = {t.data_ptr(): t.nbytes for s in opt.state.values() for k, t in s.items() if isinstance(t, torch.Tensor)}
+    tables = {t.data_ptr(): t.nbytes for t in opt.name2qmap.values()}
+    step = memory.fake_step(model.config, ROWS, qlora, train)
+    assert step.before["optimizer states"] == sum(n for at, n in own.items() if at not in tables)
+    plain = memory.fake_step(model.config, ROWS, qlora, TrainConfig(batch=8))
+    assert step.before["optimizer states"] < .4 * plain.before["optimizer states"]
+
+
+def test_what_is_offloaded_is_not_held(saved):
+    config = zoo.model("llama").config
+    stays, goes = (memory.fake_step(config, ROWS * 32, train=TrainConfig(batch=256, offload=offload)) for offload in (False, True))
+    assert goes.flops == stays.flops
+    assert goes.parts["activations"] < .4 * stays.parts["activations"]
+    assert goes.peak < stays.peak
+
+
 def test_one_kernel_for_all_documents_keeps_less(saved):
     config = load_base(saved("llama"), 32).config
     a, b = (memory.fake_step(config, ROWS, dtype=torch.bfloat16, one_kernel=k, train=TrainConfig(cache_weights=False)) for k in (False, True))
