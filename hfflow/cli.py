@@ -873,14 +873,11 @@ def _packages() -> list:
 
 # %% ../nbs/14_cli.ipynb #f658344f
 def _cpu() -> list:
+    from hfflow.qlora import _cpu_flags, compute_dtype
     from hfflow.train import TrainConfig, threads_for
-    try:
-        flags = next((set(x.split(":")[1].split()) for x in open("/proc/cpuinfo")
-                      if x.startswith(("flags", "Features"))), frozenset())
-    except OSError: flags = frozenset()
-    bf16 = bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-    best = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd") if f in flags),
-                "no vector unit that we know")
+    best = next((f for f in ("amx_bf16", "avx512_bf16", "avx512f", "avx2", "asimd")
+                 if f in _cpu_flags()), "no vector unit that we know")
+    bf16 = compute_dtype("cpu").itemsize == 2
     return [("cpu", "ok", f"{threads_for(TrainConfig())} cores, {best}",
              "" if bf16 else "no bf16 hardware: the CPU computes in fp32, which is slower but right")]
 

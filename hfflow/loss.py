@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/loss.html.md"""
 __all__ = ['CHUNK', 'packed_attention', 'make_batch', 'batch_tokens', 'batch_loss']
 
 # %% ../nbs/04a_loss.ipynb #bef3dd83
-import itertools
+import itertools, math
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from inspect import signature
@@ -34,16 +34,17 @@ def _loss_function():
             total, grad = h.new_zeros((), dtype=torch.float32), torch.empty_like(h,
                 dtype=torch.float32 if h.dtype == torch.float16 else h.dtype)
             for i in _chunks(len(y), rows, W):
-                t, z = y[i:i+rows, None], (h[i:i+rows] @ W.t()).float()
+                t, z = y[i:i+rows, None].clamp(min=0), (h[i:i+rows] @ W.t()).float()
+                some = y[i:i+rows, None] >= 0           # the others fill the shape (see "Shapes that are compiled")
                 if cap: z = torch.tanh(z / cap)
                 slope, z = 1 - z * z if cap else None, torch.log_softmax(z * cap if cap else z, -1)
-                total -= (1 - smoothing) * z.gather(1, t).sum()
-                if smoothing: total -= smoothing * z.mean(1).sum()
+                total -= (1 - smoothing) * (z.gather(1, t) * some).sum()
+                if smoothing: total -= smoothing * (z.mean(1, keepdim=True) * some).sum()
                 if ctx.needs_input_grad[0]:
                     z.exp_().scatter_add_(1, t, z.new_full(t.shape, smoothing - 1.))
                     if smoothing: z -= smoothing / z.shape[1]
                     if cap: z *= slope
-                    grad[i:i+rows] = z.to(W.dtype) @ W
+                    grad[i:i+rows] = (z.to(W.dtype) @ W) * some
             ctx.save_for_backward(grad)
             ctx.dtype = h.dtype
             return total
@@ -80,6 +81,38 @@ def _attend(q, k, v, scale, window, softcap, dropout):
     return sdpa(q, k, v, band, dropout, is_causal=band is None, scale=scale,
                 enable_gqa=q.shape[1] != k.shape[1])
 
+# %% ../nbs/04a_loss.ipynb #0bb6565f
+def _rounded(n, device, dtype, most=None):
+    "Where shapes are compiled: `n` rounded up, to one of 16 sizes between two powers of two, or `most`; elsewhere `n`."
+    import torch
+    if device != 'cpu' or dtype != torch.bfloat16: return n
+    step = max(32, 2**(n.bit_length() - 5))
+    return max(n, min(-(-n // step) * step, most or math.inf))
+
+def _filled(t, dim):
+    "A tensor whose dimension `dim` is filled up with zeros to a rounded size."
+    import torch
+    n = t.shape[dim]
+    more = _rounded(n, t.device.type, t.dtype) - n
+    return torch.nn.functional.pad(t, [0, 0] * (t.dim() - dim - 1) + [0, more]) if more else t
+
+def _filled_batch(batch, model):
+    "A batch of rounded size: packed rows get one more document without labels, others a longer end."
+    import torch
+    ids = batch['input_ids']
+    most = None if 'cu_seq_lens_q' in batch else getattr(model.config, 'max_position_embeddings', None)
+    more = _rounded(ids.shape[1], ids.device.type, model.dtype, most) - ids.shape[1]
+    if not more: return batch
+    pad = lambda t, value: torch.nn.functional.pad(t, (0, more), value=value)
+    out = {**batch, 'input_ids': pad(ids, 0), 'labels': pad(batch['labels'], -100)}
+    if 'attention_mask' in batch: out['attention_mask'] = pad(batch['attention_mask'], 0)
+    if 'cu_seq_lens_q' in batch:
+        ends = batch['cu_seq_lens_q']
+        out['cu_seq_lens_q'] = out['cu_seq_lens_k'] = torch.cat([ends, ends[-1:] + more])
+        out['max_length_q'] = out['max_length_k'] = max(batch['max_length_q'], more)
+        out['position_ids'] = torch.cat([batch['position_ids'], torch.arange(more, device=ids.device)[None]], 1)
+    return out
+
 # %% ../nbs/04a_loss.ipynb #b7760f3f
 def _one_kernel(q):
     "Can one kernel serve documents of all lengths? It is written for 16 bits, and GPUs from Ampere on (a T4 is older)."
@@ -112,8 +145,9 @@ def _by_document(module, query, key, value, attention_mask=None, scaling=None, d
     q, k, v = (t.transpose(0, 1).flatten(1, 2) for t in (query, key, value))
     runs, out = [(n, len(list(g))) for n, g in itertools.groupby(lengths)], []
     for (n, count), *part in zip(runs, *(t.split([n * c for n, c in runs], 1) for t in (q, k, v))):
-        part = [t.unflatten(1, (count, n)).transpose(0, 1) for t in part]
-        made = _attend(*part, scaling, sliding_window, softcap, dropout)
+        part = [_filled(t.unflatten(1, (count, n)), 2).transpose(0, 1) for t in part]
+        # what fills a document comes after all of it, so that none of it is seen
+        made = _attend(*part, scaling, sliding_window, softcap, dropout)[:, :, :n]
         out.append(made.transpose(1, 2).flatten(0, 1))
     return torch.cat(out).view(query.shape[0], query.shape[2], query.shape[1], -1), None
 
@@ -256,15 +290,18 @@ def batch_loss(model,         # a causal language model, with or without adapter
     "Cross-entropy summed over the label tokens; logits are computed for these alone where the architecture allows it."
     import torch
     import torch.nn.functional as F
-    paths, inputs = _paths(model), {k: v for k, v in batch.items() if k != 'labels'}
-    packed = 'cu_seq_lens_q' in inputs
+    paths, packed = _paths(model), 'cu_seq_lens_q' in batch
     if packed and not paths.packed:
         raise UserError(f'{type(paths.base).__name__} does not keep packed documents apart: make '
                         'the batch with make_batch or collate.')
+    batch = _filled_batch(batch, paths.base)
+    inputs = {k: v for k, v in batch.items() if k != 'labels'}
     # token t is predicted at position t-1
     y = F.pad(batch['labels'][:, 1:], (0, 1), value=-100).flatten()
     at = (y != -100).nonzero().squeeze(1)
-    y, n = y[at], len(at)
+    n, more = len(at), _rounded(len(at), at.device.type, paths.base.dtype) - len(at)
+    # at the last position nothing is predicted
+    y, at = F.pad(y[at], (0, more), value=-100), F.pad(at, (0, more), value=len(y) - 1)
     by_document = paths.base.config._attn_implementation == 'hfflow_by_document'
     if packed and not by_document and paths.base.training and any(
             getattr(m, 'gradient_checkpointing', False) for m in paths.base.modules()):

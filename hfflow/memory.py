@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from .hub import UserError
-from . import loss as losses
+from . import loss as losses, tasks
 from .fused import CACHE_LIMIT
 from .qlora import (QloraConfig, _auto, _base, _check_stored, _exact_heads, _kind, _quantizer, _unrounded, add_lora,
                           compute_dtype, dense_weight)
@@ -311,8 +311,7 @@ def fake_step(
     loop = _Loop(model, _NoTokenizer(), rows, replace(train, shard=False, push_to=None, optimizer='adamw'), '')
     if train.optimizer == 'adamw8bit': loop.opt = _adam8_class()(loop.opt.param_groups)
     if train.offload: loop.keeping = _elsewhere
-    loop.world, loop.rank, batches = 1, 0, loop.batches()
-    loop.batches, gradients = lambda: batches, set()
+    loop.world, loop.rank, gradients = 1, 0, set()
     def fitting(compute):
         out = compute()
         gradients.update(alive.held.get(p.grad.untyped_storage()._cdata) for p in loop.params.values()
@@ -322,6 +321,8 @@ def fake_step(
     loop.fitting = fitting
     with ExitStack() as inside:
         if one_kernel: inside.enter_context(_one_kernel(alive))
+        batches = loop.batches()
+        loop.batches = lambda: batches
         for part in (_few_chunks(alive), _plain_dora(), mode, alive): inside.enter_context(part)
         alive.kind = 'de-quantised weights'
         inside.enter_context(loop.ready())
@@ -380,10 +381,13 @@ def _one_kernel(alive):
     def varlen(q, k, v, cu, longest, scale, window):
         pairs = sum(n * min(n, window or n) for n in cu.diff().tolist()) / 2    # causal: half of them
         return Varlen.apply(q, k, v, pairs).transpose(1, 2)
-    kept = losses._one_kernel, losses._varlen
+    kept = losses._one_kernel, losses._varlen, losses._rounded
     losses._one_kernel, losses._varlen = (lambda q: True), varlen
+    losses._rounded = tasks._rounded = lambda n, *_: n       # a GPU takes shapes as they are
     try: yield
-    finally: losses._one_kernel, losses._varlen = kept
+    finally:
+        losses._one_kernel, losses._varlen, losses._rounded = kept
+        tasks._rounded = kept[2]
 
 # %% ../nbs/05a_memory.ipynb #181e3510
 @contextmanager

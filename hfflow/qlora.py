@@ -43,7 +43,10 @@ def compute_dtype(device:str=None,   # default: `device()`
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     if device.startswith('xpu'): return torch.bfloat16
     if device.startswith('mps'): return torch.float32
-    return torch.bfloat16 if _cpu_flags() & {'avx512_bf16', 'amx_bf16'} else torch.float32
+    # oneDNN, which multiplies the matrices, can be told to keep to older instructions
+    most = os.environ.get('ONEDNN_MAX_CPU_ISA', 'ALL').upper()
+    new = most in ('ALL', 'DEFAULT') or any(kind in most for kind in ('BF16', 'FP16', 'AMX'))
+    return torch.bfloat16 if new and _cpu_flags() & {'avx512_bf16', 'amx_bf16'} else torch.float32
 
 # %% ../nbs/04_qlora.ipynb #8454ee39
 def _pydantic_dataclass(cls):
@@ -546,20 +549,21 @@ def _file(where, filename):
 def load_model(model:'Artifact|str|Path',   # an adapter or a full model: repo at a commit, repo id, or folder
                bits:int=None,               # default: as in training, else 16
                device:str=None,             # default: `device()`
+               dtype=None,                  # of the arithmetic; default: as `compute_dtype` says
               ) -> tuple:                   # model in eval mode, tokenizer
     "Load a model for inference; an adapter brings the base it was trained on, at that base's revision."
     where = _where(model)
     config, about = _file(where, 'adapter_config.json'), _file(where, 'qlora.json')
     about = json.loads(about.read_text()) if about else {}
     bits = bits or about.get('bits') or 16
-    if config is None: net = load_base(model, bits, device)
+    if config is None: net = load_base(model, bits, device, dtype=dtype)
     else:
         from peft import PeftModel
         config = json.loads(config.read_text())
         name, revision = config['base_model_name_or_path'], config.get('revision')
         base = Artifact('model', name, revision,
                         '') if revision and not Path(name).is_dir() else name
-        net = load_base(base, bits, device, about.get('task'), about.get('labels'))
+        net = load_base(base, bits, device, about.get('task'), about.get('labels'), dtype)
         if 'problem_type' in about: net.config.problem_type = about['problem_type']
         origin = net.hfflow_base
         net = PeftModel.from_pretrained(net, where[0], revision=where[1])

@@ -8,9 +8,10 @@ Docs: https://hfflow.github.io/hfflow/tasks.html.md"""
 __all__ = ['task_of', 'encode_rows', 'task_collate', 'task_loss', 'row_tokens', 'task_counts']
 
 # %% ../nbs/04b_tasks.ipynb #53693fb1
+import math
 from .hub import UserError
 from .qlora import _base, _task
-from .loss import batch_loss, batch_tokens, make_batch
+from .loss import _rounded, batch_loss, batch_tokens, make_batch
 from .tokens import TokenStats, encode_dataset
 
 # %% ../nbs/04b_tasks.ipynb #2a69d5b7
@@ -156,15 +157,21 @@ def task_collate(rows:list[dict],  # from `encode_rows`
 
 def _stacked(rows, pad_id, model):
     import torch
+    import torch.nn.functional as F
     from torch.nn.utils.rnn import pad_sequence
+    base = _base(model)
+    # both halves of a model may have positions for no more
+    most = [getattr(base.config, k, None) or math.inf for k in ('max_position_embeddings', 'max_target_positions')]
     def pad(key, value):
-        return pad_sequence([torch.tensor(r[key]) for r in rows], True, value)
+        t = pad_sequence([torch.tensor(r[key]) for r in rows], True, value)
+        return F.pad(t, (0, _rounded(t.shape[1], base.device.type, base.dtype, min(most)) - t.shape[1]), value=value)
     if 'input_features' in rows[0]:
         sound = torch.stack([torch.as_tensor(r['input_features']) for r in rows])
-        return {'input_features': sound.to(_base(model).dtype), 'labels': pad('labels', -100)}
+        return {'input_features': sound.to(base.dtype), 'labels': pad('labels', -100)}
     labels = torch.tensor([r['label'] for r in rows]) if 'label' in rows[0] else pad('labels', -100)
-    mask = pad_sequence([torch.ones(len(r['input_ids']), dtype=torch.long) for r in rows], True, 0)
-    return {'input_ids': pad('input_ids', pad_id), 'attention_mask': mask, 'labels': labels}
+    ids = pad('input_ids', pad_id)
+    mask = torch.arange(ids.shape[1]) < torch.tensor([[len(r['input_ids'])] for r in rows])
+    return {'input_ids': ids, 'attention_mask': mask.long(), 'labels': labels}
 
 # %% ../nbs/04b_tasks.ipynb #95bd4cf4
 def task_loss(model,         # with or without adapter

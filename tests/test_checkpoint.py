@@ -77,7 +77,7 @@ def test_the_best_outlives_the_last_few(tmp_path):
 def test_the_adapter_of_the_best_is_taken(base, tmp_path):
     """Held-out rows of another kind: their loss falls, then rises, so that the best is not the last."""
     odd = [{"prompt": "ZQ", "completion": "WVUT KJHG"}]
-    kw = dict(rows=ROWS[:12], eval_rows=odd, epochs=5, lr=.05, warmup=0., schedule="constant", keep=1, save_every=2)
+    kw = dict(rows=ROWS[:12], eval_rows=odd, epochs=10, lr=.02, warmup=0., schedule="constant", keep=1, save_every=2)
     last, best = start(base, tmp_path/"last", **kw), start(base, tmp_path/"best", load_best=True, **kw)
     step, loss = best.best
     assert (step, loss) == min(best.eval_losses, key=lambda e: e[1]) == last.best and step < best.steps and best.losses == last.losses
