@@ -372,7 +372,10 @@ def _neftune(model, alpha):
         elif 'attention_mask' in batch: lengths = batch['attention_mask'].sum(1)[:, None, None]
     def add(module, args, out):
         if not module.training or lengths is None: return out
-        most = alpha / (lengths * out.shape[-1]).sqrt()
+        n = lengths
+        # a batch may have been filled up, at its end
+        if n.shape[1] > 1: n = torch.nn.functional.pad(n, (0, 0, 0, out.shape[1] - n.shape[1]), value=1)
+        most = alpha / (n * out.shape[-1]).sqrt()
         return out + torch.empty_like(out).uniform_(-1, 1) * most.to(out.dtype)
     handle = model.get_input_embeddings().register_forward_hook(add)
     try: yield tell
