@@ -191,7 +191,9 @@ class _Paths:
                 self.try_mlp(ids, h)
         finally: model.train(was)
 
-    def hidden(self, **inputs): return self.body(use_cache=False, **inputs).last_hidden_state
+    def hidden(self, **inputs):
+        "What the head reads; some models of 16 bits, Mamba's kin, add up in 32."
+        return self.body(use_cache=False, **inputs).last_hidden_state.to(self.head.weight.dtype)
 
     def logits(self, h):
         "What the model makes of its hidden states."

@@ -19,7 +19,7 @@ for name in ("HFFLOW_HUB", "HF_ENDPOINT", "HF_TOKEN", "HF_HOME", "HF_HUB_CACHE",
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", MPLBACKEND="agg",
                   PYTHONUTF8="1", COLUMNS="120", GRADIO_ANALYTICS_ENABLED="False")
 # Equalities are tested in fp32 on every machine; the chapters compute as the machine does, and some tests ask for bf16.
-os.environ["ONEDNN_MAX_CPU_ISA"] = "ALL"
+os.environ["ONEDNN_MAX_CPU_ISA"] = "AVX512_CORE_VNNI"
 
 # A worker and the processes it starts share one core: threads that wait for each other on busy cores take ten times as long.
 if WORKER != "main" and hasattr(os, "sched_setaffinity"):
