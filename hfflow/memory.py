@@ -15,7 +15,7 @@ from functools import lru_cache
 from .hub import UserError
 from . import loss as losses, tasks
 from .fused import CACHE_LIMIT
-from .qlora import (QloraConfig, _auto, _base, _check_stored, _exact_heads, _kind, _quantizer, _unrounded, add_lora,
+from .qlora import (QloraConfig, _auto, _base, _check_stored, _exact_heads, _kind, _libraries, _quantizer, _unrounded, add_lora,
                           compute_dtype, dense_weight)
 from .tasks import task_of
 from .train import TrainConfig, _Loop
@@ -244,6 +244,7 @@ def _shell(config, qlora, dtype, layers=None):
     import torch
     model = meta_model(config, dtype, layers)
     if qlora.bits < 16:
+        _libraries()
         from transformers.quantizers import AutoHfQuantizer
         quantizer = AutoHfQuantizer.from_config(_quantizer(qlora.bits, dtype, _unrounded(model)), pre_quantized=False)
         quantizer._process_model_before_weight_loading(model, device_map=None)

@@ -630,10 +630,10 @@ def _batch_that_fits(case, train, most):
     left = lambda b: case.left(replace(train, batch=b, accumulation=total // b))
     sizes = [b for b in range(1, most + 1) if total % b == 0]
     if not sizes or (one := left(1)) < 0: return 0
-    # memory grows evenly with the rows: two points tell where to look
-    missing = -left(sizes[-1])
-    likely = 1 + (sizes[-1] - 1) * one / (one + missing) if missing > 0 else sizes[-1]
-    return next(b for b in reversed(sizes) if b <= likely and left(b) >= 0)
+    if (missing := -left(sizes[-1])) <= 0: return sizes[-1]
+    # memory is the largest of several phases, each of which grows evenly with the rows: between two points it is never above their line
+    most = 1 + (sizes[-1] - 1) * one / (one + missing)
+    return max(b for b in sizes if b <= most)
 
 # %% ../nbs/06_plan.ipynb #cce23105
 @patch

@@ -197,6 +197,18 @@ def _auto(config, task, labels):
     return want, found
 
 # %% ../nbs/04_qlora.ipynb #5b1c7e02
+def _bitsandbytes():
+    "Import bitsandbytes; on some CPUs it would fetch a compiled kernel from the Hub, and warn where it cannot."
+    import logging, sys
+    logger, kernels = logging.getLogger('bitsandbytes'), sys.modules.get('kernels')
+    level, sys.modules['kernels'] = logger.level, None
+    logger.setLevel(logging.ERROR)
+    try: import bitsandbytes
+    finally:
+        logger.setLevel(level)
+        del sys.modules['kernels']
+        if kernels is not None: sys.modules['kernels'] = kernels
+
 @cache
 def _libraries():
     "Import what a quantised model with an adapter needs, a third faster: nothing is compiled before its first call, no garbage is looked for."
@@ -209,7 +221,9 @@ def _libraries():
         return wraps(fn)(lambda *args, **kw: made()(*args, **kw))
     gc.disable()
     torch.compile = later
-    try: import transformers.modeling_utils, peft
+    try:
+        _bitsandbytes()
+        import transformers.modeling_utils, peft
     finally:
         torch.compile = compiled
         if collects: gc.enable()

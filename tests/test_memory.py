@@ -76,16 +76,26 @@ def test_what_a_fake_step_holds_a_real_one_holds(saved, kind, qlora, train):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_layers_are_extrapolated_exactly(checkpointing):
-    """Of layers that are all alike, and of two kinds in turn."""
+    """Of layers that are all alike, of two kinds in turn, and where the first ones are of another kind."""
     def deeper(kind, **changes):
         config = zoo.config(kind)
         for k, v in changes.items(): setattr(config, k, v)
         return config
-    for cfg in (deeper("llama", num_hidden_layers=6), deeper("gemma3", num_hidden_layers=6, layer_types=["sliding_attention", "full_attention"] * 3)):
+    for cfg in (deeper("llama", num_hidden_layers=6), deeper("gemma3", num_hidden_layers=6, layer_types=["sliding_attention", "full_attention"] * 3),
+                deeper("deepseek_v3", num_hidden_layers=7, first_k_dense_replace=2)):
         train = TrainConfig(batch=8, cache_weights=False, checkpointing=checkpointing)
         whole, some = memory.fake_step(cfg, ROWS, train=train), memory.step_memory(cfg, ROWS, train=train)
         assert not some.trace and some.peak == pytest.approx(whole.peak, rel=.005) and some.flops == pytest.approx(whole.flops, rel=.005)
         assert some.parameters == whole.parameters and some.before == pytest.approx(whole.before, rel=.001)
+
+
+@pytest.mark.parametrize("layers, first, period", [("aaaaaaaa", 0, 1), ("abababab", 0, 2), ("bbbaaaaaaa", 3, 1), ("aaabaaabaa", 0, 4), ("bcaabaabaab", 2, 3), ("aaaaaaab", 7, 1)])
+def test_where_layers_begin_to_repeat(layers, first, period):
+    assert memory._pattern(list(layers)) == (first, period)
+
+
+def test_a_base_that_few_bits_cannot_hold_is_refused_as_it_is_when_loaded():
+    with pytest.raises(UserError, match="FalconForCausalLM.*bits=16"): memory.step_memory(zoo.config("falcon"), ROWS)
 
 
 def test_whether_weights_are_kept_is_decided_for_the_whole_model():
