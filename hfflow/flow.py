@@ -1042,8 +1042,8 @@ def _changes(train, setting) -> str:
 def _plan(w):
     w.threads()
     p = predict(w.cfg, w.base, _rows(w.splits["train"]), labels=w.labels)
-    # a plan knows nothing of what several devices share, or of what waits in the CPU's memory
-    if not (p.fits() or w.cfg.train.shard or w.cfg.train.offload):
+    # a plan is for one device, and knows nothing of what several share
+    if not (p.fits() or w.cfg.train.shard):
         raise UserError(_too_large(p, w.cfg.train))
     return _plain(p)
 
