@@ -651,8 +651,9 @@ def _batch_that_fits(case, train, most):
     if not sizes or (one := left(1)) < 0: return 0
     if (missing := -left(sizes[-1])) <= 0: return sizes[-1]
     # memory is the largest of several phases, each of which grows evenly with the rows: between two points it is never above their line
-    most = 1 + (sizes[-1] - 1) * one / (one + missing)
-    return max(b for b in sizes if b <= most)
+    likely = 1 + (sizes[-1] - 1) * one / (one + missing)
+    same = sizes[-1] < total                  # else gradients have to be held from some size on
+    return next(b for b in reversed(sizes) if b <= likely and (same or left(b) >= 0))
 
 # %% ../nbs/06_plan.ipynb #cce23105
 @patch
