@@ -101,7 +101,7 @@ def sample(artifact):
 @pytest.mark.parametrize("merged", [False, True])
 def test_a_classifier_from_yaml_to_a_pipeline(hub, raw, tmp_path, merged):
     model = {"task": "classify"} | ({"labels": LABELS} if merged else {})
-    report = flow.run(config(f"sizes-{merged}".lower(), base(hub, "bert"), raw, model, publish=dict(merged=merged)), hub, tmp_path, progress=False)
+    report = flow.run(config(f"sizes-{merged}".lower(), base(hub, "bert"), raw, model, publish=dict(merged=merged, private=merged)), hub, tmp_path, progress=False)
     labels = LABELS if merged else sorted(LABELS)
     data, made, space = report.artifacts
     assert report.result("prepare")["labels"] == labels
@@ -126,10 +126,11 @@ def test_a_classifier_from_yaml_to_a_pipeline(hub, raw, tmp_path, merged):
         known = json.loads(read(made, "config.json"))
         assert known["id2label"] == {str(i): l for i, l in enumerate(LABELS)} and known["label2id"] == {l: i for i, l in enumerate(LABELS)}
     assert publish.purpose(made) == "classify"
-    again = flow.run(config(f"sizes-{merged}".lower(), base(hub, "bert"), raw, model, publish=dict(merged=merged)), hub, tmp_path, progress=False)
+    again = flow.run(config(f"sizes-{merged}".lower(), base(hub, "bert"), raw, model, publish=dict(merged=merged, private=merged)), hub, tmp_path, progress=False)
     assert set(again.status().values()) == {"kept"} and "hfflow serve" not in str(again)
     with pytest.raises(UserError, match="'classify'.*use gradio or static"): spaces.build(made, tmp_path / "space", sdk="docker")
     asked = report.result("space")
+    assert all(hub.api.repo_info(a.repo_id, repo_type=a.kind).private is merged for a in (data, made, space))
     assert space.kind == "space" and asked["answer"] == next(iter(asked["sure"])) and asked["answer"] in str(report)
     with spaces.start(space) as app: sure = app.ask(prompt)
     assert set(sure) == set(labels) and next(iter(sure)) == answer and sum(sure.values()) == pytest.approx(1)
