@@ -406,7 +406,7 @@ def load(
                          for s,
                          cls in _SECTIONS.items()}
     if built["space"] != SpaceConfig() and (none := _no_space(built["model"].task or "causal", built["space"])):
-        raise UserError(f"space is given in {where}, but {none}")
+        raise UserError(f"space is given in {where}, but {none[0]}: {none[1]}")
     name = _check("name", given.get("name") or _slug(values["data"]), str, plain.name, "")
     if name != _slug(name):
         raise UserError(f"name is {_shown(name)}, but may hold only letters, digits, '-', '_' and "
@@ -1179,13 +1179,13 @@ def _publish(w):
     return {"artifact": made.as_dict()}
 
 # %% ../nbs/11_flow.ipynb #0ae90955
-def _no_space(task, space) -> str:
-    "Say why no Space is made, in words that end a sentence; nothing where one is."
+def _no_space(task, space) -> "tuple | None":
+    "Say why no Space is made, and what to do; None where one is."
     from hfflow.spaces import SDKS_OF
     made = SDKS_OF[task]
-    if space.sdk in made: return ""
-    return (f"there is no {space.sdk} Space for the task '{task}': "
-            + (f"set space.sdk to {' or '.join(made)}" if made else "leave the section 'space' out"))
+    if space.sdk in made: return None
+    return (f"there is no {space.sdk} Space for the task '{task}'",
+            f"set space.sdk to {' or '.join(made)}" if made else "leave the section 'space' out")
 
 
 _QUESTION = "tune hfflow/tiny-llama on acme/reviews, rank 16, three epochs, on a free T4, 4 bit"
@@ -1208,7 +1208,7 @@ def _valid(answer: str) -> bool:
 def _space(w):
     from hfflow import spaces
     c = w.cfg.space
-    if _no_space(w.task, c): return {"none": f"no Space: there is none for the task '{w.task}' yet"}
+    if none := _no_space(w.task, c): return {"none": f"no Space: {none[0]}"}
     question = c.question or (_QUESTION if w.cfg.data == "flow-writer"
                               else next((p for rows in w.tests.values()
                                          for p in rows["prompt"][:1]), "Hello"))
