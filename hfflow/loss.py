@@ -89,6 +89,10 @@ def _rounded(n, device, dtype, most=None):
     step = max(32, 2**(n.bit_length() - 5))
     return max(n, min(-(-n // step) * step, most or math.inf))
 
+def _missing(n, model, most=None):
+    "How many tokens a batch of `n` lacks to a rounded size, or to `most`."
+    return _rounded(n, model.device.type, model.dtype, most) - n
+
 def _filled(t, dim):
     "A tensor whose dimension `dim` is filled up with zeros to a rounded size."
     import torch
@@ -101,7 +105,7 @@ def _filled_batch(batch, model):
     import torch
     ids = batch['input_ids']
     most = None if 'cu_seq_lens_q' in batch else getattr(model.config, 'max_position_embeddings', None)
-    more = _rounded(ids.shape[1], ids.device.type, model.dtype, most) - ids.shape[1]
+    more = _missing(ids.shape[1], model, most)
     if not more: return batch
     pad = lambda t, value: torch.nn.functional.pad(t, (0, more), value=value)
     out = {**batch, 'input_ids': pad(ids, 0), 'labels': pad(batch['labels'], -100)}
@@ -301,7 +305,7 @@ def batch_loss(model,         # a causal language model, with or without adapter
     # token t is predicted at position t-1
     y = F.pad(batch['labels'][:, 1:], (0, 1), value=-100).flatten()
     at = (y != -100).nonzero().squeeze(1)
-    n, more = len(at), _rounded(len(at), at.device.type, paths.base.dtype) - len(at)
+    n, more = len(at), _missing(len(at), paths.base)
     # at the last position nothing is predicted
     y, at = F.pad(y[at], (0, more), value=-100), F.pad(at, (0, more), value=len(y) - 1)
     by_document = paths.base.config._attn_implementation == 'hfflow_by_document'

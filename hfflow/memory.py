@@ -13,12 +13,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from .hub import UserError
-from . import loss as losses, tasks
+from . import loss as losses
 from .fused import CACHE_LIMIT
 from .qlora import (QloraConfig, _auto, _base, _check_stored, _exact_heads, _kind, _libraries, _quantizer, _unrounded, add_lora,
                           compute_dtype, dense_weight)
 from .tasks import task_of
-from .train import TrainConfig, _Loop
+from .train import TrainConfig, _Loop, _OFFLOADED
 
 # %% ../nbs/05a_memory.ipynb #da467c1a
 def meta_model(
@@ -351,12 +351,12 @@ def _adam8_class():
     return Adam8
 
 @contextmanager
-def _elsewhere(least=2**20):
+def _elsewhere():
     "While inside, what `offload` carries to the CPU is not held: it comes back when the backward pass asks for it."
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
     def pack(t):
-        stays = not isinstance(t, FakeTensor) or isinstance(t, torch.nn.Parameter) or t.nbytes < least
+        stays = not isinstance(t, FakeTensor) or isinstance(t, torch.nn.Parameter) or t.nbytes < _OFFLOADED
         return t if stays else (t.shape, t.dtype)
     def unpack(t): return t if isinstance(t, torch.Tensor) else torch.empty(t[0], dtype=t[1])
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack): yield
@@ -384,11 +384,9 @@ def _one_kernel(alive):
         return Varlen.apply(q, k, v, pairs).transpose(1, 2)
     kept = losses._one_kernel, losses._varlen, losses._rounded
     losses._one_kernel, losses._varlen = (lambda q: True), varlen
-    losses._rounded = tasks._rounded = lambda n, *_: n       # a GPU takes shapes as they are
+    losses._rounded = lambda n, *_: n       # a GPU takes shapes as they are
     try: yield
-    finally:
-        losses._one_kernel, losses._varlen, losses._rounded = kept
-        tasks._rounded = kept[2]
+    finally: losses._one_kernel, losses._varlen, losses._rounded = kept
 
 # %% ../nbs/05a_memory.ipynb #181e3510
 @contextmanager

@@ -18,7 +18,7 @@ from .ecosystem import Table
 from .qlora import (QloraConfig, _auto, _base, _name_labels, add_lora, compute_dtype, device,
                           load_base, load_tokenizer)
 from .tasks import encode_rows, row_tokens, task_of
-from .train import TrainConfig, _Loop, threads_for
+from .train import TrainConfig, _Loop, _steps, threads_for
 from .memory import (_COLORS, _NoTokenizer, _allow, _cut, _tried, fake_step, meta_model,
                            Step, step_memory)
 
@@ -372,8 +372,7 @@ def kernels(self:_Case, train):
 @patch
 def n_steps(self:_Case, train):
     "Optimizer steps of the whole run; None where the number of rows is not known."
-    per_epoch = self.n_rows and math.ceil(self.n_rows / (train.batch * train.accumulation))
-    return train.max_steps or (per_epoch and train.epochs * per_epoch)
+    return _steps(train, self.n_rows)[1] if self.n_rows else train.max_steps
 
 @patch
 def process(self:_Case):

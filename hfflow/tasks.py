@@ -11,7 +11,7 @@ __all__ = ['task_of', 'encode_rows', 'task_collate', 'task_loss', 'row_tokens', 
 import math
 from .hub import UserError
 from .qlora import _base, _task
-from .loss import _rounded, batch_loss, batch_tokens, make_batch
+from .loss import _missing, batch_loss, batch_tokens, make_batch
 from .tokens import TokenStats, encode_dataset
 
 # %% ../nbs/04b_tasks.ipynb #2a69d5b7
@@ -164,7 +164,7 @@ def _stacked(rows, pad_id, model):
     most = [getattr(base.config, k, None) or math.inf for k in ('max_position_embeddings', 'max_target_positions')]
     def pad(key, value):
         t = pad_sequence([torch.tensor(r[key]) for r in rows], True, value)
-        return F.pad(t, (0, _rounded(t.shape[1], base.device.type, base.dtype, min(most)) - t.shape[1]), value=value)
+        return F.pad(t, (0, _missing(t.shape[1], base, min(most))), value=value)
     if 'input_features' in rows[0]:
         sound = torch.stack([torch.as_tensor(r['input_features']) for r in rows])
         return {'input_features': sound.to(base.dtype), 'labels': pad('labels', -100)}

@@ -175,6 +175,11 @@ def _optimizer(params, cfg):
     return torch.optim.AdamW(params, fused=fused, **kw)
 
 # %% ../nbs/05_train.ipynb #21086708
+def _steps(cfg, n):
+    "Optimizer steps over `n` rows once, and in the whole run."
+    per_epoch = math.ceil(n / (cfg.batch * cfg.accumulation))
+    return per_epoch, cfg.max_steps or cfg.epochs * per_epoch
+
 class _Loop:
     "One run of training: where it stands, and what it needs for the next step."
     def __init__(self, model, tok, rows, cfg, folder, eval_rows=None, digest='', progress=True,
@@ -182,8 +187,7 @@ class _Loop:
         self.model, self.tok, self.rows, self.cfg, self.folder = model, tok, rows, cfg, Path(folder)
         self.eval_rows, self.progress, self.step, self.tokens, self.label_tokens, self.seconds = eval_rows, progress, 0, 0, 0, 0.
         self.lengths = [row_tokens(r, model) for r in rows]
-        self.per_epoch = math.ceil(len(rows) / (cfg.batch * cfg.accumulation))
-        self.total = cfg.max_steps or cfg.epochs * self.per_epoch
+        self.per_epoch, self.total = _steps(cfg, len(rows))
         self.params = {n: p for n, p in model.named_parameters() if p.requires_grad}
         if not self.params:
             raise UserError('No parameter of the model can be trained: put an adapter on it with '
@@ -382,8 +386,10 @@ def _neftune(model, alpha):
     finally: handle.remove()
 
 # %% ../nbs/05_train.ipynb #42d66412
+_OFFLOADED = 2**20     # bytes: smaller tensors stay
+
 @contextmanager
-def _offloaded(device, least=2**20):
+def _offloaded(device, least=_OFFLOADED):
     "While inside, tensors of `least` bytes or more that the backward pass needs wait in the CPU's memory."
     import torch
     def pack(t):
