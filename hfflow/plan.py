@@ -171,6 +171,8 @@ def _for_task(config, task, labels):
         if labels is not None: _name_labels(config, labels)
         # a classifier made of a causal model looks for the last token that is none
         if config.pad_token_id is None: config.pad_token_id = 0
+    # a configuration made by hand may leave it to the tokenizer what a decoder begins with
+    if task == 'seq2seq' and getattr(config, 'decoder_start_token_id', None) is None: config.decoder_start_token_id = 0
     return task, config
 
 # %% ../nbs/06_plan.ipynb #fee009f6

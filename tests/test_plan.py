@@ -50,6 +50,12 @@ def test_memory_is_that_of_the_largest_batch_and_time_that_of_all():
     assert some.step_seconds < .3 * pl.plan(llama(), rows=64, mean_len=400, max_len=400, batch=4, gpu="T4").step_seconds
 
 
+def test_a_configuration_made_by_hand_need_not_say_what_a_decoder_begins_with():
+    from transformers import T5Config
+    config = T5Config(d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2, vocab_size=320, architectures=["T5ForConditionalGeneration"])
+    assert pl.plan(config, gpu="T4", batch=2, max_len=32).fits()
+
+
 @pytest.mark.parametrize("kind", ["bert", "t5", "whisper", "bloom"])
 def test_other_tasks_and_models_that_need_a_rectangle(kind):
     p = pl.plan(zoo.config(kind), gpu="L4", rows=100, batch=4, max_len=32, task="classify" if kind == "bert" else None)
