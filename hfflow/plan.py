@@ -140,6 +140,9 @@ def _unreadable(error, local):
         return 'cannot be asked for, since the Hub does not answer: check the connection, or give a folder'
     if 'trust_remote_code' in text:
         return 'brings code of its own, which is never run here: choose one that transformers knows'
+    if 'Should have a `model_type`' in text:
+        return ('has no config.json that names its architecture, so it is no model of transformers: '
+                'choose another, or write it anew with save_pretrained')
     if 'model_type' in text or 'model type' in text:
         return ('is of an architecture that this version of transformers does not know: upgrade transformers, '
                 'or choose another model')

@@ -50,6 +50,12 @@ def test_memory_is_that_of_the_largest_batch_and_time_that_of_all():
     assert some.step_seconds < .3 * pl.plan(llama(), rows=64, mean_len=400, max_len=400, batch=4, gpu="T4").step_seconds
 
 
+def test_a_repo_without_a_configuration_is_no_model():
+    from hfflow.hub import connect
+    connect().api.create_repo("you/nothing-yet", exist_ok=True)
+    with pytest.raises(UserError, match="has no config.json that names its architecture"): pl.plan("you/nothing-yet")
+
+
 def test_a_configuration_made_by_hand_need_not_say_what_a_decoder_begins_with():
     from transformers import T5Config
     config = T5Config(d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2, vocab_size=320, architectures=["T5ForConditionalGeneration"])
