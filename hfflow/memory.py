@@ -334,7 +334,8 @@ def fake_step(
         start, alive.flops = len(alive.log), 0
         for hook in _phases(loop, alive): inside.callback(hook.remove)
         loop.advance()
-    return _step(alive.log, start, gradients, alive.flops, count)
+        end = len(alive.log)           # what follows takes the model apart
+    return _step(alive.log, start, end, gradients, alive.flops, count)
 
 # %% ../nbs/05a_memory.ipynb #14b0f193
 @lru_cache
@@ -442,7 +443,7 @@ _KINDS = ('4-bit weights', '8-bit weights', 'unquantised weights', 'de-quantised
           'trained weights', 'optimizer states', 'gradients', 'activations', 'logits and loss',
           'temporary')
 
-def _step(log, start, gradients, flops, count):
+def _step(log, start, end, gradients, flops, count):
     "A `Step` from the log of a run: what each piece of memory was is known when it is gone."
     ended = {s: kind for s, n, kind, _ in log if n < 0}
     def kind_of(s, kind):
@@ -455,7 +456,7 @@ def _step(log, start, gradients, flops, count):
         if s not in kinds: kinds[s] = kind_of(s, kind)
         now[kinds[s]] += n
         if i == start: before = {k: v for k, v in now.items() if v}
-        if i < start: continue
+        if not start <= i < end: continue
         trace.append((kind, module, dict(now)))
         if (total := sum(now.values())) > most.get(kind, 0): most[kind], peaks[kind] = total, trace[-1][1:]
     return Step(before, peaks, flops, count, tuple(trace))
