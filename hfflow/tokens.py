@@ -11,6 +11,7 @@ __all__ = ['DEFAULT_TEMPLATE', 'prepare_tokenizer', 'messages', 'prompt_text', '
 # %% ../nbs/03_tokens.ipynb #e5c1f3a3
 import html, json, random
 from dataclasses import dataclass
+from functools import partial
 from .hub import UserError
 
 # %% ../nbs/03_tokens.ipynb #90256cb8
@@ -41,47 +42,153 @@ def prepare_tokenizer(tok,   # a tokenizer of transformers; changed in place and
     if not getattr(tok, 'chat_template', None): tok.chat_template = DEFAULT_TEMPLATE
     return tok
 
+# %% ../nbs/03_tokens.ipynb #5d0c41a7
+def _bare(x):
+    "A value without what is None in it."
+    if isinstance(x, dict): return {k: _bare(v) for k, v in x.items() if v is not None}
+    return [_bare(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+def _parsed(x):
+    "What a text of JSON holds; anything else as it is."
+    if not isinstance(x, str): return x
+    try: return json.loads(x)
+    except ValueError: return x
+
+def _words(content):
+    "The text of a content that may be a list of parts."
+    parts = content if isinstance(content, (list, tuple)) else [content]
+    texts = [p.get('text') if isinstance(p, dict) else p for p in parts if p is not None]
+    if None in texts:
+        kind = next(p.get('type') for p in parts if isinstance(p, dict) and p.get('text') is None)
+        raise UserError(f'A message holds a part of type {kind}, but a text model reads text '
+                        'alone: leave such messages out.')
+    return ''.join(map(str, texts))
+
+def _message(m):
+    "A message as templates take it: without None, its content as text, a tool's arguments as a dict."
+    if not isinstance(m, dict) or not m.get('role'):
+        raise UserError(f"A message is {m!r:.80}, but it needs a role and a content: write it as "
+                        "{'role': 'user', 'content': 'hi'}.")
+    m = _bare(dict(m)) | {'content': _words(m.get('content'))}
+    # not even an empty list: some templates ask whether the name is there
+    calls = [c if 'function' in c else {'type': 'function', 'function': c}
+             for c in _parsed(m.pop('tool_calls', None)) or []]
+    for c in calls:
+        given = _bare(_parsed(c['function'].get('arguments') or {}))
+        c['function'] = c['function'] | {'arguments': given}
+    return m | ({'tool_calls': calls} if calls else {})
+
+def _said(value, role):
+    "A text, or messages as they are, as messages."
+    if isinstance(value, (list, tuple)): return [_message(m) for m in value]
+    return [{'role': role, 'content': str(value)}]
+
 # %% ../nbs/03_tokens.ipynb #35e1ba95
-def messages(row:dict,          # a row with `messages`, or `prompt` and `completion`, or `text`
-            ) -> list[dict]:    # `role` and `content` each
+def messages(row:dict,          # a row with `messages`, or `prompt` and `completion` (texts or messages), or `text`
+            ) -> list[dict]:    # `role` and `content` each; `tool_calls`, `reasoning_content` and the like where they are
     "Write a row as a conversation; a `text` alone is an answer to nothing, so all of it is learned."
-    if row.get('messages'):
-        return [{'role': m['role'], 'content': m['content']} for m in row['messages']]
+    if row.get('messages'): return [_message(m) for m in row['messages']]
     if row.get('prompt') is not None and row.get('completion') is not None:
-        system = [{'role': 'system', 'content': row['system']}] if row.get('system') else []
-        return system + [{'role': 'user', 'content': str(row['prompt'])},
-                         {'role': 'assistant', 'content': str(row['completion'])}]
+        return _said(row.get('system') or [], 'system') + _said(row['prompt'], 'user') + _said(
+            row['completion'], 'assistant')
     if row.get('text'): return [{'role': 'assistant', 'content': str(row['text'])}]
     raise UserError(f"A row has the columns {', '.join(row) or 'none'}, but needs prompt and "
                     "completion, or messages, or text: "
                     'rename them, or prepare the data with hfflow.data.prepare.')
+
+# %% ../nbs/03_tokens.ipynb #9b1f60d2
+def _folded(msgs):
+    "The system prompt at the beginning of the first question."
+    system, *rest = msgs
+    if rest and rest[0]['role'] == 'user':
+        return [rest[0] | {'content': system['content'] + '\n\n' + rest[0]['content']}, *rest[1:]]
+    return [system | {'role': 'user'}, *rest]
+
+def _named(tok): return tok.name_or_path or 'the tokenizer'
+
+def _in_json(msgs):
+    "Calls whose arguments are text, as some templates want them."
+    def call(f): return {'type': 'function', 'function': f | {'arguments': json.dumps(f['arguments'])}}
+    return [m | {'tool_calls': [c | call(c['function']) for c in m['tool_calls']]}
+            if 'tool_calls' in m else m for m in msgs]
+
+def _render(msgs, tok, **kw):
+    "The text of a conversation; a system prompt that the template does not take goes into the first question."
+    from jinja2 import TemplateError
+    system = msgs and msgs[0]['role'] == 'system' and msgs[0]['content'].strip()
+    forms, text, why = [msgs, *([_folded(msgs)] if system else [])], None, None
+    if any('tool_calls' in m for m in msgs): forms += [_in_json(form) for form in forms]
+    for form in forms:
+        try: text = tok.apply_chat_template(form, tokenize=False, **kw)
+        except (TemplateError, TypeError) as e:
+            why = why or e
+            continue
+        if not system or system in text: break
+    if text is None:
+        roles = ', '.join(m['role'] for m in msgs)
+        raise UserError(f'The chat template of {_named(tok)} refuses a conversation with the roles '
+                        f'{roles} ({why}): change its messages, or set tok.chat_template.') from why
+    return text
+
+def _template_settings(row):
+    "What a row gives to the template beside its messages: its tools, and settings such as enable_thinking."
+    tools = _bare(_parsed(row.get('tools')))
+    return ({'tools': tools} if tools else {}) | _bare(row.get('chat_template_kwargs') or {})
 
 # %% ../nbs/03_tokens.ipynb #c9dcc48b
 def prompt_text(prompt,      # a question, or messages that end with the user's
                 tok,         # a prepared tokenizer
                ) -> str:     # what the model reads, up to where its answer begins
     "Write the conversation as the model sees it just before it answers."
-    if isinstance(prompt, str): prompt = [{'role': 'user', 'content': prompt}]
-    return tok.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+    return _render(_said(prompt, 'user'), tok, add_generation_prompt=True)
+
+# %% ../nbs/03_tokens.ipynb #c47de930
+_SHORT = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'Q'}]
+_MARK = '\u2042'
+
+def _header(tok):
+    "How this template opens an answer; empty if it writes nothing before one."
+    whole, asked = _render(_SHORT, tok), _render(_SHORT[:1], tok, add_generation_prompt=True)
+    return whole[_common(_render(_SHORT[:1], tok), asked):_common(whole, asked)]
+
+def _changes(full, render, msgs, i, before='', after=''):
+    "Where the text first differs if something stands before or after the content of message `i`."
+    other = msgs[i] | {'content': before + msgs[i]['content'] + after}
+    return _common(full, render([*msgs[:i], other, *msgs[i+1:]]))
+
+def _span(i, msgs, full, render, stops):
+    "The text before answer `i`, and the text up to its end; both are beginnings of the whole, or nearly."
+    asked = render(msgs[:i], add_generation_prompt=True) if i else None
+    upto = full if i == len(msgs) - 1 else render(msgs[:i+1])
+    same = i and (full.startswith(asked) or _common(full, asked) >= _common(render(msgs[:i]), asked))
+    if same and full.startswith(upto): return asked, upto
+    # the template writes this part of the conversation otherwise within the whole
+    end = last = _changes(full, render, msgs, i, after=_MARK)
+    if i < len(msgs) - 1:
+        most = _changes(full, render, msgs, i + 1, before=_MARK)
+        found = [at + len(s) for s in stops if end <= (at := full.find(s, end)) < most]
+        last = min(found, default=end)
+    if same: return asked, full[:last]
+    opens = _header(render.keywords['tok'])
+    at = full.rfind(opens, 0, end) if opens else -1
+    start = at + len(opens) if at >= 0 else _changes(full, render, msgs, i, before=_MARK)
+    return full[:start], full[:last] if i < len(msgs) - 1 else full
+
+def _check_calls(msgs, full, render):
+    "A call that the template leaves out would teach an empty answer."
+    for i, m in enumerate(msgs):
+        if 'tool_calls' not in m: continue
+        name = m['tool_calls'][0]['function'].get('name', '')
+        other = [c | {'function': c['function'] | {'name': name + _MARK}} for c in m['tool_calls']]
+        if render([*msgs[:i], m | {'tool_calls': other}, *msgs[i+1:]]) == full:
+            raise UserError(f"A row calls the tool '{name}', but the chat template of "
+                            f"{_named(render.keywords['tok'])} writes no calls: take a base that "
+                            'knows tools, or leave such rows out.')
 
 # %% ../nbs/03_tokens.ipynb #9c6cf5b0
 def _plain(msgs):
     "Is this a plain text, which no template surrounds?"
     return len(msgs) == 1 and msgs[0]['role'] == 'assistant'
-
-def _turns(msgs, tok):
-    "The text of a conversation, and for each answer the text before it and the text up to its end."
-    def render(ms, **kw): return tok.apply_chat_template(ms, tokenize=False, **kw)
-    if _plain(msgs):
-        bos = tok.bos_token or ''
-        return bos + msgs[0]['content'], [(bos, bos + msgs[0]['content'])]
-    full = render(msgs)
-    answers = [i for i, m in enumerate(msgs) if m['role'] == 'assistant']
-    spans = []
-    for i in answers:
-        upto = full if i == len(msgs) - 1 else render(msgs[:i+1])
-        spans.append((render(msgs[:i], add_generation_prompt=True) if i else '', upto))
-    return full, spans
 
 def _common(a, b):
     n = min(len(a), len(b))
@@ -89,6 +196,24 @@ def _common(a, b):
     return next(i for i in range(n) if a[i] != b[i])
 
 def _ids(tok, texts): return tok(texts, add_special_tokens=False)['input_ids'] if texts else []
+
+def _learned(row, msgs):
+    "Numbers of the messages that are learned: the answers, of a completion alone where a prompt has answers too, and none that weighs 0."
+    whole = row.get('messages') or row.get('completion') is None
+    first = 0 if whole else len(msgs) - len(_said(row['completion'], 'assistant'))
+    return [i for i, m in enumerate(msgs) if i >= first and m['role'] == 'assistant'
+            and m.get('weight') != 0]
+
+def _turns(row, tok, stops=()):
+    "The text of a row, and for each answer the text before it and the text up to its end."
+    msgs = messages(row)
+    if _plain(msgs):
+        bos = tok.bos_token or ''
+        return bos + msgs[0]['content'], [(bos, bos + msgs[0]['content'])]
+    render = partial(_render, tok=tok, **_template_settings(row))
+    full = render(msgs)
+    _check_calls(msgs, full, render)
+    return full, [_span(i, msgs, full, render, stops) for i in _learned(row, msgs)]
 
 # %% ../nbs/03_tokens.ipynb #aaf58129
 def _label(ids, before, upto, stops):
@@ -126,8 +251,11 @@ def stop_ids(tok,             # a prepared tokenizer
     "Find the tokens at which generation stops: the end token, and the special token with which the template ends a turn."
     stops, special = {tok.eos_token_id}, set(tok.all_special_ids) | set(tok.convert_tokens_to_ids(
         [t for t in _ends if t in tok.get_vocab()]))
-    full, _ = _turns([{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'Q'}], tok)
-    after = _ids(tok, [full[full.rindex('Q') + 1:]])[0]
+    before, answer, after = _render(_SHORT, tok).rpartition('Q')
+    if not answer:
+        raise UserError(f'The chat template of {_named(tok)} leaves out what messages say (those for '
+                        'images take lists of parts): set tok.chat_template to one for text.')
+    after = _ids(tok, [after])[0]
     return sorted(stops | set([i for i in after if i in special][:1]))
 
 # %% ../nbs/03_tokens.ipynb #1393db4a
@@ -144,11 +272,11 @@ def encode(row:dict,          # a row that `messages` understands
 def _encode(rows, tok, max_len=None):
     "Encode rows in one call of the tokenizer: a fast one works through a list far quicker than through single texts."
     stops, texts, shape = stop_ids(tok), [], []
+    ends = tok.convert_ids_to_tokens(stops)
     for row in rows:
-        msgs = messages(row)
-        full, spans = _turns(msgs, tok)
+        full, spans = _turns(row, tok, ends)
         texts += [full] + [t for span in spans for t in span]
-        shape.append((len(spans), _plain(msgs)))
+        shape.append((len(spans), _plain(messages(row))))
     ids, out, at = _ids(tok, texts), [], 0
     for n, plain in shape:
         full, rest = ids[at], ids[at+1:at+1+2*n]

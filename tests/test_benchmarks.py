@@ -14,7 +14,7 @@ CASES = {"startup": 1, "transfer": 6, "commit": 2, "listing": 2, "search": 2, "c
 
 def check(row):
     assert KEYS <= row.keys()
-    assert row["case"] and row["unit"] in {"s", "ms", "MB", "MB/s", "requests/s", "errors", "tokens/s", "MiB", "nats", "tokens", "% off"}
+    assert row["case"] and row["unit"] in {"s", "ms", "MB", "MB/s", "requests/s", "errors", "tokens/s", "MiB", "nats", "tokens", "% off", "answers"}
     assert math.isfinite(row["ours"]) and row["ours"] >= 0
     if row["peer"] is None: assert row["ratio"] is None
     else: assert row["peer"] > 0 and row["ratio"] > 0 and row["peer_name"]
@@ -43,6 +43,13 @@ def test_the_kept_figures_of_the_hub_are_whole():
     text = " ".join(r["case"] for r in rows)
     for word in ("start-up", "upload", "download", "memory", "commit", "list ", "search", "clients"): assert word in text
     assert all(r["machine"] and r["date"] and r["versions"] for r in rows)
+
+
+def test_the_kept_figures_of_templates_say_that_every_answer_is_learned():
+    rows = json.loads((ROOT / "benchmarks/results/templates.json").read_text())
+    for row in rows: check(row)
+    assert len(rows) > 20 and {"qwen3", "gemma3", "gptoss", "glm4moe", "deepseekv3"} <= {r["case"] for r in rows}
+    assert all(r["ours"] == r["all"] and r["asked"] == 0 and r["date"] and r["versions"]["trl"] for r in rows)
 
 
 @pytest.mark.parametrize("name", ["train", "ladder"])

@@ -1,4 +1,6 @@
 """Chat templates of several families, the tokens that carry loss, and the batches made of them."""
+import json
+
 import pytest
 import tinychat
 
@@ -41,6 +43,16 @@ TEMPLATES = {
 def learned(row, tok): return tok.decode([t for t in row["labels"] if t != -100])
 
 
+def runs(row, tok):
+    "The learned stretches of a row, as texts."
+    out, before = [], -100
+    for t in row["labels"]:
+        if t != -100 and before == -100: out.append([])
+        if t != -100: out[-1].append(t)
+        before = t
+    return [tok.decode(ids) for ids in out]
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_loss_is_on_the_answer_and_its_end(name):
     template, specials, kw, end = TEMPLATES[name]
@@ -60,11 +72,100 @@ def test_every_answer_of_a_conversation_is_learned(name):
     assert learned(encode({"messages": TALK}, tok), tok) == f"one{end}two{end}"
 
 
-def test_thinking_template_that_is_no_prefix_of_itself():
-    tok = tokenizer(THINKS, ("<|im_start|>", "<|im_end|>"))
-    row = encode({"messages": TALK}, tok)
-    assert learned(row, tok).endswith("two<|im_end|>")
-    assert "Hi" not in learned(row, tok) and "and?" not in learned(row, tok)
+# Thoughts are written into the last answer alone, even empty ones (as in Qwen3); a tool's answer keeps those since the last question.
+LATEST = ("{% set ns = namespace(q=0) %}{% for m in messages %}{% if m['role'] == 'user' %}{% set ns.q = loop.index0 %}{% endif %}{% endfor %}"
+          "{% if tools %}{{ '<|im_start|>system\n' }}{% for t in tools %}{{ t | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endif %}"
+          "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}{% if m['role'] == 'assistant' and loop.index0 > ns.q %}"
+          "{{ '<think>\n' + (m['reasoning_content'] or '') + '\n</think>\n\n' }}{% endif %}{{ m['content'].split('</think>')[-1].lstrip('\n') }}"
+          "{% for c in m['tool_calls'] %}{{ '<call>' + c['function']['name'] + (c['function']['arguments'] | tojson) + '</call>' }}{% endfor %}"
+          "{{ '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+# An answer ends in one token where the conversation ends, and in another one before that (as in gpt-oss).
+ENDS = ("{% for m in messages %}{{ '<|start|>' + m['role'] + '<|message|>' + m['content'] }}{{ '<|return|>' if loop.last and m['role'] == 'assistant' "
+        "else '<|end|>' }}{% endfor %}{% if add_generation_prompt %}{{ '<|start|>assistant' }}{% endif %}")
+# No token ends an answer: the next question does (as in GLM).
+NEXT = ("{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+IM = ("<|im_start|>", "<|im_end|>")
+
+
+@pytest.mark.parametrize("template, specials, want", [
+    (THINKS, IM, ["one<|im_end|>", "<think>\n\n</think>\n\ntwo<|im_end|>"]),
+    (LATEST, IM, ["one<|im_end|>", "<think>\n\n</think>\n\ntwo<|im_end|>"]),
+    (ENDS, ("<|start|>", "<|message|>", "<|end|>", "<|return|>"), ["<|message|>one", "<|message|>two<|return|>"]),
+    (NEXT, (), ["one", "two<|endoftext|>"]),
+], ids=["thinks", "latest", "ends", "next"])
+def test_earlier_answers_are_learned_as_the_template_writes_them(template, specials, want):
+    tok = tokenizer(template, specials)
+    assert runs(encode({"messages": TALK}, tok), tok) == want
+    thoughts = [m | {"content": "<think>hm</think>" + m["content"]} if m["role"] == "assistant" else m for m in TALK]
+    row = encode({"messages": thoughts}, tok)
+    assert "one" in runs(row, tok)[0] and "two" in runs(row, tok)[1] and len(runs(row, tok)) == 2
+    assert all(said not in learned(row, tok) for said in ("Hi", "and?", "user"))
+
+
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "id": "1", "function": {
+    "name": "rain", "arguments": '{"city": "Rome"}'}}]}
+TOOL_TALK = [{"role": "user", "content": "Rain?", "tool_calls": None}, CALL, {"role": "tool", "content": "no", "tool_call_id": "1"},
+             {"role": "assistant", "content": "It is dry", "tool_calls": []}]
+
+
+@pytest.mark.parametrize("written", [dict, json.dumps])
+def test_a_call_of_a_tool_is_learned_and_its_answer_is_not(written):
+    tok = tokenizer(LATEST, IM)
+    call = CALL | {"tool_calls": [{"type": "function", "function": {"name": "rain", "arguments": written({"city": "Rome", **({"day": None} if
+                                                                                                            written is dict else {})})}}]}
+    tools = [{"type": "function", "function": {"name": "rain", "parameters": {"a": None, "b": 1}}}]
+    for shape in (tools, json.dumps(tools)):
+        row = encode({"messages": [TOOL_TALK[0], call, *TOOL_TALK[2:]], "tools": shape}, tok)
+        assert runs(row, tok) == ['<think>\n\n</think>\n\n<call>rain{"city": "Rome"}</call><|im_end|>', "<think>\n\n</think>\n\nIt is dry<|im_end|>"]
+        assert '"b": 1' in tok.decode(row["input_ids"]) and '"a"' not in tok.decode(row["input_ids"])
+    # before a later question the thoughts go, and the tool's answer is still not learned
+    longer = encode({"messages": [*TOOL_TALK, *TALK[:2]]}, tok)
+    assert runs(longer, tok) == ['<call>rain{"city": "Rome"}</call><|im_end|>', "It is dry<|im_end|>", "<think>\n\n</think>\n\none<|im_end|>"]
+
+
+def test_arguments_as_text_for_a_template_that_wants_them():
+    tok = tokenizer("{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] }}{% for c in m['tool_calls'] %}{{ c['function']['name'] + ':' "
+                    "+ c['function']['arguments'] }}{% endfor %}{% if m['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
+                    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}", ("<|tool|>",))
+    assert runs(encode({"messages": TOOL_TALK}, tok), tok) == ['rain:{"city": "Rome"}<|endoftext|>', "It is dry<|endoftext|>"]
+
+
+def test_what_a_template_would_lose_is_refused():
+    tok = tokenizer()
+    with pytest.raises(UserError, match="calls the tool 'rain'.*writes no calls"): encode({"messages": TOOL_TALK}, tok)
+    with pytest.raises(UserError, match="part of type image_url"):
+        encode({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]}, tok)
+    with pytest.raises(UserError, match="needs a role"): encode({"messages": [{"content": "x"}]}, tok)
+    tok.chat_template = "{% for m in messages %}{% for p in m['content'] %}{{ p['text'] }}{% endfor %}{% endfor %}"
+    with pytest.raises(UserError, match="lists of parts"): encode(ROW, tok)
+    tok.chat_template = GEMMA
+    tok.chat_template = ("{% if messages[0]['role'] != 'user' %}{{ raise_exception('user first') }}{% endif %}" + GEMMA)
+    with pytest.raises(UserError, match="roles assistant, user, assistant.*user first"): encode({"messages": TALK[1:]}, tok)
+
+
+def test_what_files_of_others_hold():
+    tok = tokenizer(CHATML, IM)
+    want = encode({"messages": TALK}, tok)
+    parts = [m | {"content": [{"type": "text", "text": m["content"]}], "name": None} for m in TALK]
+    assert encode({"messages": parts}, tok) == want
+    assert encode({"prompt": TALK[:1], "completion": TALK[1:]}, tok) == want
+    # of a prompt in messages nothing is learned; nor is an answer that weighs nothing
+    only = runs(encode({"prompt": TALK[:3], "completion": TALK[3:]}, tok), tok)
+    assert only == ["two<|im_end|>"] == runs(encode({"messages": [TALK[0], TALK[1] | {"weight": 0}, *TALK[2:]]}, tok), tok)
+    # a conversation that begins with an answer: its header is not learned
+    assert runs(encode({"messages": TALK[1:]}, tok), tok) == ["one<|im_end|>", "two<|im_end|>"]
+
+
+def test_a_system_prompt_that_a_template_does_not_take_goes_into_the_question():
+    deaf = CHATML.replace("{% for m in messages %}", "{% for m in messages if m['role'] != 'system' %}")
+    for template, specials, kw in ((TEMPLATES["gemma"][:3]), (deaf, IM, {})):
+        tok = tokenizer(template, specials, **kw)
+        row = encode({**ROW, "system": "Answer in YAML"}, tok)
+        assert "Answer in YAML\n\ntune qwen" in tok.decode(row["input_ids"])
+        asked = prompt_text([{"role": "system", "content": "Answer in YAML"}, {"role": "user", "content": ROW["prompt"]}], tok)
+        n = sum(t == -100 for t in row["labels"])
+        assert row["input_ids"][:n] == tok(asked, add_special_tokens=False)["input_ids"]
 
 
 def test_system_prompt_is_read_and_not_learned():
