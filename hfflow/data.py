@@ -233,13 +233,14 @@ def match_columns(columns,          # names as found
                   prompt=None,      # name of the column to use as prompt; None: the first known one
                   completion=None,  # same for the completion
                   table='The table',  # how to call it in an error
-                 ) -> dict:         # role (prompt, input, completion, messages) -> column
+                 ) -> dict:         # role (prompt, input, completion, messages, tools) -> column
     "Find the columns that hold prompt and completion, or the conversation."
     found = {}
     for c in columns: found.setdefault(_plain(c), c)
     if not prompt and not completion:
         for m in MESSAGES:
-            if m in found: return {'messages': found[m]}
+            if m in found:
+                return {'messages': found[m]} | ({'tools': found['tools']} if 'tools' in found else {})
     p = _pick(columns, prompt, table) if prompt else next((found[a] for a in PROMPT if a in found),
         None)
     c = _pick(columns, completion,
@@ -318,18 +319,23 @@ def _str(value):
     text = text.encode('utf-16', 'surrogatepass').decode('utf-16', 'replace')
     return unicodedata.normalize('NFC', text).strip()
 
+# what a turn may hold beside its role and content
+TURN = ('tool_calls', 'tool_call_id', 'name', 'reasoning_content', 'weight')
+
 def _turns(value):
     "A conversation as a list of role and content that ends with an answer; empty if there is no answer."
     if isinstance(value, str):
         try: value = json.loads(value)
         except ValueError: return []
-    role = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant'}
+    role = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant',
+            'observation': 'tool'}
     turns = []
     for t in value if isinstance(value, (list, tuple)) else []:
         if not isinstance(t, dict): return []
         who = str(t.get('role') or t.get('from') or '').lower()
         turns.append({'role': role.get(who, who),
-                      'content': _str(t.get('content', t.get('value')))})
+                      'content': _str(t.get('content', t.get('value')))}
+                     | {k: _str(t[k]) for k in TURN if t.get(k) not in (None, '', [])})
     while turns and turns[-1]['role'] != 'assistant': turns.pop()
     return turns
 
@@ -338,9 +344,12 @@ def _row(raw, use):
     "One raw row as prompt and completion (and messages, if it has several turns); None if one of them is empty."
     if 'messages' in use:
         turns = _turns(raw.get(use['messages']))
-        row = {'prompt': '\n'.join(t['content'] for t in turns[:-1]),
-               'completion': turns[-1]['content'] if turns else ''}
-        if [t['role'] for t in turns] != ['user', 'assistant']: row['messages'] = turns
+        row = {'prompt': '\n'.join(t['content'] or t.get('tool_calls', '') for t in turns[:-1]),
+               'completion': turns and (turns[-1]['content'] or turns[-1].get('tool_calls'))}
+        tools = _str(raw.get(use.get('tools')))
+        if tools or [t['role'] for t in turns] != ['user', 'assistant'] or any(len(t) > 2 for t in turns):
+            row['messages'] = turns
+        if tools: row['tools'] = tools
         return row if row['completion'] and (row['prompt'] or len(turns) == 1) else None
     text = {role: _str(raw.get(column)) for role, column in use.items()}
     prompt = '\n\n'.join(filter(None, (text.get('prompt'), text.get('input'))))
@@ -452,7 +461,7 @@ def clean(tables:list,       # of `Table`
 @dataclass(frozen=True)
 class Prepared:
     "A cleaned, split data set, and the report of how it came about."
-    splits: dict   # a DatasetDict with the columns prompt, completion, source ('file:line'); messages if there are longer conversations
+    splits: dict   # a DatasetDict with the columns prompt, completion, source ('file:line'); messages if there are longer conversations, tools if they call any
     report: CleanReport
     def _repr_markdown_(self): return self.report._repr_markdown_()
 
@@ -473,11 +482,15 @@ def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
     from datasets import Dataset, DatasetDict, Features, List, Value
     types = {c: Value('string') for c in ('prompt', 'completion', 'source')}
     if any('messages' in r for rows in splits.values() for r in rows):
-        types['messages'] = List({'role': Value('string'), 'content': Value('string')})
-        for rows in splits.values():
-            for r in rows:
-                r.setdefault('messages', [dict(role='user', content=r['prompt']),
-                                          dict(role='assistant', content=r['completion'])])
+        every = [r for rows in splits.values() for r in rows]
+        for r in every:
+            r.setdefault('messages', [dict(role='user', content=r['prompt']),
+                                      dict(role='assistant', content=r['completion'])])
+        held = {k for r in every for t in r['messages'] for k in t}
+        types['messages'] = List({k: Value('string') for k in ('role', 'content', *TURN) if k in held})
+        if any('tools' in r for r in every):
+            types['tools'] = Value('string')
+            for r in every: r.setdefault('tools', None)
     return Prepared(DatasetDict({s: Dataset.from_list(rows, features=Features(types)) for s,
                                  rows in splits.items()}), report)
 

@@ -231,9 +231,18 @@ class Report:
         return '\n'.join('  '.join(c.ljust(w) for c, w in zip(l, widths)).rstrip() for l in lines)
 
 # %% ../nbs/07_evaluate.ipynb #0bcc44a3
+def _conversations(data, prompts):
+    "What a chat model is asked: of a row with messages, all up to its last answer; else its prompt."
+    names = getattr(data, 'column_names', data[0] if isinstance(data, (list, tuple)) else data)
+    if 'messages' not in names: return prompts
+    talks = _column(data, 'messages')
+    tools = _column(data, 'tools') if 'tools' in names else [None] * len(talks)
+    return [{'messages': t[:-1], 'tools': u} if len(t) > 1 else p
+            for t, u, p in zip(talks, tools, prompts)]
+
 def evaluate(
     systems: dict,  # name -> function from a list of prompts to a list of answers
-    splits: dict,  # name -> rows with `prompt` and `completion` (datasets.Dataset or list of dicts)
+    splits: dict,  # name -> rows with `prompt` and `completion`, of conversations `messages` too (datasets.Dataset or list of dicts)
     limit: 'int|None' = None,  # at most this many rows of each split, the same random ones each time; None: all
     samples: int = 2,  # how many right and how many wrong answers to keep of each system and split
     metrics=None,  # more figures, as `metrics.by_name` makes them; they bring a control if there is none
@@ -248,18 +257,19 @@ def evaluate(
     rows, kept, hits, differences = [], [], {}, []
     for split, data in splits.items():
         prompts, refs = _column(data, 'prompt'), _column(data, 'completion')
+        talks = _conversations(data, prompts) if prompts else []
         if not prompts:
             raise UserError(f"Split {split!r} has no rows to evaluate: leave it out or give "
                             "another one")
         if limit and limit < len(prompts):
             keep = sorted(random.Random(0).sample(range(len(prompts)), limit))
-            prompts, refs = [prompts[i] for i in keep], [refs[i] for i in keep]
+            prompts, refs, talks = ([column[i] for i in keep] for column in (prompts, refs, talks))
         asked, given = dict(systems), {}
         if metrics and bare:
             for name, control in metrics.controls(refs).items(): asked.setdefault(name, control)
         for name, system in asked.items():
             start = time.perf_counter()
-            answers = given[name] = list(system(prompts))
+            answers = given[name] = list(system(talks if getattr(system, 'chats', False) else prompts))
             seconds = time.perf_counter() - start
             s = score(answers, refs)
             rows.append(dict(system=name, split=split, n=s.n, right=s.right, exact=s.exact, lo=s.lo,
@@ -433,7 +443,7 @@ def _decoded(model, ids, stop, pad, new):
 def generate(
     model,  # a causal or seq2seq language model of transformers or PEFT
     tok,  # its tokenizer; of a causal model with a chat template and an end token (tokens.prepare_tokenizer sees to both)
-    prompts: list,  # strings, or lists of chat messages
+    prompts: list,  # strings, lists of chat messages, or dicts with `messages` and `tools`
     max_new_tokens: int = 96,  # an answer that has not ended by then is cut
     batch: int = 64,  # prompts at a time; memory grows with it
     progress: bool = True,  # show a bar where there is a terminal
@@ -486,6 +496,8 @@ def model_system(
     def answer(prompts):
         with nullcontext() if adapter else model.disable_adapter():
             return generate(model, tok, prompts, max_new_tokens, batch, progress)
+    # `evaluate` sees by this that it can be asked conversations
+    answer.chats = task_of(model) == 'causal'
     return answer
 
 # %% ../nbs/07_evaluate.ipynb #f80287ca

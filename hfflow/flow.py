@@ -1144,6 +1144,7 @@ def _evaluate(w):
         return metrics.task_system(net, tok, e.max_new_tokens, e.batch, w.bars)
     def untuned(prompts):
         with _untuned(model, original) as net: return system(net)(prompts)
+    untuned.chats = w.task == "causal"
     loss = {"after": float(evaluate.held_out_loss(model, tok, held)),
             "n": len(held)} if held else None
     if held:

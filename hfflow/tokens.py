@@ -136,11 +136,13 @@ def _template_settings(row):
     return ({'tools': tools} if tools else {}) | _bare(row.get('chat_template_kwargs') or {})
 
 # %% ../nbs/03_tokens.ipynb #c9dcc48b
-def prompt_text(prompt,      # a question, or messages that end with the user's
+def prompt_text(prompt,      # a question, messages up to where the model answers, or a row that holds these and `tools`
                 tok,         # a prepared tokenizer
                ) -> str:     # what the model reads, up to where its answer begins
     "Write the conversation as the model sees it just before it answers."
-    return _render(_said(prompt, 'user'), tok, add_generation_prompt=True)
+    row = prompt if isinstance(prompt, dict) else {}
+    return _render(_said(row.get('messages', prompt), 'user'), tok, add_generation_prompt=True,
+                   **_template_settings(row))
 
 # %% ../nbs/03_tokens.ipynb #c47de930
 _SHORT = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'Q'}]
@@ -202,7 +204,7 @@ def _learned(row, msgs):
     whole = row.get('messages') or row.get('completion') is None
     first = 0 if whole else len(msgs) - len(_said(row['completion'], 'assistant'))
     return [i for i, m in enumerate(msgs) if i >= first and m['role'] == 'assistant'
-            and m.get('weight') != 0]
+            and float(m.get('weight', 1)) != 0]
 
 def _turns(row, tok, stops=()):
     "The text of a row, and for each answer the text before it and the text up to its end."

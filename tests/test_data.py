@@ -318,3 +318,28 @@ def test_classes_and_objects():
                            features=Features(text=Value("string"), label=ClassLabel(names=["yes", "no"])))
     got = ready(ds, test_size=0, validation_size=0)
     assert list(got.splits["train"]["completion"]) == ["yes", "no"] and got.report.dropped == {"empty": 1}
+
+
+def test_calls_of_tools_and_thoughts_stay_with_their_turns():
+    call = [{"type": "function", "function": {"name": "rain", "arguments": {"city": "Rome"}}}]
+    tools = [{"type": "function", "function": {"name": "rain"}}]
+    turn = lambda r, c, **kw: {"role": r, "content": c, **kw}
+    rows = [{"messages": [turn("user", "Rain?"), turn("assistant", None, tool_calls=call), turn("tool", "no", tool_call_id="1"),
+                          turn("assistant", "dry", reasoning_content="hm")], "tools": tools},
+            {"messages": [turn("user", "Call it"), turn("assistant", "", tool_calls=json.dumps(call))], "tools": json.dumps(tools)},
+            {"messages": [turn("user", "q"), turn("assistant", "a", weight=0), turn("user", "r"), turn("assistant", "b")]},
+            {"messages": [turn("user", "plain"), turn("assistant", "answer")]}]
+    got = ready(rows, test_size=0, validation_size=0)
+    first, second, third, last = got.splits["train"]
+    assert json.loads(first["messages"][1]["tool_calls"]) == call and first["messages"][3]["reasoning_content"] == "hm"
+    assert json.loads(first["tools"]) == tools == json.loads(second["tools"]) and third["tools"] is None
+    assert second["completion"] == second["messages"][1]["tool_calls"] and "rain" in second["completion"]
+    assert third["messages"][1]["weight"] == "0" and last["completion"] == "answer"
+    again = prepare(got.splits, DataConfig(test_size=0, validation_size=0), progress=False)
+    assert again.report.digest == got.report.digest
+    import test_tokens as t
+    tok = t.tokenizer(t.LATEST, t.IM)
+    assert [t.runs(t.encode(r, tok), tok) for r in got.splits["train"]] == [
+        ['<think>\n\n</think>\n\n<call>rain{"city": "Rome"}</call><|im_end|>', "<think>\nhm\n</think>\n\ndry<|im_end|>"],
+        ['<think>\n\n</think>\n\n<call>rain{"city": "Rome"}</call><|im_end|>'], ["<think>\n\n</think>\n\nb<|im_end|>"],
+        ["<think>\n\n</think>\n\nanswer<|im_end|>"]]

@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 import tinychat
+from datasets import Dataset
 from hfflow import evaluate as ev
 from hfflow.hub import UserError
 from hypothesis import given, settings, strategies as st
@@ -187,3 +188,20 @@ def test_bad_input_is_one_sentence(kwargs, message):
     with pytest.raises(UserError, match=message) as e:
         ev.evaluate(**kwargs)
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("kind", ["list", "dataset", "columns"])
+def test_a_chat_model_is_asked_the_conversation_and_any_other_system_its_text(tok, kind):
+    talk = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"prompt": "s\nq", "completion": "a", "messages": talk, "tools": None}, {"prompt": "", "completion": "t", "messages": talk[2:], "tools": None}]
+    if kind == "dataset": rows = Dataset.from_list(rows)
+    if kind == "columns": rows = {k: [r[k] for r in rows] for k in rows[0]}
+    asked = {}
+    def plain(prompts): asked["plain"] = list(prompts); return prompts
+    chat = ev.model_system(tinychat.model(tok), tok, max_new_tokens=2, progress=False)
+    def watched(prompts): asked["chat"] = list(prompts); return chat(prompts)
+    watched.chats = chat.chats
+    report = ev.evaluate({"plain": plain, "chat": watched}, {"test": rows})
+    assert asked["plain"] == ["s\nq", ""]
+    assert asked["chat"] == [{"messages": talk[:2], "tools": None}, ""]
+    assert all(isinstance(s["prompt"], str) for s in report.samples)
