@@ -205,6 +205,8 @@ def _bitsandbytes():
     logger.setLevel(logging.ERROR)
     try: import bitsandbytes
     finally:
+        # 8-bit layers would say at each call that they round their input to fp16
+        logging.getLogger('bitsandbytes.autograd._functions').setLevel(logging.ERROR)
         logger.setLevel(level)
         del sys.modules['kernels']
         if kernels is not None: sys.modules['kernels'] = kernels

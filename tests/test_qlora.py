@@ -1,5 +1,7 @@
 """4-bit bases and their adapters: equal to plain peft, unharmed by an evaluation, saved without pickle, merged."""
 import json
+import subprocess
+import sys
 
 import pytest
 import tinychat
@@ -564,3 +566,11 @@ def test_refusals_of_variants(zoo_base, tmp_path):
         with pytest.raises(UserError, match="experts of MixtralForCausalLM"): add_lora(load_base(zoo_base("mixtral"), 32), QloraConfig(bits=32, **kw))
     some = add_lora(load_base(zoo_base("mixtral"), 32), QloraConfig(bits=32, dora=True, targets=["q_proj", "v_proj"]))
     assert {n.split(".")[-4] for n in learning(some) if "lora_A" in n} == {"q_proj", "v_proj"}
+
+
+def test_eight_bits_say_nothing_at_each_call(tmp_path):
+    zoo.model("llama").save_pretrained(tmp_path)
+    code = ("from hfflow.qlora import add_lora, load_base, QloraConfig; import sys, torch; m = add_lora(load_base(sys.argv[1], 8), QloraConfig(8));"
+            "m(input_ids=torch.arange(3, 9)[None]).logits.sum().backward()")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and "MatMul8bitLt" not in done.stderr + done.stdout, done.stderr[-500:]
