@@ -214,9 +214,9 @@ def _flat(model):
     return task_of(model) == 'causal' and _paths(model).packed
 
 @patch
-def numbers(self:_Loop):
-    "The row numbers of the current step: a function of seed and step alone."
-    epoch, i = divmod(self.step, self.per_epoch)
+def numbers(self:_Loop, step=None):
+    "The row numbers of a step, by default the current one: a function of seed and step alone."
+    epoch, i = divmod(self.step if step is None else step, self.per_epoch)
     cfg = self.cfg
     if self._epoch[0] != epoch:
         self._epoch = epoch, length_batches(self.lengths, cfg.batch * cfg.accumulation, cfg.seed,
@@ -349,18 +349,26 @@ def check(self:_Loop, loss, norm):
     self.skipped = self.skipped + 1 if fp16 and not math.isfinite(norm) else 0
     if math.isfinite(loss) and (math.isfinite(norm) or fp16 and self.skipped < 50): return
     what = f'loss is {loss}' if not math.isfinite(loss) else f'gradient norm is {norm}'
-    rows = self.numbers()
+    self.give_up(f'{what} at step {self.step + 1}', self.step, ' before it reached the weights')
+
+@patch
+def give_up(self:_Loop, what, step, when=''):
+    "UserError, and a line in the log, for what went wrong in `step`, counted from 0."
+    rows = self.numbers(step)
     rows = ', '.join(map(str, rows[:16])) + (' and more' if len(rows) > 16 else '')
-    self.say(f'the {what} at step {self.step + 1}, rows {rows}')
-    raise UserError(f'The {what} at step {self.step + 1} (learning rate '
-                    f'{lr_at(self.step, self.total, self.cfg):.2g}), so training stopped before it '
-                    f'reached the weights: lower lr to {self.cfg.lr/3:.1g} or less, and look at '
+    self.say(f'the {what}, rows {rows}')
+    raise UserError(f'The {what} (learning rate {lr_at(step, self.total, self.cfg):.2g}), so '
+                    f'training stopped{when}: lower lr to {self.cfg.lr/3:.1g} or less, and look at '
                     f'rows {rows} of the encoded data (counted from 0).')
 
-def _exploding(losses, steps=3, times=10, window=50):
-    "Have the last losses all been far above the median of those before? (Near zero, noise is no explosion.)"
-    before = losses[-window-steps:-steps]
-    return len(before) >= 10 and min(losses[-steps:]) > times * max(statistics.median(before), .05)
+_MANY = 5     # steps
+
+def _exploding(losses, window=50):
+    "Loss that was usual before the last five steps, if all of these were far above it and above the beginning; else None. (Near zero, noise is no explosion.)"
+    before, last = losses[-window-_MANY:-_MANY], losses[-_MANY:]
+    if len(before) < 10: return None
+    usual = statistics.median(before)
+    return usual if min(last) > max(3 * usual, usual + 1, 1.5 * statistics.mean(losses[:_MANY])) else None
 
 # %% ../nbs/05_train.ipynb #1795fdf3
 @contextmanager
@@ -749,9 +757,9 @@ def turn(self:_Loop, memory):
     self.note(step=self.step, loss=loss, lr=lr, norm=norm if math.isfinite(norm) else None,
               tokens=self.tokens, seconds=round(self.seconds, 4), memory=used)
     self.show(loss, used)
-    if _exploding(self.losses) and not _exploding(self.losses[:-1]):
-        self.say(f'the loss has been ten times its usual value for three steps (step {self.step}: '
-                 f'{loss:.3g}): a lower lr may be needed')
+    if usual := _exploding(self.losses):
+        self.give_up(f'loss has been {min(self.losses[-_MANY:]):.3g} or more for {_MANY} steps, from '
+                     f'step {self.step - _MANY + 1} on, where {usual:.3g} was usual', self.step - _MANY)
     better = bool(self.eval_rows) and (done or self.step % self.per_epoch == 0) and self.evaluate()
     if self.curve: self.curve.draw(self, last=done)
     if done or better or self.stop is not None or self.step % self.cfg.save_every == 0: self.save()

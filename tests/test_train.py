@@ -353,20 +353,28 @@ def test_rows_of_a_broken_batch_are_named(base, tmp_path, monkeypatch):
     assert "7" in named and len(named) <= 4 and any("rows " in e.get("event", "") for e in log(tmp_path))
 
 
-def test_explosion_is_a_line_in_the_log(base, tmp_path, monkeypatch):
+@pytest.mark.parametrize("steps", [3, 99])
+def test_an_explosion_stops_a_spike_does_not(base, tmp_path, monkeypatch, steps):
     loss = train.task_loss
     def rising(model, batch, *smoothing):
         total, n = loss(model, batch, *smoothing)
-        return total + (500 * n if step[0] > 20 and model.training else 0), n
+        return total + (500 * n if 20 < step[0] <= 20 + steps and model.training else 0), n
     advance, step = train._Loop.advance, [0]
     def counted(self):
         step[0] = self.step
         return advance(self)
     monkeypatch.setattr(train, "task_loss", rising)
     monkeypatch.setattr(train._Loop, "advance", counted)
-    run = start(base, tmp_path, max_steps=30, batch=2)
-    said = [e for e in log(tmp_path) if "ten times" in e.get("event", "")]
-    assert run.steps == 30 and [e["step"] for e in said] == [24]
+    if steps < 5:
+        assert start(base, tmp_path, max_steps=30, batch=2).steps == 30 and not any("usual" in e.get("event", "") for e in log(tmp_path))
+        return
+    with pytest.raises(UserError, match=r"loss has been 5\d\d or more for 5 steps, from step 22 on, where .* lower lr .* rows \d+, \d+ of the"):
+        start(base, tmp_path, max_steps=30, batch=2)
+    said = [e["event"] for e in log(tmp_path) if "usual" in e.get("event", "")]
+    assert len(said) == 1 and len([e for e in log(tmp_path) if "loss" in e]) == 26
+    # a run resumed from before it goes on there, and meets it again
+    monkeypatch.setattr(train, "task_loss", loss)
+    assert start(base, tmp_path, max_steps=30, batch=2).steps == 30
 
 
 def test_fp16_skips_the_steps_whose_scaled_gradient_is_infinite(base, tmp_path, monkeypatch):
