@@ -150,16 +150,25 @@ def _accelerator(model, shard=False):
     kw = dict(cpu=dev.type == 'cpu',
         mixed_precision='fp16' if dev.type == 'cuda' and compute_dtype('cuda') == torch.float16
         else 'no')
-    try: acc = Accelerator(**kw)
-    except ValueError:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        acc = Accelerator(**kw)
-    want = int(os.environ.get('WORLD_SIZE', 1))
-    if acc.num_processes != want:
-        raise UserError(f'{want} processes were started, but each trains alone '
-                        f'({acc.num_processes} seen): start them by '
-                        f'torchrun --nproc_per_node {want}, which works on CPUs too.')
-    return acc
+    want, why = _processes(), ''
+    try:
+        try: acc = Accelerator(**kw)
+        except ValueError:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            acc = Accelerator(**kw)
+        if acc.num_processes == want: return acc
+    except ValueError as e: why = f'; {str(e).rstrip(".")}'
+    raise UserError(f'{want or "Several"} processes were asked for, but each would train alone{why}: '
+                    f'start them by torchrun --nproc_per_node {want or 2}, which works on CPUs too.')
+
+def _processes():
+    "How many processes the launcher speaks of; 0 where it was asked for several and does not say."
+    env = os.environ
+    for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'SLURM_STEP_NUM_TASKS'):
+        if env.get(name, '').isdecimal(): return int(env[name])
+    # `accelerate launch --cpu --num_processes 2` sets an address, and starts one process
+    alone = env.get('ACCELERATE_USE_CPU') == 'True' and 'MASTER_ADDR' in env
+    return 0 if alone else 1
 
 # %% ../nbs/05_train.ipynb #b8f976e0
 _small = ('step', 'qmap1', 'qmap2')
