@@ -405,7 +405,9 @@ def loading(self:_Case, train):
     return weights + largest * self.dtype.itemsize + self.process()
 
 # %% ../nbs/06_plan.ipynb #43906e6a
-def _size(n): return f'{n / 2**30:.2f} GiB' if abs(n) >= 2**30 else f'{n / 2**20:,.0f} MiB'
+def _size(n):
+    if abs(n) >= 2**30: return f'{n / 2**30:.2f} GiB'
+    return f'{n / 2**20:,.0f} MiB' if abs(n) >= 10 * 2**20 or not n else f'{n / 2**20:.2g} MiB'
 def _time(s):
     return f'{s:.0f} s' if s < 120 else f'{s / 60:.0f} min' if s < 7200 else f'{s / 3600:.1f} h'
 

@@ -9,7 +9,7 @@ __all__ = ['DEFAULT_TEMPLATE', 'prepare_tokenizer', 'messages', 'prompt_text', '
            'encode_dataset', 'collate', 'pack', 'length_batches']
 
 # %% ../nbs/03_tokens.ipynb #e5c1f3a3
-import html, json, random
+import html, json, os, random, sys
 from dataclasses import dataclass
 from functools import partial
 from .hub import UserError
@@ -293,9 +293,10 @@ class _Shown:
     def __init__(self, parts): self.parts = parts
     def _repr_html_(self):
         def span(text, learned):
-            text = html.escape(text).replace('\n', '↵<br>').replace(' ', '&nbsp;')
+            shown = html.escape(text).replace('\n', '↵').replace(' ', '&nbsp;')
+            ends = '<br>' if text.endswith('\n') else ''
             style = 'background:#4c956c;color:#fff' if learned else 'background:#6c757d22'
-            return f'<span style="{style};border-radius:3px;padding:1px 2px;margin:1px;display:inline-block">{text}</span>'
+            return f'<span style="{style};border-radius:3px;padding:1px 2px;margin:1px;display:inline-block">{shown}</span>{ends}'
         return ('<div style="font-family:monospace;line-height:1.7">' + ''.join(span(*p)
             for p in self.parts) +
                 '<br><small>green: carries loss; grey: is only read</small></div>')
@@ -308,10 +309,18 @@ class _Shown:
 def show(example:dict,   # an encoded row, or one that can be encoded
          tok,            # a prepared tokenizer
         ):
-    "Display which tokens carry loss."
+    "Display which tokens carry loss: in colour in a notebook and a terminal, in brackets where NO_COLOR is set."
     if 'input_ids' not in example: example = encode(example, tok)
-    return _Shown([(tok.decode([i]), l != -100) for i,
-                   l in zip(example['input_ids'], example['labels'])])
+    if example is None:
+        raise UserError('The row has no answer to learn from, so there is nothing to show: give it '
+                        'a completion, or messages that end with the assistant.')
+    shown = _Shown([(tok.decode([i]), l != -100)
+                    for i, l in zip(example['input_ids'], example['labels'])])
+    shell = getattr(sys.modules.get('IPython'), 'get_ipython', lambda: None)()
+    if shell and type(shell).__name__ != 'TerminalInteractiveShell':
+        from IPython.display import display
+        display(shown)
+    else: print(repr(shown) if os.environ.get('NO_COLOR') else shown)
 
 # %% ../nbs/03_tokens.ipynb #e29c0fca
 @dataclass(frozen=True)

@@ -264,12 +264,21 @@ def test_batches_hold_every_row_once_and_little_padding():
     assert first != sorted(first)                    # short and long batches alternate
 
 
-def test_show_escapes_and_marks():
-    tok = tokenizer()
-    shown = show({"prompt": "<b>", "completion": "a & b"}, tok)
-    page = shown._repr_html_()
-    assert "<b>" not in page and "&lt;" in page and "&amp;" in page and page.count("#4c956c") >= 2
-    assert "\033[" in str(shown) and "<|endoftext|>]" in repr(shown)
+def test_show_escapes_and_marks(monkeypatch, capsys):
+    import IPython
+    tok, row, seen = tokenizer(), {"prompt": "<b>", "completion": "a & b\n"}, []
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    show(row, tok)
+    assert "\033[42" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    show(encode(row, tok), tok)
+    assert "[<|endoftext|>]" in (out := capsys.readouterr().out) and "\033" not in out
+    monkeypatch.setattr(IPython, "get_ipython", lambda: "a notebook")
+    monkeypatch.setattr("IPython.display.display", seen.append)
+    show(row, tok)
+    page = seen[0]._repr_html_()
+    assert "<b>" not in page and "&lt;" in page and "&amp;" in page and page.count("#4c956c") >= 2 and page.count("<br>") == 2
+    with pytest.raises(UserError, match="no answer to learn from"): show({"messages": TALK[:1]}, tok)
 
 
 def test_pack_lays_rows_side_by_side():
