@@ -70,6 +70,8 @@ def _message(m):
         raise UserError(f"A message is {m!r:.80}, but it needs a role and a content: write it as "
                         "{'role': 'user', 'content': 'hi'}.")
     m = _bare(dict(m)) | {'content': _words(m.get('content'))}
+    # OpenAI's name for it, which most templates would pass over
+    if m['role'] == 'developer': m['role'] = 'system'
     # not even an empty list: some templates ask whether the name is there
     calls = [c if 'function' in c else {'type': 'function', 'function': c}
              for c in _parsed(m.pop('tool_calls', None)) or []]

@@ -150,6 +150,8 @@ def test_what_files_of_others_hold():
     parts = [m | {"content": [{"type": "text", "text": m["content"]}], "name": None} for m in TALK]
     assert encode({"messages": parts}, tok) == want
     assert encode({"prompt": TALK[:1], "completion": TALK[1:]}, tok) == want
+    asks = [{"role": "developer", "content": "s"}, *TALK[:2]]
+    assert encode({"messages": asks}, tok) == encode({"messages": [{"role": "system", "content": "s"}, *TALK[:2]]}, tok)
     # of a prompt in messages nothing is learned; nor is an answer that weighs nothing
     only = runs(encode({"prompt": TALK[:3], "completion": TALK[3:]}, tok), tok)
     assert only == ["two<|im_end|>"] == runs(encode({"messages": [TALK[0], TALK[1] | {"weight": 0}, *TALK[2:]]}, tok), tok)
