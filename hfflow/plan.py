@@ -621,6 +621,8 @@ def _notes(case, source, seconds, mean, longest):
     if bits < 16 and params['quantised'] < params['total'] / 2:
         yield (f"{bits} bits hold only {params['quantised'] / params['total']:.0%} of the weights, those in linear layers: "
                'experts, tables and convolutions stay in 16 bits')
+    if case.train.shard:
+        yield 'shard splits the frozen base over the processes: a device that holds all of it is counted, so each needs less'
     if case.data is None:
         yield f'Lengths are not known: rows of {longest} tokens for memory, {mean:.0f} on average for time, half of them labels'
     if dev.price is not None:

@@ -162,3 +162,8 @@ def test_broken_configs(tmp_path, text, message):
     (tmp_path / "config.json").unlink()
     with pytest.raises(UserError, match="no config.json"):
         pl.plan(tmp_path)
+
+
+def test_a_base_that_is_split_is_counted_whole_and_that_is_said():
+    whole, split = (pl.plan(llama(), gpu="T4", train=TrainConfig(shard=shard)) for shard in (False, True))
+    assert whole.total_bytes == split.total_bytes and any("shard splits" in n for n in split.notes) and not any("shard" in n for n in whole.notes)
