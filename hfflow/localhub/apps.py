@@ -142,9 +142,10 @@ _builds = threading.Semaphore(2) # builds at once
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00014
 def _clear(self):
     "Remove the folders and programs of turns that are over."
-    keep = {str(self.turn)} | ({self.live.turn} if self.live else set())
+    with self.lock: turn,live = self.turn,self.live.turn if self.live else None
     for d in self.folder.glob('run/*'):
-        if d.name not in keep: shutil.rmtree(d, ignore_errors=True)
+        # a later turn may begin meanwhile, and its folder is not of one that is over
+        if int(d.name)<turn and d.name!=live: shutil.rmtree(d, ignore_errors=True)
     for name,p in list(self.hub.programs.items()):
         if name.startswith(f'space {self.key} ') and not p.running: self.hub.programs.pop(name,None)
 App._clear = _clear

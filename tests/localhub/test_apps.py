@@ -387,3 +387,13 @@ def test_gradio_answers_its_own_client(spaces, you, run):
     out = run("import os; from gradio_client import Client; c = Client('you/turn', token=os.environ['HF_TOKEN'], verbose=False, analytics_enabled=False);"
               "print(c.predict('stressed', api_name='/turn')); c.close(); os._exit(0) if not print(end='', flush=True) else 0", HF_ENDPOINT=spaces.url)
     assert out.strip() == "desserts"
+
+
+def test_a_turn_that_is_over_takes_no_later_one_with_it(tmp_path):
+    from hfflow.localhub.apps import App
+    from hfflow.localhub.wire import Hub
+    app = App(Hub(tmp_path), "key")
+    for turn in (3, 4, 5): (app.folder / f"run/{turn}/app").mkdir(parents=True)
+    app.turn = 4
+    app._clear()
+    assert sorted(d.name for d in app.folder.glob("run/*")) == ["4", "5"], "5 began while 3 was cleared away"
