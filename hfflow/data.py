@@ -344,8 +344,9 @@ def _row(raw, use):
     "One raw row as prompt and completion (and messages, if it has several turns); None if one of them is empty."
     if 'messages' in use:
         turns = _turns(raw.get(use['messages']))
-        row = {'prompt': '\n'.join(t['content'] or t.get('tool_calls', '') for t in turns[:-1]),
-               'completion': turns and (turns[-1]['content'] or turns[-1].get('tool_calls'))}
+        if not turns: return None
+        said = [t['content'] or t.get('tool_calls', '') for t in turns]
+        row = {'prompt': '\n'.join(said[:-1]), 'completion': said[-1]}
         tools = _str(raw.get(use.get('tools')))
         if tools or [t['role'] for t in turns] != ['user', 'assistant'] or any(len(t) > 2 for t in turns):
             row['messages'] = turns

@@ -233,12 +233,11 @@ class Report:
 # %% ../nbs/07_evaluate.ipynb #0bcc44a3
 def _conversations(data, prompts):
     "What a chat model is asked: of a row with messages, all up to its last answer; else its prompt."
-    names = getattr(data, 'column_names', data[0] if isinstance(data, (list, tuple)) else data)
-    if 'messages' not in names: return prompts
-    talks = _column(data, 'messages')
-    tools = _column(data, 'tools') if 'tools' in names else [None] * len(talks)
-    return [{'messages': t[:-1], 'tools': u} if len(t) > 1 else p
-            for t, u, p in zip(talks, tools, prompts)]
+    def column(name):
+        if isinstance(data, (list, tuple)): return [r.get(name) for r in data]
+        return list(data[name]) if name in getattr(data, 'column_names', data) else [None] * len(prompts)
+    return [{'messages': t[:-1], 'tools': u} if t and len(t) > 1 else p
+            for t, u, p in zip(column('messages'), column('tools'), prompts)]
 
 def evaluate(
     systems: dict,  # name -> function from a list of prompts to a list of answers
@@ -257,10 +256,10 @@ def evaluate(
     rows, kept, hits, differences = [], [], {}, []
     for split, data in splits.items():
         prompts, refs = _column(data, 'prompt'), _column(data, 'completion')
-        talks = _conversations(data, prompts) if prompts else []
         if not prompts:
             raise UserError(f"Split {split!r} has no rows to evaluate: leave it out or give "
                             "another one")
+        talks = _conversations(data, prompts)
         if limit and limit < len(prompts):
             keep = sorted(random.Random(0).sample(range(len(prompts)), limit))
             prompts, refs, talks = ([column[i] for i in keep] for column in (prompts, refs, talks))

@@ -160,25 +160,29 @@ def _changes(full, render, msgs, i, before='', after=''):
     other = msgs[i] | {'content': before + msgs[i]['content'] + after}
     return _common(full, render([*msgs[:i], other, *msgs[i+1:]]))
 
-def _span(i, msgs, full, render, stops):
-    "The text before answer `i`, and the text up to its end; both are beginnings of the whole, or nearly."
-    asked = render(msgs[:i], add_generation_prompt=True) if i else None
-    upto = full if i == len(msgs) - 1 else render(msgs[:i+1])
-    same = i and (full.startswith(asked) or _common(full, asked) >= _common(render(msgs[:i]), asked))
-    if same and full.startswith(upto): return asked, upto
-    # the template writes this part of the conversation otherwise within the whole
-    end = last = _changes(full, render, msgs, i, after=_MARK)
-    if i < len(msgs) - 1:
-        most = _changes(full, render, msgs, i + 1, before=_MARK)
-        found = [at + len(s) for s in stops if end <= (at := full.find(s, end)) < most]
-        last = min(found, default=end)
-    if same: return asked, full[:last]
-    opens = _header(render.keywords['tok'])
+def _before(i, msgs, full, render, tok):
+    "The text before answer `i`."
+    if i:
+        asked = render(msgs[:i], add_generation_prompt=True)
+        if full.startswith(asked) or _common(full, asked) >= _common(render(msgs[:i]), asked):
+            return asked
+    # the template writes what came before otherwise within the whole
+    opens, end = _header(tok), _changes(full, render, msgs, i, after=_MARK)
     at = full.rfind(opens, 0, end) if opens else -1
-    start = at + len(opens) if at >= 0 else _changes(full, render, msgs, i, before=_MARK)
-    return full[:start], full[:last] if i < len(msgs) - 1 else full
+    return full[:at + len(opens) if at >= 0 else _changes(full, render, msgs, i, before=_MARK)]
 
-def _check_calls(msgs, full, render):
+def _upto(i, msgs, full, render, stops):
+    "The text up to the end of answer `i`."
+    if i == len(msgs) - 1: return full
+    upto = render(msgs[:i+1])
+    if full.startswith(upto): return upto
+    # the template writes this answer otherwise where others follow
+    end, most = (_changes(full, render, msgs, i, after=_MARK),
+                 _changes(full, render, msgs, i + 1, before=_MARK))
+    return full[:min((at + len(s) for s in stops if end <= (at := full.find(s, end)) < most),
+                     default=end)]
+
+def _check_calls(msgs, full, render, tok):
     "A call that the template leaves out would teach an empty answer."
     for i, m in enumerate(msgs):
         if 'tool_calls' not in m: continue
@@ -186,8 +190,8 @@ def _check_calls(msgs, full, render):
         other = [c | {'function': c['function'] | {'name': name + _MARK}} for c in m['tool_calls']]
         if render([*msgs[:i], m | {'tool_calls': other}, *msgs[i+1:]]) == full:
             raise UserError(f"A row calls the tool '{name}', but the chat template of "
-                            f"{_named(render.keywords['tok'])} writes no calls: take a base that "
-                            'knows tools, or leave such rows out.')
+                            f"{_named(tok)} writes no calls: take a base that knows tools, or "
+                            'leave such rows out.')
 
 # %% ../nbs/03_tokens.ipynb #9c6cf5b0
 def _plain(msgs):
@@ -203,21 +207,22 @@ def _ids(tok, texts): return tok(texts, add_special_tokens=False)['input_ids'] i
 
 def _learned(row, msgs):
     "Numbers of the messages that are learned: the answers, of a completion alone where a prompt has answers too, and none that weighs 0."
-    whole = row.get('messages') or row.get('completion') is None
-    first = 0 if whole else len(msgs) - len(_said(row['completion'], 'assistant'))
+    answer = row.get('completion')
+    n = len(answer) if isinstance(answer, (list, tuple)) else 1
+    first = 0 if row.get('messages') or answer is None else len(msgs) - n
     return [i for i, m in enumerate(msgs) if i >= first and m['role'] == 'assistant'
             and float(m.get('weight', 1)) != 0]
 
-def _turns(row, tok, stops=()):
+def _turns(row, msgs, tok, stops):
     "The text of a row, and for each answer the text before it and the text up to its end."
-    msgs = messages(row)
     if _plain(msgs):
         bos = tok.bos_token or ''
         return bos + msgs[0]['content'], [(bos, bos + msgs[0]['content'])]
     render = partial(_render, tok=tok, **_template_settings(row))
     full = render(msgs)
-    _check_calls(msgs, full, render)
-    return full, [_span(i, msgs, full, render, stops) for i in _learned(row, msgs)]
+    _check_calls(msgs, full, render, tok)
+    return full, [(_before(i, msgs, full, render, tok), _upto(i, msgs, full, render, stops))
+                  for i in _learned(row, msgs)]
 
 # %% ../nbs/03_tokens.ipynb #aaf58129
 def _label(ids, before, upto, stops):
@@ -278,9 +283,10 @@ def _encode(rows, tok, max_len=None):
     stops, texts, shape = stop_ids(tok), [], []
     ends = tok.convert_ids_to_tokens(stops)
     for row in rows:
-        full, spans = _turns(row, tok, ends)
+        msgs = messages(row)
+        full, spans = _turns(row, msgs, tok, ends)
         texts += [full] + [t for span in spans for t in span]
-        shape.append((len(spans), _plain(messages(row))))
+        shape.append((len(spans), _plain(msgs)))
     ids, out, at = _ids(tok, texts), [], 0
     for n, plain in shape:
         full, rest = ids[at], ids[at+1:at+1+2*n]

@@ -205,3 +205,13 @@ def test_a_chat_model_is_asked_the_conversation_and_any_other_system_its_text(to
     assert asked["plain"] == ["s\nq", ""]
     assert asked["chat"] == [{"messages": talk[:2], "tools": None}, ""]
     assert all(isinstance(s["prompt"], str) for s in report.samples)
+
+
+def test_rows_of_which_only_some_are_conversations():
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    rows = [{"prompt": "q", "completion": "a", "messages": talk}, {"prompt": "p", "completion": "b"}, {"prompt": "r", "completion": "c", "messages": None}]
+    asked = []
+    def chat(prompts): asked.extend(prompts); return ["a", "b", "c"]
+    chat.chats = True
+    assert ev.evaluate({"chat": chat}, {"test": rows}).row("chat", "test")["right"] == 3
+    assert asked == [{"messages": talk[:1], "tools": None}, "p", "r"]

@@ -150,6 +150,7 @@ def test_what_files_of_others_hold():
     parts = [m | {"content": [{"type": "text", "text": m["content"]}], "name": None} for m in TALK]
     assert encode({"messages": parts}, tok) == want
     assert encode({"prompt": TALK[:1], "completion": TALK[1:]}, tok) == want
+    assert runs(encode({"prompt": "how many?", "completion": 7}, tok), tok) == ["7<|im_end|>"]
     asks = [{"role": "developer", "content": "s"}, *TALK[:2]]
     assert encode({"messages": asks}, tok) == encode({"messages": [{"role": "system", "content": "s"}, *TALK[:2]]}, tok)
     # of a prompt in messages nothing is learned; nor is an answer that weighs nothing
