@@ -4,7 +4,7 @@
 
 Every rung trains the same adapter on the same rows by hfflow's own loop, with one thing more than the rung below it; the lowest computes as the plain
 Trainer does: all logits of padded batches of random rows, peft's LoRA layers. The first rungs go for speed, the last ones give some of it back for
-memory; that which moves activations is left out on a CPU, where they would move from memory to memory. Where documents are packed, their lengths do
+memory; that which moves activations is left out on a CPU, where they would move from memory to memory, and compiling where there is no compiler. Where documents are packed, their lengths do
 not matter, and the rows are again as they fall. The columns are those of benchmarks/train.py, and the peer of each rung is the lowest one, so the
 ratio says what all rungs up to this one give together. On a CPU the loss is the same up to rounding wherever the batches hold the same rows.
 """
@@ -23,6 +23,7 @@ RUNGS = {   # each adds to the settings of those before it
     "documents packed": dict(packed=True),
     "LoRA in one function": dict(fused=True),
     "weights kept": dict(cache_weights=True),
+    "layers compiled": dict(compile=True),
     "checkpointing, weights not kept": dict(cache_weights=False, checkpointing=True),
     "activations in the CPU's memory": dict(offload=True),
     "8-bit Adam": dict(optimizer="adamw8bit"),
@@ -33,10 +34,12 @@ def ours(rung, folder, rows, at, memory):
     "Our loop with everything above `rung` taken away."
     import hfflow.train as loop
     from hfflow import loss, qlora
+    from hfflow.compiled import compiler_missing
     settings = {}
     for name, more in RUNGS.items():
         settings |= more
         if name == rung: break
+    if compiler_missing(qlora.device()): settings.pop("compile", None)
     model = qlora.add_lora(qlora.load_base(folder / "model"), qlora.QloraConfig(rank=16))
     paths = loss._paths(model)
     paths.split &= settings.pop("split")
@@ -49,8 +52,9 @@ def ours(rung, folder, rows, at, memory):
 
 
 def rungs():
-    import torch
-    return [name for name in RUNGS if torch.cuda.is_available() or "CPU" not in name]
+    from hfflow.compiled import compiler_missing
+    from hfflow.qlora import device
+    return [name for name in RUNGS if (device() == "cuda" or "CPU" not in name) and ("compiled" not in name or not compiler_missing(device()))]
 
 
 bench.CONTENDERS |= {name: (partial(ours, name), name) for name in RUNGS}

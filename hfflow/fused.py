@@ -8,34 +8,54 @@ Docs: https://hfflow.github.io/hfflow/fused.html.md"""
 __all__ = ['CACHE_LIMIT', 'dense_bytes', 'fast_lora']
 
 # %% ../nbs/04a0_fused.ipynb #34000f83
-import types
+import itertools, types
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
+from weakref import WeakValueDictionary
 from .qlora import _kind, _quant_state, compute_dtype, dense_weight
 
 # %% ../nbs/04a0_fused.ipynb #015b736c
+def _folded(x, W, a, b, scale):
+    "The weight with the adapter in it, where that saves passes over x and loses nothing; else None."
+    import torch
+    rows = x.numel() // x.shape[-1]
+    if x.dtype != torch.float32 or rows * (W.shape[0] + W.shape[1]) <= W.numel(): return None
+    return torch.addmm(W, b, a, alpha=scale)
+
+def _product(x, W, a, b, scale, bias):
+    "y = x(W + sBA)' + bias; also xA', or in its place the folded weight."
+    import torch.nn.functional as F
+    M = _folded(x, W, a, b, scale)
+    if M is not None: return F.linear(x, M, bias), None, M
+    y, h = F.linear(x, W, bias), F.linear(x, a)
+    y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.t(), alpha=scale)
+    return y, h, None
+
+def _gradients(g, x, W, a, b, scale, h=None, M=None):
+    "Gradients of A, B and x; W and M are both None where nobody asks for the last."
+    g, flat = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
+    h = flat @ a.t() if h is None else h.view(-1, h.shape[-1])
+    gb, gx = g @ b, None
+    if M is not None: gx = g @ M
+    elif W is not None: gx = (g @ W).addmm_(gb, a, alpha=scale)
+    return ((gb.t() @ flat).mul_(scale), (g.t() @ h).mul_(scale),
+            gx if gx is None else gx.view(x.shape))
+
+# %% ../nbs/04a0_fused.ipynb #a0c0de01
 @lru_cache
 def _lora_function():
     "The autograd function of a LoRA layer (made on first use: torch is not imported with this module)."
     import torch
-    import torch.nn.functional as F
 
     class LoraFunction(torch.autograd.Function):
         "y = x(W + sBA)' + b for a frozen W; gradients of x, A and B alone."
         @staticmethod
         def forward(ctx, x, A, B, scale, weight, bias, keep):
             W, a, b = weight(), A.to(x.dtype), B.to(x.dtype)
-            rows = x.numel() // x.shape[-1]
-            ctx.folded = x.dtype == torch.float32 and rows * (W.shape[0] + W.shape[1]) > W.numel()
+            y, h, M = _product(x, W, a, b, scale, bias)
             ctx.scale, ctx.weight, ctx.dtypes = scale, weight, (A.dtype, B.dtype)
-            # one product instead of three passes over x
-            if ctx.folded:
-                W = torch.addmm(W, b, a, alpha=scale)
-                y, h = F.linear(x, W, bias), None
-            else:
-                y, h = F.linear(x, W, bias), F.linear(x, a)
-                y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.t(), alpha=scale)
-            ctx.W = W if keep else None
+            ctx.folded, ctx.kept = M is not None, (W, M) if keep else None
             ctx.save_for_backward(x, a, b, h)
             # no view: whoever calls the layer may change the result in place (DeBERTa does)
             return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
@@ -43,18 +63,12 @@ def _lora_function():
         @staticmethod
         def backward(ctx, g):
             x, a, b, h = ctx.saved_tensors
-            g2, x2 = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
-            h = x2 @ a.t() if h is None else h.view(-1, h.shape[-1])
-            gb, gx = g2 @ b, None
+            W = M = None
             if ctx.needs_input_grad[0]:
-                W = ctx.W if ctx.W is not None else ctx.weight()
-                if ctx.folded and ctx.W is None: W = torch.addmm(W, b, a, alpha=ctx.scale)
-                gx = g2 @ W
-                if not ctx.folded: gx.addmm_(gb, a, alpha=ctx.scale)
-                gx = gx.view(x.shape)
-            gA = (gb.t() @ x2).mul_(ctx.scale).to(ctx.dtypes[0])
-            gB = (g2.t() @ h).mul_(ctx.scale).to(ctx.dtypes[1])
-            return gx, gA, gB, None, None, None, None
+                W, M = ctx.kept or (ctx.weight(), None)
+                if ctx.folded and M is None: M = _folded(x, W, a, b, ctx.scale)
+            gA, gB, gx = _gradients(g, x, W, a, b, ctx.scale, h, M)
+            return gx, gA.to(ctx.dtypes[0]), gB.to(ctx.dtypes[1]), None, None, None, None
 
     return LoraFunction
 
@@ -81,6 +95,55 @@ def dense_bytes(model) -> int:   # bytes
         or compute_dtype(l.weight.device.type)).itemsize
                for l in model.modules() if _kind(l) == 'nf4')
 
+# %% ../nbs/04a0_fused.ipynb #a0c0de03
+@dataclass(eq=False)
+class _Frozen:
+    "What a layer has beside its adapter; `weight` is a function."
+    layer: object
+    weight: object
+    scale: float
+
+# number -> _Frozen, as long as its layer has a fast forward
+_frozen, _numbers = WeakValueDictionary(), itertools.count()
+
+# %% ../nbs/04a0_fused.ipynb #a0c0de04
+@lru_cache
+def _lora_operator():
+    "The same as `_lora_function` for compiled graphs: an operator of tensors alone."
+    import torch
+    from torch import Tensor
+    from torch.library import custom_op
+
+    def parts(x, A, B, number):
+        p = _frozen[number.item()]
+        W, a, b = p.weight(), A.to(x.dtype), B.to(x.dtype)
+        return p, W, a, b
+
+    @custom_op('hfflow::lora', mutates_args=())
+    def lora(x:Tensor, A:Tensor, B:Tensor, number:Tensor) -> Tensor:
+        p, W, a, b = parts(x, A, B, number)
+        return _product(x, W, a, b, p.scale, p.layer.bias)[0]
+
+    @custom_op('hfflow::lora_backward', mutates_args=())
+    def backward(g:Tensor, x:Tensor, A:Tensor, B:Tensor, number:Tensor,
+                 needed:bool) -> tuple[Tensor, Tensor, Tensor]:
+        p, W, a, b = parts(x, A, B, number)
+        M = _folded(x, W, a, b, p.scale) if needed else None
+        gA, gB, gx = _gradients(g, x, W if needed else None, a, b, p.scale, M=M)
+        return gA.to(A.dtype), gB.to(B.dtype), x.new_empty(0) if gx is None else gx
+
+    lora.register_fake(lambda x, A, B, number: x.new_empty(*x.shape[:-1], B.shape[0]))
+    backward.register_fake(lambda g, x, A, B, number, needed: (
+        torch.empty_like(A), torch.empty_like(B), torch.empty_like(x) if needed else x.new_empty(0)))
+
+    def keep(ctx, inputs, output): ctx.save_for_backward(*inputs)
+    def back(ctx, g):
+        needed = ctx.needs_input_grad[0]
+        gA, gB, gx = backward(g, *ctx.saved_tensors, needed)
+        return gx if needed else None, gA, gB, None
+    lora.register_autograd(back, setup_context=keep)
+    return lora
+
 # %% ../nbs/04a0_fused.ipynb #f59898ac
 @contextmanager
 def fast_lora(model,              # from `add_lora`
@@ -89,20 +152,21 @@ def fast_lora(model,              # from `add_lora`
     "While inside, compute LoRA layers by one fused function; the model and its adapter stay what peft made."
     if cache is None:
         cache = next(model.parameters()).device.type == 'cpu' and dense_bytes(model) <= CACHE_LIMIT
-    function, changed = _lora_function(), []
+    changed = []
     try:
         for layer in model.modules():
             if not _plain_lora(layer): continue
-            layer.forward = types.MethodType(_fast_forward(layer, function, cache), layer)
+            layer.forward = types.MethodType(_fast_forward(layer, cache), layer)
             changed.append(layer)
         yield model
     finally:
         for layer in changed: del layer.forward
 
 # %% ../nbs/04a0_fused.ipynb #9648bd5d
-def _fast_forward(layer, function, cache):
+def _fast_forward(layer, cache):
     "The forward of one LoRA layer; peft's own is used whenever the adapter is off, merged or another."
     import torch
+    function, by_number = _lora_function(), _lora_operator()
     inner, active, slow = layer.get_base_layer(), list(layer.active_adapters), layer.forward
     A, B = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
     scale = layer.scaling[active[0]]
@@ -116,9 +180,12 @@ def _fast_forward(layer, function, cache):
         if keep:
             dense = weight()
             weight = lambda: dense
+    number, frozen = torch.tensor(next(_numbers), device='cpu'), _Frozen(inner, weight, scale)
+    _frozen[number.item()] = frozen
     def forward(self, x, *args, **kwargs):
         if (args or kwargs or self.disable_adapters or self.merged or x.dtype != dtype
                 or self.active_adapters != active or torch.is_autocast_enabled(x.device.type)):
             return slow(x, *args, **kwargs)
-        return function.apply(x, A, B, scale, weight, inner.bias, keep)
+        if torch.compiler.is_compiling(): return by_number(x, A, B, number)
+        return function.apply(x, A, B, scale, frozen.weight, inner.bias, keep)
     return forward

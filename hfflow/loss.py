@@ -155,13 +155,19 @@ def _by_document(module, query, key, value, attention_mask=None, scaling=None, d
         out.append(made.transpose(1, 2).flatten(0, 1))
     return torch.cat(out).view(query.shape[0], query.shape[2], query.shape[1], -1), None
 
+@lru_cache
+def _outside_graphs():
+    "The same for a layer that is compiled (04e): its graphs end where documents are counted."
+    import torch
+    return torch.compiler.disable(_by_document)
+
 # %% ../nbs/04a_loss.ipynb #ac481a83
 @contextmanager
 def packed_attention(model,    # of transformers or PEFT
                     ):
     "While inside, the model's attention goes by document; afterwards it is what it was."
     from transformers import AttentionInterface
-    AttentionInterface.register('hfflow_by_document', _by_document)
+    AttentionInterface.register('hfflow_by_document', _outside_graphs())
     base = _base(model)
     before = base.config._attn_implementation
     base.set_attn_implementation('hfflow_by_document')
@@ -257,13 +263,15 @@ def rows(self:_Paths, at, **inputs):
     "Hidden states at the flat positions `at`; the last layer's MLP is computed for these positions alone."
     if self.mlp is None or getattr(self.layer, 'gradient_checkpointing', False):
         return self.hidden(**inputs).flatten(0, 1)[at]
-    plain = self.mlp.forward
+    own, plain = vars(self.mlp).get('forward'), self.mlp.forward
     def some(x):
         flat = x.flatten(0, -2)
         return x.new_zeros(flat.shape).index_copy(0, at, plain(flat[at])).view(x.shape)
     self.mlp.forward = some
     try: return self.hidden(**inputs).flatten(0, 1)[at]
-    finally: del self.mlp.forward
+    finally:
+        del self.mlp.forward
+        if own: self.mlp.forward = own
 
 # %% ../nbs/04a_loss.ipynb #16b6c434
 def _paths(model):

@@ -309,7 +309,8 @@ def fake_step(
     with mode, alive: _fakes(model, alive)
     if task_of(model) == 'causal': _allow(model, _tried(config))
     # 8-bit states are made by a library that must see numbers
-    loop = _Loop(model, _NoTokenizer(), rows, replace(train, shard=False, push_to=None, optimizer='adamw'), '')
+    loop = _Loop(model, _NoTokenizer(), rows, replace(train, shard=False, compile=False, push_to=None,
+                                                         optimizer='adamw'), '')
     if train.optimizer == 'adamw8bit': loop.opt = _adam8_class()(loop.opt.param_groups)
     if train.offload: loop.keeping = _elsewhere
     loop.world, loop.rank, gradients = 1, 0, set()

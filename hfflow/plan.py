@@ -226,7 +226,8 @@ def probe(
 ) -> float:  # FLOP per second
     "Measure how fast this device makes training steps: real ones, of the model's first layers with random weights."
     import torch
-    qlora, train = qlora or QloraConfig(), replace(train or TrainConfig(), shard=False, push_to=None, tracker=None)
+    qlora = qlora or QloraConfig()
+    train = replace(train or TrainConfig(), shard=False, compile=False, push_to=None, tracker=None)
     small, rows, train = _probed(config, rows, train)
     before = torch.get_num_threads()
     torch.set_num_threads(threads_for(train))
@@ -623,6 +624,8 @@ def _notes(case, source, seconds, mean, longest):
                'experts, tables and convolutions stay in 16 bits')
     if case.train.shard:
         yield 'shard splits the frozen base over the processes: a device that holds all of it is counted, so each needs less'
+    if case.train.compile:
+        yield 'compile keeps less for the backward pass: activations are counted as without it, so less is needed'
     if case.data is None:
         yield f'Lengths are not known: rows of {longest} tokens for memory, {mean:.0f} on average for time, half of them labels'
     if dev.price is not None:

@@ -24,6 +24,7 @@ from .checkpoint import (Pusher, _name, _prune, _sync, _target, changed, damage,
                                find_checkpoint,
                                pull_checkpoint, save_checkpoint, versions)
 from .shard import _refuse_shard, average_gradients, held_bytes, sharded
+from .compiled import compiled
 
 # %% ../nbs/05_train.ipynb #f0c83ab5
 @_pydantic_dataclass
@@ -53,6 +54,7 @@ class TrainConfig:
     cache_weights: bool | None = None   # keep de-quantised weights; default: on a CPU, for small models
     checkpointing: bool = False      # recompute activations in the backward pass: less memory, about a third slower
     offload: bool = False            # activations wait in the CPU's memory for the backward pass (GPU)
+    compile: bool = False            # compile the layers: half a minute at first, then fewer passes over memory
     shard: bool = False              # split the frozen base over the processes (FSDP2)
     tracker: str | None = None       # log there too: trackio, tensorboard, wandb
 
@@ -731,6 +733,7 @@ def ready(self:_Loop):
         inside.enter_context(fast_lora(model, cfg.cache_weights))
         if cfg.shard and task_of(model) == 'causal': self.net(None)
         if _flat(model): inside.enter_context(packed_attention(model))
+        if cfg.compile: inside.enter_context(compiled(model))
         if cfg.offload and self.acc.device.type != 'cpu': self.keeping = partial(_offloaded,
             self.acc.device)
         if cfg.neftune_alpha: self.tell = inside.enter_context(_neftune(model, cfg.neftune_alpha))

@@ -1,4 +1,5 @@
 """Every notebook runs alone, top to bottom, in an empty folder: what a reader does with it."""
+import functools
 import os
 import shutil
 import subprocess
@@ -15,9 +16,16 @@ LONG = ["06_plan", "05_train", "11_flow", "03a_base", "13_compute", "04d_shard",
 NAMES = sorted((p.relative_to(NBS).with_suffix("").as_posix() for p in NBS.rglob("*.ipynb")
                 if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)),
                key=lambda n: (LONG.index(n) if n in LONG else len(LONG), n))
-SKIP = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"].split())
-if shutil.which("nvidia-smi"): SKIP.discard("gpu")
+FLAGS = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"].split())
 RUN = "import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv[1], skip_flags=sys.argv[2:])[0])"
+
+
+@functools.cache
+def skipped():
+    "Flags of the cells that this machine cannot run."
+    from hfflow.compiled import compiler_missing
+    runs = {"gpu": bool(shutil.which("nvidia-smi")), "compiler": compiler_missing() is None}
+    return sorted(flag for flag in FLAGS if not runs.get(flag))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -25,7 +33,7 @@ def test_notebook(name, tmp_path):
     folder = tmp_path / "empty"
     folder.mkdir()
     notebook = shutil.copy(NBS / f"{name}.ipynb", folder)
-    ran = subprocess.run([sys.executable, "-c", RUN, notebook, *sorted(SKIP)], cwd=folder, text=True, timeout=580,
+    ran = subprocess.run([sys.executable, "-c", RUN, notebook, *skipped()], cwd=folder, text=True, timeout=580,
                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                          env={k: v for k, v in os.environ.items() if not k.startswith("HF_")})   # a page connects by itself
     assert ran.returncode == 0, ran.stdout[-6000:]
