@@ -4,9 +4,10 @@
 
 Every rung trains the same adapter on the same rows by hfflow's own loop, with one thing more than the rung below it; the lowest computes as the plain
 Trainer does: all logits of padded batches of random rows, peft's LoRA layers. The first rungs go for speed, the last ones give some of it back for
-memory; that which moves activations is left out on a CPU, where they would move from memory to memory, and compiling where there is no compiler. Where documents are packed, their lengths do
-not matter, and the rows are again as they fall. The columns are those of benchmarks/train.py, and the peer of each rung is the lowest one, so the
-ratio says what all rungs up to this one give together. On a CPU the loss is the same up to rounding wherever the batches hold the same rows.
+memory; that which moves activations is left out on a CPU, where they would move from memory to memory, and compiling where there is no compiler.
+Where documents are packed, their lengths do not matter, and the rows are again as they fall. The columns are those of benchmarks/train.py, and the
+peer of each rung is the lowest one, so the ratio says what all rungs up to this one give together; the time of compiling falls into the steps that
+are not timed. On a CPU the loss is the same up to rounding wherever the batches hold the same rows.
 """
 import statistics
 from contextlib import nullcontext

@@ -201,6 +201,7 @@ def trainer(folder, rows, at, memory):
 CONTENDERS = {
     "ours": (ours, "ours"),
     "ours-cached": (partial(ours, cache_weights=True), "ours, de-quantised weights kept"),
+    "ours-compiled": (partial(ours, compile=True), "ours, layers compiled"),
     "ours-small": (partial(ours, checkpointing=True, offload=True), "ours, checkpointing, activations in the CPU's memory"),
     "trl": (trl, "TRL, defaults"),
     "trl-native": (partial(trl, native=True), "TRL, defaults, adapter in fp32"),
@@ -275,7 +276,7 @@ def contenders():
     if "--worker" not in sys.argv and "trl" in missing: print("trl is not installed: its rows are left out")
     def runs(name):
         needs = {"trl-liger": ("trl", "liger_kernel"), "unsloth": ("trl", "unsloth")}.get(name, ("trl",) if name.startswith("trl") else ())
-        on_gpu = name in ("trl-liger", "unsloth", "ours-small")
+        on_gpu = name in ("trl-liger", "unsloth", "ours-compiled", "ours-small")
         return not set(needs) & set(missing) and (gpu or not on_gpu) and (imitated() or name != "trl-native")
     return [n for n in CONTENDERS if runs(n)]
 
@@ -300,10 +301,10 @@ def rows_of(shape, rounds):
     for n in peers: yield row("speed", n, "rate", "tokens/s", lambda a, b: a / b)
     if "ours-cached" in rounds[0]: yield row("speed, weights kept", best, "rate", "tokens/s", lambda a, b: a / b, "ours-cached")
     for n in peers: yield row("memory", n, "memory", "MiB", lambda a, b: b / a)
-    if "ours-small" in rounds[0]:
-        for n in peers:
-            yield row("speed, checkpointing", n, "rate", "tokens/s", lambda a, b: a / b, "ours-small")
-            yield row("memory, checkpointing", n, "memory", "MiB", lambda a, b: b / a, "ours-small")
+    for name, what in (("ours-compiled", "compiled"), ("ours-small", "checkpointing")):
+        for n in peers if name in rounds[0] else ():
+            yield row(f"speed, {what}", n, "rate", "tokens/s", lambda a, b: a / b, name)
+            yield row(f"memory, {what}", n, "memory", "MiB", lambda a, b: b / a, name)
     for n in peers:
         if rounds[0][n]["steps"] == rounds[0]["ours"]["steps"]: yield row("held-out loss", n, "loss", "nats", lambda a, b: b / a)
 

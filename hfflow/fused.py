@@ -114,27 +114,23 @@ def _lora_operator():
     from torch import Tensor
     from torch.library import custom_op
 
-    def parts(x, A, B, number):
-        p = _frozen[number.item()]
-        W, a, b = p.weight(), A.to(x.dtype), B.to(x.dtype)
-        return p, W, a, b
-
     @custom_op('hfflow::lora', mutates_args=())
     def lora(x:Tensor, A:Tensor, B:Tensor, number:Tensor) -> Tensor:
-        p, W, a, b = parts(x, A, B, number)
-        return _product(x, W, a, b, p.scale, p.layer.bias)[0]
+        p, a, b = _frozen[number.item()], A.to(x.dtype), B.to(x.dtype)
+        return _product(x, p.weight(), a, b, p.scale, p.layer.bias)[0]
 
     @custom_op('hfflow::lora_backward', mutates_args=())
     def backward(g:Tensor, x:Tensor, A:Tensor, B:Tensor, number:Tensor,
                  needed:bool) -> tuple[Tensor, Tensor, Tensor]:
-        p, W, a, b = parts(x, A, B, number)
+        p, a, b = _frozen[number.item()], A.to(x.dtype), B.to(x.dtype)
+        W = p.weight() if needed else None
         M = _folded(x, W, a, b, p.scale) if needed else None
-        gA, gB, gx = _gradients(g, x, W if needed else None, a, b, p.scale, M=M)
+        gA, gB, gx = _gradients(g, x, W, a, b, p.scale, M=M)
         return gA.to(A.dtype), gB.to(B.dtype), x.new_empty(0) if gx is None else gx
 
     lora.register_fake(lambda x, A, B, number: x.new_empty(*x.shape[:-1], B.shape[0]))
     backward.register_fake(lambda g, x, A, B, number, needed: (
-        torch.empty_like(A), torch.empty_like(B), torch.empty_like(x) if needed else x.new_empty(0)))
+        torch.empty_like(A), torch.empty_like(B), x.new_empty(x.shape if needed else 0)))
 
     def keep(ctx, inputs, output): ctx.save_for_backward(*inputs)
     def back(ctx, g):

@@ -733,7 +733,9 @@ def ready(self:_Loop):
         inside.enter_context(fast_lora(model, cfg.cache_weights))
         if cfg.shard and task_of(model) == 'causal': self.net(None)
         if _flat(model): inside.enter_context(packed_attention(model))
-        if cfg.compile: inside.enter_context(compiled(model))
+        if cfg.compile:
+            self.say('the layers are compiled during the first step')
+            inside.enter_context(compiled(model))
         if cfg.offload and self.acc.device.type != 'cpu': self.keeping = partial(_offloaded,
             self.acc.device)
         if cfg.neftune_alpha: self.tell = inside.enter_context(_neftune(model, cfg.neftune_alpha))
