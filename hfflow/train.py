@@ -522,6 +522,26 @@ class _Memory:
         if self.weights is None: self.weights = held_bytes(self.model)
         return self.weights + max(0, self.peak - self.start)
 
+# %% ../nbs/05_train.ipynb #5eb0a002
+# numbers of glibc's malloc.h; its own rule for both thresholds ends at the second pair
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
+_STAYS, _USUAL = (2**30, 2**31 - 1), (2**25, 2**26)      # bytes
+
+@contextmanager
+def _kept_pages(device):
+    "While inside, a CPU's memory that large tensors give back stays with the process, for the next ones."
+    def thresholds(sizes):
+        # the first alone would switch glibc's rule for the other off, which is far slower
+        return libc.mallopt(_MMAP_THRESHOLD, sizes[0]) and libc.mallopt(_TRIM_THRESHOLD, sizes[1])
+    try:
+        libc = ctypes.CDLL(None)
+        known = device.type == 'cpu' and libc.malloc_trim and thresholds(_STAYS)
+    # only glibc has these
+    except (OSError, AttributeError, TypeError): known = False
+    try: yield
+    finally:
+        if known: thresholds(_USUAL) and libc.malloc_trim(0)
+
 # %% ../nbs/05_train.ipynb #c2661384
 @patch
 def save(self:_Loop):
@@ -740,6 +760,7 @@ def ready(self:_Loop):
             self.acc.device)
         if cfg.neftune_alpha: self.tell = inside.enter_context(_neftune(model, cfg.neftune_alpha))
         inside.enter_context(torch.random.fork_rng())
+        inside.enter_context(_kept_pages(self.acc.device))
         # the model is not prepared, which would bring DDP (see "When memory runs out") and, for
         # fp16, autocast: it computes in 16 bits as it is, and the adapter is cast where it is used
         self.opt = self.acc.prepare(self.opt)

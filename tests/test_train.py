@@ -3,6 +3,7 @@ against kills, damage and changed inputs."""
 import json
 import math
 import os
+import platform
 import signal
 import struct
 import subprocess
@@ -519,6 +520,20 @@ train.fit(qlora.add_lora(qlora.load_base(base), qlora.QloraConfig(rank=4)), qlor
 
 
 # --- other optimizers and losses
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the thresholds")
+def test_pages_stay_with_the_process_while_it_trains():
+    import resource
+    def faults():
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.ones(2**24)                  # 64 MiB, which glibc gives back at once
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    with train._kept_pages(torch.device("cpu")):
+        faults()
+        inside = faults()
+    assert inside * 4 < faults()
+    with train._kept_pages(torch.device("cuda")): assert faults() > inside       # a GPU's memory is another matter
+
 
 def test_resume_with_the_optimizer_of_8_bits_is_exact(base, tmp_path):
     kw = dict(optimizer="adamw8bit", max_steps=8, epochs=2)
