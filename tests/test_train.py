@@ -525,14 +525,15 @@ train.fit(qlora.add_lora(qlora.load_base(base), qlora.QloraConfig(rank=4)), qlor
 def test_pages_stay_with_the_process_while_it_trains():
     import resource
     def faults():
+        "The fewest of several: something small may have taken the place of the last one."
+        return min(one() for _ in range(5))
+    def one():
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         torch.ones(2**24)                  # 64 MiB, which glibc gives back at once
         return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-    with train._kept_pages(torch.device("cpu")):
-        faults()
-        inside = faults()
+    with train._kept_pages(torch.device("cpu")): inside = faults()
     assert inside * 4 < faults()
-    with train._kept_pages(torch.device("cuda")): assert faults() > inside       # a GPU's memory is another matter
+    with train._kept_pages(torch.device("cuda")): assert inside * 4 < faults()       # a GPU's memory is another matter
 
 
 def test_resume_with_the_optimizer_of_8_bits_is_exact(base, tmp_path):
