@@ -531,7 +531,7 @@ _STAYS, _USUAL = (2**30, 2**31 - 1), (2**25, 2**26)      # bytes
 def _kept_pages(device):
     "While inside, a CPU's memory that large tensors give back stays with the process, for the next ones."
     def thresholds(sizes):
-        # the first alone would switch glibc's rule for the other off, which is far slower
+        # one alone would hold the other where it is at first, at 128 KiB, which is far slower
         return libc.mallopt(_MMAP_THRESHOLD, sizes[0]) and libc.mallopt(_TRIM_THRESHOLD, sizes[1])
     try:
         libc = ctypes.CDLL(None)
