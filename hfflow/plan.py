@@ -625,7 +625,8 @@ def _notes(case, source, seconds, mean, longest):
     if case.train.shard:
         yield 'shard splits the frozen base over the processes: a device that holds all of it is counted, so each needs less'
     if case.train.compile:
-        yield 'compile keeps less for the backward pass: activations are counted as without it, so less is needed'
+        yield ('compile keeps less for the backward pass than is counted here; the time of compiling, half a minute to a minute '
+               'at first, is not counted')
     if case.data is None:
         yield f'Lengths are not known: rows of {longest} tokens for memory, {mean:.0f} on average for time, half of them labels'
     if dev.price is not None:

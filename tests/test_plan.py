@@ -167,3 +167,8 @@ def test_broken_configs(tmp_path, text, message):
 def test_a_base_that_is_split_is_counted_whole_and_that_is_said():
     whole, split = (pl.plan(llama(), gpu="T4", train=TrainConfig(shard=shard)) for shard in (False, True))
     assert whole.total_bytes == split.total_bytes and any("shard splits" in n for n in split.notes) and not any("shard" in n for n in whole.notes)
+
+
+def test_the_plan_says_what_it_does_not_count_of_compiling():
+    plain, quick = (pl.plan(llama(), gpu="T4", train=TrainConfig(compile=on)) for on in (False, True))
+    assert plain.total_bytes == quick.total_bytes and any("compile keeps less" in n for n in quick.notes) and not any("compil" in n for n in plain.notes)
