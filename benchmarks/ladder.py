@@ -35,12 +35,10 @@ def ours(rung, folder, rows, at, memory):
     "Our loop with everything above `rung` taken away."
     import hfflow.train as loop
     from hfflow import loss, qlora
-    from hfflow.compiled import compiler_missing
     settings = {}
-    for name, more in RUNGS.items():
+    for name, more in rungs().items():
         settings |= more
         if name == rung: break
-    if compiler_missing(qlora.device()): settings.pop("compile", None)
     model = qlora.add_lora(qlora.load_base(folder / "model"), qlora.QloraConfig(rank=16))
     paths = loss._paths(model)
     paths.split &= settings.pop("split")
@@ -53,9 +51,11 @@ def ours(rung, folder, rows, at, memory):
 
 
 def rungs():
+    "Those that this machine can climb."
     from hfflow.compiled import compiler_missing
     from hfflow.qlora import device
-    return [name for name in RUNGS if (device() == "cuda" or "CPU" not in name) and ("compiled" not in name or not compiler_missing(device()))]
+    runs = dict(offload=device() == "cuda", compile=compiler_missing(device()) is None)
+    return {name: more for name, more in RUNGS.items() if all(runs.get(setting, True) for setting in more)}
 
 
 bench.CONTENDERS |= {name: (partial(ours, name), name) for name in RUNGS}
@@ -72,4 +72,4 @@ def rows_of(shape, rounds):
                        peer_name=plain_name, ratio=three(statistics.median(ratios)), unit=unit)
 
 
-if __name__ == "__main__": bench.main(__doc__, rungs(), rows_of, Path(__file__))
+if __name__ == "__main__": bench.main(__doc__, list(rungs()), rows_of, Path(__file__))

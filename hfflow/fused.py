@@ -176,6 +176,7 @@ def _fast_forward(layer, cache):
         if keep:
             dense = weight()
             weight = lambda: dense
+    # the number finds it as long as this function holds it
     number, frozen = torch.tensor(next(_numbers), device='cpu'), _Frozen(inner, weight, scale)
     _frozen[number.item()] = frozen
     def forward(self, x, *args, **kwargs):

@@ -488,6 +488,14 @@ def take_best(self:_Loop):
     self.say(f'the adapter is that of step {step}, with the lowest held-out loss, {loss:.4f}')
 
 # %% ../nbs/05_train.ipynb #2bca3c61
+@lru_cache
+def _glibc():
+    "The C library, where it is glibc, which can be told when to give memory back; else None."
+    try:
+        libc = ctypes.CDLL(None)
+        return libc if libc.malloc_trim and libc.mallopt else None
+    except (OSError, AttributeError, TypeError): return None
+
 class _Memory:
     "Peak memory of what runs from here on. GPU: the most that was allocated. CPU: the weights, plus the growth of resident memory."
     def __init__(self, model, device):
@@ -495,10 +503,8 @@ class _Memory:
         self.gpu, self.peak, self.model, self.weights = device.type == 'cuda', 0, model, None
         if self.gpu: return torch.cuda.reset_peak_memory_stats(device)
         gc.collect()
-        try:
-            # Linux: give back what is free, or growth would hide in it,
-            ctypes.CDLL(None).malloc_trim(0)
-        except (OSError, AttributeError, TypeError): pass
+        # give back what is free, or growth would hide in it,
+        if libc := _glibc(): libc.malloc_trim(0)
         try:
             # and start the system's own record of the peak anew
             Path('/proc/self/clear_refs').write_text('5')
@@ -530,14 +536,11 @@ _STAYS, _USUAL = (2**30, 2**31 - 1), (2**25, 2**26)      # bytes
 @contextmanager
 def _kept_pages(device):
     "While inside, a CPU's memory that large tensors give back stays with the process, for the next ones."
+    libc = _glibc() if device.type == 'cpu' else None
     def thresholds(sizes):
         # one alone would hold the other where it is at first, at 128 KiB, which is far slower
         return libc.mallopt(_MMAP_THRESHOLD, sizes[0]) and libc.mallopt(_TRIM_THRESHOLD, sizes[1])
-    try:
-        libc = ctypes.CDLL(None)
-        known = device.type == 'cpu' and libc.malloc_trim and thresholds(_STAYS)
-    # only glibc has these
-    except (OSError, AttributeError, TypeError): known = False
+    known = libc and thresholds(_STAYS)
     try: yield
     finally:
         if known: thresholds(_USUAL) and libc.malloc_trim(0)

@@ -1,7 +1,6 @@
 """Compiled layers compute what plain ones do, keep less, and a run with them is resumed to the bit."""
 import signal
 from contextlib import nullcontext
-from pathlib import Path
 
 import pytest
 import tinychat
@@ -14,10 +13,14 @@ from hfflow.compiled import compile_units, compiled, compiler_missing
 from hfflow.fused import fast_lora
 from hfflow.hub import UserError
 from hfflow.loss import _paths, packed_attention
-from hfflow.qlora import QloraConfig, add_lora, load_base
-from hfflow.tasks import task_collate, task_loss, task_of
+from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
+from hfflow.tasks import encode_rows, task_collate, task_loss, task_of
 
-pytestmark = pytest.mark.skipif(compiler_missing() is not None, reason=f"torch.compile cannot run here: {compiler_missing()}")
+
+@pytest.fixture(autouse=True, scope="module")
+def compiler():
+    # asked here, for the answer imports the compiler
+    if lacks := compiler_missing(): pytest.skip(f"torch.compile cannot run here: {lacks}")
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +90,6 @@ def test_one_graph_serves_all_layers_and_all_lengths(tmp_path):
 
 def test_less_waits_for_the_backward_pass(base):
     model = add_lora(load_base(base), QloraConfig(rank=4)).train()
-    from hfflow.qlora import load_tokenizer
-    from hfflow.tasks import encode_rows
     tok = load_tokenizer(base)
     batch = task_collate(encode_rows(ROWS, tok, model)[0], tok.pad_token_id, model)
     def kept():
@@ -113,7 +114,7 @@ def test_the_operator_keeps_the_rules_of_operators(tmp_path):
     for mine, theirs in zip(*grads): assert (mine - theirs).norm() < 1e-5 * theirs.norm()
 
 
-def test_a_run_is_close_to_the_plain_one_and_resumed_to_the_bit(base, tmp_path):
+def test_a_killed_run_is_resumed_to_the_bit_and_only_compiled(base, tmp_path):
     kw = dict(compile=True, max_steps=8, accumulation=2, dropout=.1)
     assert sub(base, tmp_path/"whole", **kw).returncode == 0
     assert sub(base, tmp_path/"killed", kill=5, **kw).returncode == -signal.SIGKILL
