@@ -7,10 +7,11 @@ Docs: https://hfflow.github.io/hfflow/metrics.html.md"""
 # %% auto #0
 __all__ = ['METRICS', 'Metric', 'find_metrics', 'Measure', 'measure', 'per_row', 'Confusion', 'confusion', 'plot_confusion',
            'Difference', 'compare', 'copy_control', 'controls', 'Figures', 'by_name', 'figures', 'difference',
-           'classify', 'classifier_system', 'task_system', 'figures_of', 'eval_results', 'eval_results_yaml']
+           'tfidf_control', 'nearest_control', 'task_controls', 'classify', 'classifier_system', 'task_system',
+           'figures_of', 'eval_results', 'eval_results_yaml']
 
 # %% ../nbs/07a_metrics.ipynb #ba5ad614
-import difflib, importlib, itertools, re, string, unicodedata
+import difflib, importlib, itertools, re, unicodedata, warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -20,7 +21,8 @@ from typing import Callable
 from .hub import UserError
 from .data import by_number
 from .tasks import _limit, task_of
-from .evaluate import PALETTE, Report, majority_control, model_system, shown
+from .evaluate import (PALETTE, UNSPACED, Report, column, majority_control, model_system,
+                             shown, token_f1)
 
 # %% ../nbs/07a_metrics.ipynb #5e0353c2
 @dataclass(frozen=True)
@@ -52,34 +54,16 @@ def _by_row(score):
     return counts
 
 # %% ../nbs/07a_metrics.ipynb #60f31f0b
-# scripts written without spaces: Thai and Lao, Burmese, Khmer, kana, and Han with its extensions
-_UNSPACED = re.compile('([\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff'
-                       '\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])')
-
-def _is_punctuation(c): return c in string.punctuation or unicodedata.category(c)[0] == 'P'
-
-def _squad_words(text):
-    "Words as SQuAD counts them; single characters in scripts that have no spaces."
-    text = unicodedata.normalize('NFKC', text).lower()
-    text = re.sub(r'\b(a|an|the)\b', ' ', ''.join(c for c in text if not _is_punctuation(c)))
-    return _UNSPACED.sub(r' \1 ', text).split()
-
-def _f1(answer, reference):
-    "Token F1 of two texts; 1 if both have no words, 0 if one has none."
-    a, r = _squad_words(answer), _squad_words(reference)
-    if not a or not r: return float(a == r)
-    same = (Counter(a) & Counter(r)).total()
-    return 2 * same / (len(a) + len(r))
-
 def _exact(answer, reference): return float(answer.strip() == reference.strip())
 
 # %% ../nbs/07a_metrics.ipynb #44d2909a
-def _need(package):
+def _need(package, what='This metric'):
     "Import an optional package, or say how to get it."
+    name = package.split('.')[0]
     try: return importlib.import_module(package)
     except ImportError:
-        raise UserError(f"This metric needs {package.split('.')[0]}, which is not installed: "
-                        "pip install 'hfflow[metrics]'") from None
+        raise UserError(f"{what} needs {'scikit-learn' if name == 'sklearn' else name}, which is "
+                        "not installed: pip install 'hfflow[metrics]'") from None
 
 def _chrf_counts(answers, refs):
     "n-grams of the answer, of the reference and in both, for n from 1 to 6, as sacreBLEU counts them."
@@ -103,7 +87,7 @@ class _Words:
     def tokenize(self, text):
         text = unicodedata.normalize('NFKC', text).lower()
         text = ''.join(c if unicodedata.category(c)[0] in 'LMN' else ' ' for c in text)
-        return _UNSPACED.sub(r' \1 ', text).split()
+        return re.sub(f'([{UNSPACED}])', r' \1 ', text).split()
 
 def _rouge(kind):
     "The counts of one kind of ROUGE: its F-measure in each row, best over the references, and 1."
@@ -169,7 +153,7 @@ _label = lambda name, title, formula, low=0.0: Metric(name, title, _label_counts
                                                       labels=True)
 METRICS = {m.name: m for m in [
     _text('exact_match', 'Exact match', _by_row(_exact)),
-    _text('f1', 'Token F1', _by_row(_f1)),
+    _text('f1', 'Token F1', _by_row(token_f1)),
     Metric('chrf', 'chrF', _chrf_counts, _chrf, high=100.0, package='sacrebleu'),
     *(_text(k, f'ROUGE-{k[5:]}', _rouge(k), package='rouge_score')
       for k in ('rouge1', 'rouge2', 'rougeL')),
@@ -471,10 +455,18 @@ def compare(
     return _difference(m, old, new, names, '', seed, resamples)
 
 # %% ../nbs/07a_metrics.ipynb #d9170325
+def _last_text(prompt):
+    "A prompt as one text; of a chat the last message."
+    if isinstance(prompt, dict): prompt = prompt.get('messages')
+    if isinstance(prompt, (list, tuple)) and prompt: prompt = prompt[-1].get('content')
+    if isinstance(prompt, (list, tuple)):             # parts: texts among pictures or sounds
+        prompt = ' '.join(p['text'] for p in prompt if isinstance(p, dict) and p.get('text'))
+    return '' if _missing(prompt) else str(prompt)
+
 def copy_control() -> Callable:  # a system: list of prompts -> list of answers
     "A system that answers each prompt with itself (of a chat: with its last message)."
     def copy(prompts):
-        return [p if isinstance(p, str) else p[-1]['content'] for p in prompts]
+        return [_last_text(p) for p in prompts]
     copy.control = True
     return copy
 
@@ -538,6 +530,75 @@ def difference(
             if (d['before'], d['after']) == (after, before): return Difference(**d).flip()
     raise UserError(f"The report does not compare {before!r} with {after!r} by {metric!r} on "
                     f"{split!r}: ask evaluate for it with metrics=by_name({metric!r})")
+
+# %% ../nbs/07a_metrics.ipynb #58702aab
+def _learned(train):
+    "Texts and answers of training rows; of several references the first."
+    texts, answers = column(train, 'prompt'), column(train, 'completion')
+    if not texts: raise UserError("The training split is empty, so no control can learn from it: "
+                                  "give a split with rows")
+    first = (a[0] if isinstance(a, (list, tuple)) and a else a for a in answers)
+    return [_last_text(t) for t in texts], [str(a).strip() for a in first]
+
+def _constant(answers): return majority_control([dict(completion=a) for a in answers])
+
+# %% ../nbs/07a_metrics.ipynb #153b9e2f
+def tfidf_control(
+    train,  # rows with `prompt` and `completion`, which is a label
+) -> Callable:  # a system: list of prompts -> list of labels
+    "A system that learns labels from words: TF-IDF and logistic regression, of scikit-learn."
+    text, linear = (_need(f'sklearn.{m}', 'tfidf_control')
+                    for m in ('feature_extraction.text', 'linear_model'))
+    texts, labels = _learned(train)
+    if (kinds := len(set(labels))) > 1000:
+        raise UserError(f"The training rows have {kinds:,} different answers, and a classifier is "
+                        "for at most 1,000: take nearest_control")
+    words = text.TfidfVectorizer(
+        ngram_range=(1, 2), sublinear_tf=True, min_df=1 if len(texts) < 5000 else 2,
+        token_pattern=f'[{UNSPACED}]|[^\\W{UNSPACED}]+|[^\\w\\s]')
+    try: x = words.fit_transform(texts)
+    except ValueError: kinds = 1          # blank texts only, or no word that two rows share
+    if kinds == 1: return _constant(labels)
+    model = linear.LogisticRegression(C=10, max_iter=1000, solver='newton-cg').fit(x, labels)
+    def learned(prompts):
+        if not len(prompts): return []
+        return model.predict(words.transform(map(_last_text, prompts))).tolist()
+    learned.control = True
+    return learned
+
+# %% ../nbs/07a_metrics.ipynb #82ead26b
+def nearest_control(
+    train,  # rows with `prompt` and `completion`
+) -> Callable:  # a system: list of prompts -> list of answers
+    "A system that answers as the training row with the most similar prompt; of equal ones the first."
+    text = _need('sklearn.feature_extraction.text', 'nearest_control')
+    texts, answers = _learned(train)
+    letters = text.TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 4), sublinear_tf=True)
+    try: x = letters.fit_transform(texts)
+    except ValueError: return _constant(answers[:1])      # blank texts only
+    def nearest(prompts):
+        prompts, out = list(map(_last_text, prompts)), []
+        for i in range(0, len(prompts), 64):          # 64 prompts on 10,000 rows are 5 MB
+            cosine = (x @ letters.transform(prompts[i:i + 64]).T).toarray()
+            # the order of a sum moves its last digits; without them a tie is a tie
+            out += [answers[j] for j in cosine.round(9).argmax(0)]
+        return out
+    nearest.control = True
+    return nearest
+
+# %% ../nbs/07a_metrics.ipynb #d012186c
+def task_controls(
+    train,  # rows with `prompt` and `completion`
+    task: str,  # 'classify', 'causal' or 'seq2seq', as tasks.task_of says it
+    say: Callable = warnings.warn,  # called with one sentence where a control cannot be made
+) -> dict:  # name, as tables show it -> system
+    "Make the controls that fit a task: the most frequent answer, and one that learns."
+    name, make = (('TF-IDF + logistic regression', tfidf_control) if task == 'classify'
+                  else ('nearest training row', nearest_control))
+    found = {'most frequent': majority_control(train)}
+    try: found[name] = make(train)
+    except UserError as e: say(f'The control {name!r} is left out: {e}')
+    return found
 
 # %% ../nbs/07a_metrics.ipynb #af75a579
 def classify(

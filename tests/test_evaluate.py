@@ -215,3 +215,72 @@ def test_rows_of_which_only_some_are_conversations():
     chat.chats = True
     assert ev.evaluate({"chat": chat}, {"test": rows}).row("chat", "test")["right"] == 3
     assert asked == [{"messages": talk[:1], "tools": None}, "p", "r"]
+
+
+# --- token F1 in the report ---------------------------------------------------------------------
+def free_text():
+    """Two systems without one exact answer on two splits: the second shares more words with the references."""
+    rows = [{"prompt": f"say {w}", "completion": f"I say {w} to all of you"} for w in "red green blue white black grey".split()]
+    near = lambda prompts: [f"{p} to you" for p in prompts]
+    return ev.evaluate({"far": lambda prompts: list(prompts), "near": near}, {"s": rows, "t": [*rows[:2], {"prompt": "x", "completion": ["", "x"]}]})
+
+
+def test_the_report_keeps_the_token_f1_of_every_row():
+    rep = free_text()
+    # say, red: both of the answer's words, of seven in the reference
+    assert rep.f1 == {"far": {"s": (0.4444,) * 6, "t": (0.4444, 0.4444, 1.0)}, "near": {"s": (0.7273,) * 6, "t": (0.7273, 0.7273, 0.5)}}
+    assert [r["right"] for r in rep.rows if r["split"] == "s"] == [0, 0]
+    again = ev.Report.from_dict(json.loads(json.dumps(rep.as_dict())))
+    assert again == rep and again.f1["near"]["t"] == (0.7273, 0.7273, 0.5)
+    old = {k: v for k, v in rep.as_dict().items() if k != "f1"}
+    assert ev.Report.from_dict(old).f1 == {} and ev.Report.from_dict(old).hits == rep.hits
+    with pytest.raises(UserError, match="keeps no figure of each row of 's'.*evaluate again"): ev.paired_f1(ev.Report.from_dict(old), "far", "near", "s")
+
+
+def test_two_systems_without_an_exact_answer_are_told_apart_by_their_words():
+    rep = free_text()
+    assert ev.paired(rep, "far", "near", "s").p == 1.0
+    d = ev.paired_f1(rep, "far", "near", "s")
+    # of 64 ways to flip six signs, two give so large a sum
+    assert (d.n, d.p) == (6, 2 / 64) and d.value == pytest.approx(0.2829) and (d.f1_before, d.f1_after) == pytest.approx((0.4444, 0.7273))
+    back = ev.paired_f1(rep, "near", "far", "s")
+    assert (back.value, back.p) == (-d.value, d.p)
+    assert ev.paired_f1(rep, "far", "far", "s").p == 1.0
+    everything = ev.paired_f1(rep, "far", "near")
+    assert (everything.n, everything.split) == (9, "all splits") and everything.value == pytest.approx((8 * 0.2829 - 0.5) / 9)
+    with pytest.raises(UserError, match="no row for 'bert' on 't'"): ev.paired_f1(rep, "far", "bert", "t")
+    with pytest.raises(UserError, match="no row for 'bert' on any split"): ev.paired_f1(rep, "far", "bert")
+
+
+@pytest.mark.parametrize("n, shift", [(8, 0.1), (70, 0.02), (400, 0.0)])
+def test_p_of_the_sign_flips_is_scipys(n, shift):
+    import numpy as np
+    from scipy.stats import permutation_test
+
+    rng = np.random.default_rng(n)
+    x = rng.random(n).round(4)
+    y = np.where(rng.random(n) < 0.3, x, (x + rng.normal(shift, 0.1, n)).round(4))
+    rep = ev.Report([dict(system=s, split="s", n=n, right=0) for s in "xy"], f1={"x": {"s": tuple(x.tolist())}, "y": {"s": tuple(y.tolist())}})
+    want = permutation_test((x, y), lambda a, b, axis: np.mean(b - a, axis=axis), permutation_type="samples", n_resamples=20_000, rng=0)
+    d = ev.paired_f1(rep, "x", "y", "s")
+    assert d.value == pytest.approx(want.statistic) and d.p == pytest.approx(want.pvalue, abs=1e-9 if n == 8 else 0.015)
+    assert ev.paired_f1(rep, "x", "y", "s") == d
+
+
+def test_ten_thousand_rows_are_compared_in_seconds_and_little_memory():
+    import time
+
+    import numpy as np
+
+    f1 = {s: {"s": tuple(np.random.default_rng(i).random(10_000).round(4).tolist())} for i, s in enumerate("xy")}
+    rep, start = ev.Report([dict(system=s, split="s", n=10_000, right=0) for s in "xy"], f1=f1), time.process_time()
+    assert 0 < ev.paired_f1(rep, "x", "y").p <= 1 and time.process_time() - start < 10
+
+
+def test_all_splits_together_are_the_sum_of_the_splits():
+    hits = {"a": {"s": "0011", "t": "01"}, "b": {"s": "0111", "t": "10"}}
+    rep = ev.Report([dict(system=s, split=k, n=len(v), right=0) for s, d in hits.items() for k, v in d.items()], hits=hits)
+    each, both = [ev.paired(rep, "a", "b", k) for k in "st"], ev.paired(rep, "a", "b")
+    assert [getattr(both, k) for k in ("both", "gained", "lost", "neither")] == [2, 2, 1, 1] == [sum(getattr(e, k) for e in each) for k in ("both", "gained", "lost", "neither")]
+    assert both.split == "all splits" and both.p == 1.0 and "all splits: **a**" in both._repr_markdown_()
+    with pytest.raises(UserError, match="no row for 'c' on any split: it has 'a' on 's'"): ev.paired(rep, "a", "c")

@@ -300,6 +300,110 @@ def test_several_references_in_a_report():
     with pytest.raises(UserError, match="no metric 'bleurt'"): ev.evaluate(ECHO, {"s": ROWS}, metrics=mt.by_name(["bleurt"]))
 
 
+# --- controls that learn ------------------------------------------------------------------------
+PLACES = ["Rome", "Oslo", "Lima", "Kyiv", "Bonn", "Cork", "Graz", "Lyon", "Nice", "York"]
+MAIL = [dict(prompt=f"my parcel to {p} came late, third time", completion="delivery") for p in PLACES] + \
+       [dict(prompt=f"the price in {p} is too high for me", completion="money") for p in PLACES]
+
+
+def test_tfidf_learns_what_words_say_from_twenty_rows():
+    control = mt.tfidf_control(MAIL)
+    assert control.control and control([]) == []
+    got = control(["it came late to Bern", "price too high in Bern", [dict(role="system", content="price price"), dict(role="user", content="my parcel, late")]])
+    assert got == ["delivery", "money", "delivery"] and all(type(g) is str for g in got)
+    report = ev.evaluate({"c": control}, {"s": MAIL})
+    assert report.row("c", "s")["right"] == 20
+    chats = [dict(prompt=[dict(role="user", content="hello"), dict(role="user", content=[dict(type="text", text=r["prompt"])])], completion=r["completion"]) for r in MAIL]
+    assert mt.tfidf_control(chats)(["price too high in Bern", ""])[0] == "money"
+
+
+def test_tfidf_is_scikit_learns_pipeline_on_plain_words():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    rng = random.Random(0)
+    words = {l: [f"{l}{i}" for i in range(30)] for l in "abc"}
+    rows = [dict(prompt=" ".join(rng.choices(words[l], k=4) + rng.choices(sum(words.values(), []), k=6)), completion=l) for l in rng.choices("abc", k=400)]
+    train, test = rows[:300], [r["prompt"] for r in rows[300:]]
+    plain = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+"), LogisticRegression(C=10, max_iter=1000, tol=1e-6))
+    want = plain.fit([r["prompt"] for r in train], [r["completion"] for r in train]).predict(test).tolist()
+    got = mt.tfidf_control(train)(test)
+    assert sum(a != b for a, b in zip(got, want)) <= 1           # two solvers, one optimum
+    assert np.mean([g == r["completion"] for g, r in zip(got, rows[300:])]) > 0.6
+
+
+@pytest.mark.parametrize("texts", [
+    ["👍", "👎", "👍👍", "👎 👎", "❤", "💔"], ["好吃", "难吃", "很好吃", "很难吃", "真好吃", "真难吃"],
+    ["x", "y", "x", "y", "x", "y"], ["!", "?", "!!", "??", "! !", "? ?"], ["ดีมาก", "แย่มาก", "ดี", "แย่", "ดีจริง", "แย่จริง"], [1, 2, 1, 2, 1, 2]])
+def test_texts_that_hold_no_words_are_read_by_their_characters(texts):
+    rows = [dict(prompt=t, completion="no" if i % 2 else "yes") for i, t in enumerate(texts)]
+    labels = [r["completion"] for r in rows]
+    assert mt.tfidf_control(rows)(texts)[:2] == labels[:2] == ["yes", "no"]
+    assert mt.nearest_control(rows)(texts)[:2] == ["yes", "no"]
+
+
+@pytest.mark.parametrize("make", [mt.tfidf_control, mt.nearest_control])
+def test_a_control_with_nothing_to_learn_from_still_answers(make):
+    blank = [dict(prompt=" ", completion="a"), dict(prompt="", completion="a"), dict(prompt="", completion="b")]
+    assert make(blank)(["x", ""]) == ["a", "a"]
+    assert make([dict(prompt="one", completion="only")] * 3)(["x", ""]) == ["only", "only"]
+    assert make(MAIL)(["", "qzx"])[0] in ("delivery", "money")
+    with pytest.raises(UserError, match="training split is empty"): make([])
+    with pytest.raises(UserError, match="no column 'prompt'"): make([dict(text="x", completion="y")])
+
+
+def test_tfidf_refuses_what_is_no_label():
+    with pytest.raises(UserError, match="1,001 different answers.*nearest_control"):
+        mt.tfidf_control([dict(prompt=f"p{i}", completion=str(i)) for i in range(1001)])
+
+
+def test_the_nearest_row_is_the_one_of_largest_cosine_and_the_first_of_equal_ones():
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    rng = random.Random(1)
+    prompts = [" ".join(rng.choices("tune train qwen llama rank epochs four bit two data".split(), k=rng.randint(1, 6))) for _ in range(300)]
+    train = [dict(prompt=p, completion=str(i)) for i, p in enumerate(prompts)]
+    asked = [p + "s" for p in prompts[:150]] + prompts[150:] + ["zzz", ""]
+    v = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    cosine = v.fit_transform(prompts).toarray() @ v.transform(asked).toarray().T
+    got = [int(a) for a in mt.nearest_control(train)(asked)]
+    best = (cosine >= cosine.max(0) - 1e-8)
+    assert (best.sum(0) > 1).sum() > 20, "words in another order tie"
+    assert got == best.argmax(0).tolist() and got[-2:] == [0, 0]
+    again = mt.nearest_control(train)
+    assert [int(a) for a in again(asked)] == got == [int(again([a])[0]) for a in asked], "one at a time or together"
+
+
+def test_the_nearest_of_thousands_of_rows_is_found_in_seconds():
+    rng, letters = random.Random(0), string.ascii_lowercase
+    words = ["".join(rng.choices(letters, k=rng.randint(2, 9))) for _ in range(4000)]
+    rows = [dict(prompt=" ".join(rng.choices(words, k=20)), completion=str(i)) for i in range(8000)]
+    start = time.process_time()
+    assert mt.nearest_control(rows)([r["prompt"] for r in rows[:400]]) == [str(i) for i in range(400)]
+    assert time.process_time() - start < 20
+
+
+@pytest.mark.parametrize("task, name", [("classify", "TF-IDF + logistic regression"), ("causal", "nearest training row"), ("seq2seq", "nearest training row")])
+def test_the_controls_of_a_task_and_what_is_said_where_one_is_missing(monkeypatch, task, name):
+    said = []
+    found = mt.task_controls(MAIL, task, said.append)
+    assert list(found) == ["most frequent", name] and not said and all(c.control for c in found.values())
+    report = ev.evaluate(found, {"s": MAIL}, metrics=mt.by_name("f1"))
+    assert list(dict.fromkeys(r["system"] for r in report.rows)) == list(found) and name in report.table()
+    assert (report.row("most frequent", "s")["right"], report.row(name, "s")["right"]) == (10, 20)
+
+    real = importlib.import_module
+    def none(module, *args):
+        if module.startswith("sklearn"): raise ImportError(module)
+        return real(module, *args)
+    monkeypatch.setattr(mt.importlib, "import_module", none)
+    assert list(mt.task_controls(MAIL, task, said.append)) == ["most frequent"]
+    sentence, = said
+    assert repr(name) in sentence and "needs scikit-learn, which is not installed" in sentence and sentence.endswith("pip install 'hfflow[metrics]'")
+    with pytest.warns(UserWarning, match="needs scikit-learn, which is not installed"): mt.task_controls(MAIL, task)
+
+
 # --- classifiers --------------------------------------------------------------------------------
 def head(kind, tok, **more):
     import torch

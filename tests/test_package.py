@@ -1,6 +1,7 @@
 """What `pip install hfflow` gives: built from a clean copy, installed alone, run from an empty folder."""
 import json
 import os
+import re
 import site
 import subprocess
 import sys
@@ -56,6 +57,9 @@ def test_the_metadata_says_what_settings_ini_says(dist):
     with zipfile.ZipFile(next(dist.glob("*.whl"))) as wheel:
         metadata = wheel.read(next(n for n in wheel.namelist() if n.endswith("METADATA"))).decode()
     assert "Requires-Dist: transformers>=" in metadata and 'extra == "dev"' in metadata
+    extras = {e: {re.split(r"[^\w.-]", r)[0] for r in re.findall(f"Requires-Dist: (.*); extra == \"{e}\"", metadata)} for e in ("metrics", "track", "all")}
+    assert "scikit-learn" in extras["metrics"] and extras["track"] and extras["all"] == {"hfflow"}
+    assert all(f'hfflow[{e}]; extra == "all"' in metadata for e in ("metrics", "track"))
     assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3." in metadata
 
 
