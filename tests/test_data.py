@@ -1,5 +1,8 @@
 """Raw files to Dataset repos: what cleaning promises, every refusal, registering twice, loading by the plain client."""
+import csv
+import io
 import json
+import re
 import threading
 
 import pytest
@@ -156,6 +159,81 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
     assert ready(tmp_path).report.dropped == {"long": 1}
 
 
+def table(text, name="a.csv"):
+    "Columns, rows, lines and notes of a file."
+    columns, rows, lines, _, notes = data._csv(text.encode(), name)
+    return columns, [r and tuple(r.values()) for r in rows], lines, notes
+
+
+CELLS = st.text(st.sampled_from('ab ,;"\n\r\u2028'), max_size=8)
+
+
+@QUICK
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=6), st.sampled_from(",;\t"), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_what_a_writer_of_csv_writes_is_read_back(rows, sep, end, quoted):
+    out = io.StringIO(newline="")
+    quoted |= any("\r" in c for r in rows for c in r)            # which the writer leaves bare, before Python 3.13
+    csv.writer(out, delimiter=sep, lineterminator=end, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerows([("a", "b", "c"), *rows])
+    columns, found, lines, notes = table(out.getvalue())
+    assert columns == ("a", "b", "c") and found == rows
+    assert not any("without quoting" in n for n in notes)
+
+
+@QUICK
+@given(st.lists(st.tuples(*[st.sampled_from(["a", "b c", '5" pipe', 'size 5"', 'so "x" y', 'he said "no"', "x"])] * 2), min_size=1, max_size=6),
+       st.sampled_from(",\t"), st.randoms())
+def test_a_quote_that_opens_a_cell_swallows_no_row_in_silence(rows, sep, random):
+    torn, i, j = [list(r) for r in rows], random.randrange(len(rows)), random.randrange(2)
+    torn[i][j] = '"' + torn[i][j]
+    try: _, found, _, notes = table("\n".join(map(sep.join, [("prompt", "completion"), *torn])) + "\n")
+    except UserError as e: assert sep == "," and re.search(rf"line {i + 2}\b", str(e))
+    else: assert len(found) == len(rows) or "are one row by their quotes" in notes[0]
+    if sep == "\t": assert len(found) == len(rows)
+
+
+LATER = "".join(f"Question {i},Answer {i}\n" for i in range(9))
+
+
+@pytest.mark.parametrize("text, said", [
+    ('prompt,completion\nQ,A\n"open,x\n' + LATER, "a.csv opens a quote on line 3 that is not closed where a cell ends (it runs to line 12): close it there"),
+    ('prompt,completion\n"open,x\n' + LATER + 'Q,"yes, no"\n' + LATER, "opens a quote on line 2 that is not closed where a cell ends (it runs to line 12)"),
+    ('prompt,completion\n"open,x\n' + LATER + 'Q,he said "no" to it\n' + LATER, "opens a quote on line 2 "),
+    ('prompt,completion\n"two\nlines",x\nQ,"open\n' + LATER, "opens a quote on line 4 "),
+    ('prompt,completion\n"two\nlines","open\n' + LATER, "opens a quote on line 3 "),
+    ('prompt,completion\nQ,A\n"open,x', "opens a quote on line 3 that is not closed where a cell ends (it runs to line 3)"),
+    ('prompt,completion\nQ,A\nQ,"', "opens a quote on line 3 "),
+    ('"prompt,completion\nQ,A\n', "opens a quote on line 1 "),
+    ('prompt,completion\r"open,x\r' + LATER.replace("\n", "\r"), "opens a quote on line 2 "),
+    ('prompt,completion\n"open,x\n' + LATER + 'Q,size 5"\n' + LATER, "a.csv has a row of 1 cells in place of 2 on lines 2 to 12: repair it, or the quote that opens on line 2."),
+    ('prompt,completion\n"open,x\n' + LATER + 'size 5",a,b\n' + LATER, "has a row of 3 cells in place of 2 on lines 2 to 12"),
+    ('prompt\tcompletion\n"open\tx\nQ\tA\tB\n', "opens a quote on line 2 "),
+])
+def test_a_quote_that_is_never_closed_is_refused_with_its_line(text, said, tmp_path):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    with pytest.raises(UserError) as e: ready(tmp_path)
+    assert said in str(e.value) and "\n" not in str(e.value)
+
+
+def test_quotes_that_are_no_fault():
+    long = "Dear Sir,\n" + "\n".join(f'line {i}, "quoted" and more' for i in range(50))
+    text = 'prompt,completion\n"' + long.replace('"', '""') + '",a\nfive 5" pipes,b\n"Never" is a word,c\n\n"last","d"'
+    assert table(text) == (("prompt", "completion"), [(long, "a"), ('five 5" pipes', "b"), ("Never is a word", "c"), ("last", "d")], [2, 53, 54, 56], ())
+    assert table('a,b\n"x, y\nz",1\n')[1:] == ([("x, y\nz", "1")], [2], ("a.csv: lines 2 to 3 are one row by their quotes, though each could be a row",))
+    assert table('a,b\n"x, y\nz"\n1,2,3\n')[1] == [("x, y\nz",), None]      # a short row, and one with a cell too many
+    assert table("a\n\"x\ny\"\n") == (("a",), [("x\ny",)], [2], ())
+    assert table("") == ((), [], [], ()) and table("a,b\n") == (("a", "b"), [], [], ())
+
+
+def test_a_tab_separated_file_without_quoting():
+    text = 'word\tkind\n"Never" is a word\tyes\n"He left\tno\n5" pipe\tno\n"Both"\tyes\n'
+    note = ("a.tsv: read without quoting, a quote in it is a letter like others",)
+    assert table(text, "a.tsv")[1:] == ([('"Never" is a word', "yes"), ('"He left', "no"), ('5" pipe', "no"), ('"Both"', "yes")], [2, 3, 4, 5], note)
+    closed = 'word\tkind\n"He left\tno\nRow\tkept\nsize 5"\tyes\n'           # by its quotes it would be one row of two cells
+    assert table(closed, "a.tsv")[1:] == ([('"He left', "no"), ("Row", "kept"), ('size 5"', "yes")], [2, 3, 4], note)
+    quoted = 'word\tkind\n"two\nlines\twith ""tabs"""\tyes\n"Both"\tno\n'
+    assert table(quoted, "a.tsv")[1:] == ([('two\nlines\twith "tabs"', "yes"), ("Both", "no")], [2, 4], ())
+
+
 def test_what_a_folder_leaves_out(tmp_path):
     for name in ("train.jsonl", ".hidden/a.jsonl", "_tmp/b.jsonl", "README.json", "notes.txt", "table.xlsx", "test/x-1.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -166,9 +244,46 @@ def test_what_a_folder_leaves_out(tmp_path):
 @pytest.mark.parametrize("name, split", [
     ("train.csv", "train"), ("Train-01.csv", "train"), ("training_set.csv", "train"), ("test_values.jsonl", "test_values"),
     ("test phrasings.csv", "test_phrasings"), ("TEST-2.csv", "test"), ("testimonials.csv", "train"), ("dev.csv", "validation"),
-    ("validation-0.parquet", "validation"), ("latest.csv", "train"), ("data/test/0001.csv", "test"), ("test/train.csv", "train")])
+    ("validation-0.parquet", "validation"), ("latest.csv", "train"), ("data/test/0001.csv", "test"), ("test/train.csv", "train"),
+    ("reviews_TEST.csv", "test"), ("my_test_values.csv", "test"), ("eval.csv", "validation"), ("evaluation-1.csv", "validation"),
+    ("dev(1).csv", "validation"), ("train_test.csv", "train"), ("test/2024-reviews.csv", "test"), ("test-small/x.csv", "test")])
 def test_split_from_the_name(name, split):
     assert split_of(name) == split
+
+
+NAMES = ["reviews_test.csv", "reviews-val.csv", "my_test.csv", "data_test_1.csv", "x.dev.csv", "test1.csv", "testing.csv", "a.testing.2.csv",
+         "2024 test.csv", "valid-0.csv", "my.validation.csv", "x_val_3.csv", "2dev.csv", "train.csv", "a_training_1.csv", "train-00000-of-00002.csv",
+         "test-00000-of-00001.csv", "contest.csv", "latest.csv", "testimonials.csv", "trainees.csv", "devices.csv", "values.csv", "invalid.csv", "untrained.csv"]
+FOLDERS = ["train/part1.csv", "data/test/a.csv", "my-val/b.csv", "x/train_1/y/c.csv", "testing/d.csv", "latest/test-2/e.csv", "contest/dev/f.csv"]
+
+
+@pytest.mark.parametrize("names", [NAMES, FOLDERS, ["contest.csv", "devices/a.csv"]], ids=["files", "folders", "no word"])
+def test_splits_are_those_of_datasets(names, tmp_path):
+    from datasets import load_dataset
+    for n in names:
+        (tmp_path / "d" / n).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / n).write_text(f"prompt,completion\n{n},x\n")
+    theirs = {n: s for s, rows in load_dataset(str(tmp_path / "d"), cache_dir=str(tmp_path / "cache")).items() for n in rows["prompt"]}
+    tables = {t.name: t for t in read_raw(tmp_path / "d")}
+    assert set(tables) == set(names) and set(theirs) <= set(names)
+    assert {n: tables[n].split for n in theirs} == theirs
+    passed_over = set(names) - set(theirs)                   # `datasets` reads files without a word only where no file has one
+    assert all(tables[n].split == "train" and "no word of a split" in tables[n].notes[0] for n in passed_over)
+    assert not any(tables[n].notes for n in theirs) and (not passed_over) == (names is not NAMES)
+
+
+def test_the_report_says_what_a_name_leaves_open(tmp_path):
+    for n in ("contest.csv", "reviews_test.csv", "train_eval.csv"): (tmp_path / n).write_text(f"prompt,completion\n{n},x\n")
+    got = ready(tmp_path)
+    assert got.report.kept == {"train": 1, "validation": 1, "test": 1}
+    assert got.report.columns == ("contest.csv: used for training, for its name has no word of a split",
+                                  "train_eval.csv: 'train_eval' has the words of two splits, taken for train")
+    assert not ready(tmp_path / "contest.csv").report.columns        # a file alone needs no name
+    from datasets import Dataset, DatasetDict
+    rows = Dataset.from_list(ROWS)
+    got = ready(DatasetDict(my_train=rows.select(range(9)), my_test=rows.select([9]), unsupervised=rows))
+    assert got.report.kept == {"train": 8, "validation": 1, "test": 1}
+    assert got.report.columns == ("the split 'unsupervised' left out: its name has no word of a split",)
 
 
 # ---- refusals: one sentence that names the thing and what to do
