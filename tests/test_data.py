@@ -1,12 +1,15 @@
 """Raw files to Dataset repos: what cleaning promises, every refusal, registering twice, loading by the plain client."""
+import csv
+import io
 import json
+import re
 import threading
 
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from hfflow import data, hub
-from hfflow.data import DataConfig, clean, key, load, match_columns, prepare, read_raw, register, split_of, stream
+from hfflow.data import DataConfig, clean, key, label_names, load, match_columns, prepare, read_raw, register, split_of, stream
 from hfflow.hub import Artifact, UserError
 
 
@@ -156,6 +159,82 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
     assert ready(tmp_path).report.dropped == {"long": 1}
 
 
+def table(text, name="a.csv"):
+    "Columns, rows, lines and notes of a file."
+    columns, rows, lines, _, notes = data._csv(text.encode(), name)
+    return columns, [r and tuple(r.values()) for r in rows], lines, notes
+
+
+CELLS = st.text(st.sampled_from('ab ,;"\n\r\u2028'), max_size=8)
+
+
+@QUICK
+@given(st.lists(st.tuples(CELLS, CELLS, CELLS), max_size=6), st.sampled_from(",;\t"), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_what_a_writer_of_csv_writes_is_read_back(rows, sep, end, quoted):
+    out = io.StringIO(newline="")
+    quoted |= any("\r" in c for r in rows for c in r)            # which the writer leaves bare, before Python 3.13
+    csv.writer(out, delimiter=sep, lineterminator=end, quoting=csv.QUOTE_ALL if quoted else csv.QUOTE_MINIMAL).writerows([("a", "b", "c"), *rows])
+    columns, found, lines, notes = table(out.getvalue())
+    assert columns == ("a", "b", "c") and found == rows
+    assert not any("without quoting" in n for n in notes)
+
+
+@QUICK
+@given(st.lists(st.tuples(*[st.sampled_from(["a", "b c", '5" pipe', 'size 5"', 'so "x" y', 'he said "no"', "x"])] * 2), min_size=1, max_size=6),
+       st.sampled_from(",\t"), st.randoms())
+def test_a_quote_that_opens_a_cell_swallows_no_row_in_silence(rows, sep, random):
+    torn, i, j = [list(r) for r in rows], random.randrange(len(rows)), random.randrange(2)
+    torn[i][j] = '"' + torn[i][j]
+    try: _, found, _, notes = table("\n".join(map(sep.join, [("prompt", "completion"), *torn])) + "\n")
+    except UserError as e: assert sep == "," and re.search(rf"line {i + 2}\b", str(e))
+    else: assert len(found) == len(rows) or "are one row by their quotes" in notes[0]
+    if sep == "\t": assert len(found) == len(rows)
+
+
+LATER = "".join(f"Question {i},Answer {i}\n" for i in range(9))
+
+
+@pytest.mark.parametrize("text, said", [
+    ('prompt,completion\nQ,A\n"open,x\n' + LATER, "a.csv opens a quote on line 3 that is not closed where a cell ends (it runs to line 12): close it there"),
+    ('prompt,completion\n"open,x\n' + LATER + 'Q,"yes, no"\n' + LATER, "opens a quote on line 2 that is not closed where a cell ends (it runs to line 12)"),
+    ('prompt,completion\n"open,x\n' + LATER + 'Q,he said "no" to it\n' + LATER, "opens a quote on line 2 "),
+    ('prompt,completion\n"two\nlines",x\nQ,"open\n' + LATER, "opens a quote on line 4 "),
+    ('prompt,completion\n"two\nlines","open\n' + LATER, "opens a quote on line 3 "),
+    ('prompt,completion\nQ,A\n"open,x', "opens a quote on line 3 that is not closed where a cell ends (it runs to line 3)"),
+    ('prompt,completion\nQ,A\nQ,"', "opens a quote on line 3 "),
+    ('"prompt,completion\nQ,A\n', "opens a quote on line 1 "),
+    ('prompt,completion\r"open,x\r' + LATER.replace("\n", "\r"), "opens a quote on line 2 "),
+    ('prompt,completion\n"open,x\n' + LATER + 'Q,size 5"\n' + LATER, "a.csv has a row of 1 cells in place of 2 on lines 2 to 12: repair it, or the quote that opens on line 2."),
+    ('prompt,completion\n"open,x\n' + LATER + 'size 5",a,b\n' + LATER, "has a row of 3 cells in place of 2 on lines 2 to 12"),
+    ('prompt\tcompletion\n"open\tx\nQ\tA\tB\n', "opens a quote on line 2 "),
+])
+def test_a_quote_that_is_never_closed_is_refused_with_its_line(text, said, tmp_path):
+    (tmp_path / "a.csv").write_bytes(text.encode())
+    with pytest.raises(UserError) as e: ready(tmp_path)
+    assert said in str(e.value) and "\n" not in str(e.value)
+
+
+def test_quotes_that_are_no_fault():
+    long = "Dear Sir,\n" + "\n".join(f'line {i}, "quoted" and more' for i in range(50))
+    text = 'prompt,completion\n"' + long.replace('"', '""') + '",a\nfive 5" pipes,b\n"Never" is a word,c\n\n"last","d"'
+    assert table(text) == (("prompt", "completion"), [(long, "a"), ('five 5" pipes', "b"), ("Never is a word", "c"), ("last", "d")], [2, 53, 54, 56], ())
+    assert table('a,b\n"x, y\nz",1\n')[1:] == ([("x, y\nz", "1")], [2], ("a.csv: lines 2 to 3 are one row by their quotes, though each could be a row",))
+    assert table('a,b\n"x, y\nz"\n1,2,3\n')[1] == [("x, y\nz",), None]      # a short row, and one with a cell too many
+    assert table("a\n\"x\ny\"\n") == (("a",), [("x\ny",)], [2], ())
+    assert table("a,b,b\n1,2,3\n")[1:] == ([("1", "3")], [2], ("a.csv: of 2 columns called 'b' the last is read",))
+    assert table("") == ((), [], [], ()) and table("a,b\n") == (("a", "b"), [], [], ())
+
+
+def test_a_tab_separated_file_without_quoting():
+    text = 'word\tkind\n"Never" is a word\tyes\n"He left\tno\n5" pipe\tno\n"Both"\tyes\n'
+    note = ("a.tsv: read without quoting, so that quotes are letters",)
+    assert table(text, "a.tsv")[1:] == ([('"Never" is a word', "yes"), ('"He left', "no"), ('5" pipe', "no"), ('"Both"', "yes")], [2, 3, 4, 5], note)
+    closed = 'word\tkind\n"He left\tno\nRow\tkept\nsize 5"\tyes\n'           # by its quotes it would be one row of two cells
+    assert table(closed, "a.tsv")[1:] == ([('"He left', "no"), ("Row", "kept"), ('size 5"', "yes")], [2, 3, 4], note)
+    quoted = 'word\tkind\n"two\nlines\twith ""tabs"""\tyes\n"Both"\tno\n'
+    assert table(quoted, "a.tsv")[1:] == ([('two\nlines\twith "tabs"', "yes"), ("Both", "no")], [2, 4], ())
+
+
 def test_what_a_folder_leaves_out(tmp_path):
     for name in ("train.jsonl", ".hidden/a.jsonl", "_tmp/b.jsonl", "README.json", "notes.txt", "table.xlsx", "test/x-1.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -166,9 +245,46 @@ def test_what_a_folder_leaves_out(tmp_path):
 @pytest.mark.parametrize("name, split", [
     ("train.csv", "train"), ("Train-01.csv", "train"), ("training_set.csv", "train"), ("test_values.jsonl", "test_values"),
     ("test phrasings.csv", "test_phrasings"), ("TEST-2.csv", "test"), ("testimonials.csv", "train"), ("dev.csv", "validation"),
-    ("validation-0.parquet", "validation"), ("latest.csv", "train"), ("data/test/0001.csv", "test"), ("test/train.csv", "train")])
+    ("validation-0.parquet", "validation"), ("latest.csv", "train"), ("data/test/0001.csv", "test"), ("test/train.csv", "train"),
+    ("reviews_TEST.csv", "test"), ("my_test_values.csv", "test"), ("eval.csv", "validation"), ("evaluation-1.csv", "validation"),
+    ("dev(1).csv", "validation"), ("train_test.csv", "train"), ("test/2024-reviews.csv", "test"), ("test-small/x.csv", "test")])
 def test_split_from_the_name(name, split):
     assert split_of(name) == split
+
+
+NAMES = ["reviews_test.csv", "reviews-val.csv", "my_test.csv", "data_test_1.csv", "x.dev.csv", "test1.csv", "testing.csv", "a.testing.2.csv",
+         "2024 test.csv", "valid-0.csv", "my.validation.csv", "x_val_3.csv", "2dev.csv", "train.csv", "a_training_1.csv", "train-00000-of-00002.csv",
+         "test-00000-of-00001.csv", "contest.csv", "latest.csv", "testimonials.csv", "trainees.csv", "devices.csv", "values.csv", "invalid.csv", "untrained.csv"]
+FOLDERS = ["train/part1.csv", "data/test/a.csv", "my-val/b.csv", "x/train_1/y/c.csv", "testing/d.csv", "latest/test-2/e.csv", "contest/dev/f.csv"]
+
+
+@pytest.mark.parametrize("names", [NAMES, FOLDERS, ["contest.csv", "devices/a.csv"]], ids=["files", "folders", "no word"])
+def test_splits_are_those_of_datasets(names, tmp_path):
+    from datasets import load_dataset
+    for n in names:
+        (tmp_path / "d" / n).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / n).write_text(f"prompt,completion\n{n},x\n")
+    theirs = {n: s for s, rows in load_dataset(str(tmp_path / "d"), cache_dir=str(tmp_path / "cache")).items() for n in rows["prompt"]}
+    tables = {t.name: t for t in read_raw(tmp_path / "d")}
+    assert set(tables) == set(names) and set(theirs) <= set(names)
+    assert {n: tables[n].split for n in theirs} == theirs
+    passed_over = set(names) - set(theirs)                   # `datasets` reads files without a word only where no file has one
+    assert all(tables[n].split == "train" and "no word of a split" in tables[n].notes[0] for n in passed_over)
+    assert not any(tables[n].notes for n in theirs) and (not passed_over) == (names is not NAMES)
+
+
+def test_the_report_says_what_a_name_leaves_open(tmp_path):
+    for n in ("contest.csv", "reviews_test.csv", "train_eval.csv"): (tmp_path / n).write_text(f"prompt,completion\n{n},x\n")
+    got = ready(tmp_path)
+    assert got.report.kept == {"train": 1, "validation": 1, "test": 1}
+    assert got.report.columns == ("contest.csv: used for training, because its name has no word of a split",
+                                  "train_eval.csv: 'train_eval' has the words of two splits, used for train")
+    assert not ready(tmp_path / "contest.csv").report.columns        # a file alone needs no name
+    from datasets import Dataset, DatasetDict
+    rows = Dataset.from_list(ROWS)
+    got = ready(DatasetDict(my_train=rows.select(range(9)), my_test=rows.select([9]), unsupervised=rows))
+    assert got.report.kept == {"train": 8, "validation": 1, "test": 1}
+    assert got.report.columns == ("the split 'unsupervised' left out: its name has no word of a split",)
 
 
 # ---- refusals: one sentence that names the thing and what to do
@@ -186,8 +302,9 @@ def refused(path, content, tmp_path):
     ("a.json", "[1, 2]", "a.json holds no list of objects"),
     ("a.parquet", "PAR1 no", "a.parquet cannot be read as Parquet"),
     ("a.xlsx", "x", "'a.xlsx' is of no kind that can be read"),
-    ("a.csv", "reqest,answer\na,b\n", "a.csv has the columns 'reqest', 'answer', and no prompt among them: name a prompt (prompt, request,"),
-    ("a.csv", "question,notes\na,b\n", "no completion among them"),
+    ("a.csv", "reqest,answer\na,b\n", "a.csv has the columns 'reqest', 'answer', and no prompt among them: write prepare: {prompt: reqest, completion: answer}"),
+    ("a.csv", "reqest,answr,notes\na,b,c\n", "'notes', and no prompt and no completion among them: name a prompt (prompt, request,"),
+    ("a.csv", "question,notes\na,b\n", "no completion among them: write prepare: {prompt: question, completion: notes}"),
     ("a.csv", "prompt,completion\n,b\nc,\n", "Nothing is left of 'a.csv' after cleaning (2 rows read, 2 empty)"),
     ("a.csv", "", "Nothing is left of 'a.csv' after cleaning (0 rows read)"),
     ("test.csv", "prompt,completion\na,b\n", "'test.csv' has no rows to train on, only test"),
@@ -222,6 +339,165 @@ def test_columns():
     assert match_columns(["text"]) == {"completion": "text"}
     assert match_columns(["Messages", "prompt"]) == {"messages": "Messages"}
     assert match_columns(["a", "B "], "A", "b") == {"prompt": "a", "completion": "B "}
+
+
+def test_one_column_given_and_the_other_found():
+    assert match_columns(["text", "label"], completion="text") == {"prompt": "label", "completion": "text"}
+    assert match_columns(["id", "review", "notes"], "review", rows=TOLD) == {"prompt": "review", "completion": "notes"}
+    assert match_columns(["kunde", "abteilung"], completion="abteilung") == {"prompt": "kunde", "completion": "abteilung"}
+    assert match_columns(["Label", "label", "text"], completion="label")["completion"] == "label"
+    assert match_columns(["Label", "label", "text"], completion="Label")["completion"] == "Label"
+    with pytest.raises(UserError, match="^t has no column 'x'; it has: text, label: name one of these as the label.$"):
+        match_columns(["text", "label"], completion="x", table="t", task="classify")
+
+
+# ---- the columns of a classifier, by what they hold
+
+WORDS_SAID = "the a lamp shoe broke works fine bad good never again arrived late quick service price colour wrong".split()
+
+
+def say(i, n=9): return " ".join(WORDS_SAID[(i * 7 + j * j * (i + 3)) % len(WORDS_SAID)] for j in range(4 + i % n)) + f" {i}"
+
+
+TOLD = [{"id": i, "review": say(i), "notes": say(i + 50)} for i in range(40)]
+HOLDS = {"review": say, "text": say, "answer": lambda i: say(i + 9), "body": lambda i: say(i + 99), "title": lambda i: say(i + 55), "head": lambda i: f"No. {i} ok",
+         "premise": lambda i: say(i // 3), "hypothesis": lambda i: say(i + 60), "sentence1": say, "sentence2": lambda i: say(i + 60),
+         "sentiment": lambda i: ("negative", "positive")[i * i % 3 == 1], "label": lambda i: i % 3 % 2, "spam": lambda i: i % 3 == 0, "stars": lambda i: 1 + i * i % 5,
+         "size": lambda i: 1 + i % 4, "rating": lambda i: str(1 + i * i % 5), "output": lambda i: say(i + 12), "Klasse": lambda i: "abc"[i * i % 3], "tags": lambda i: ["x"], "empty": lambda i: "x" if i == 3 else "",
+         "nr": lambda i: i, "key": lambda i: f"tt{i:05}", "user_id": lambda i: i % 4, "day": lambda i: f"2024-05-{1 + i % 5:02}", "when": lambda i: f"Mon Apr {1 + i % 9:02} 22:19:45 PDT 2009",
+         "link": lambda i: f"https://a.org/{i % 5}", "year": lambda i: 2020 + i % 3, "price": lambda i: i * 1.25 + 0.1, "same": lambda i: "same", "": lambda i: i}
+IDLE = ("tags", "empty", "nr", "key", "user_id", "day", "when", "link", "year", "price", "same", "")
+
+
+def held(*columns, n=60): return [{c: HOLDS[c](i) for c in columns} for i in range(n)]
+
+
+@pytest.mark.parametrize("columns, text, label", [
+    (("review", "sentiment"), "review", "sentiment"), (("head", "body", "spam"), "body", "spam"), (("body", "Klasse", *IDLE), "body", "Klasse"),
+    (("body", "stars"), "body", "stars"), (("body", "label"), "body", "label"), (("text", "answer", "label"), "text", "label"),
+    (("text", "label", "output"), "text", "label"), (("text", "answer", "Klasse"), "text", "Klasse"), (("text", "body", "stars", "label"), "text", "label"),
+    (("head", "review", "sentiment", "Klasse"), "review", "sentiment"), (("body", "rating", "same"), "body", "rating"), (("text", "answer"), "text", "answer")])
+def test_text_and_label_are_found_by_what_they_hold(columns, text, label):
+    import random
+    rows = held(*columns)
+    for seed in range(3):
+        order = random.Random(seed).sample(columns, len(columns))
+        random.Random(seed).shuffle(rows)
+        assert match_columns(order, task="classify", rows=rows) == {"prompt": text, "completion": label}
+    got = prepare(rows, progress=False, task="classify")
+    assert got.splits["train"][0]["completion"] in {str(r[label]) for r in rows}
+    note, = got.report.columns
+    assert all(f"'{c}' left out" in note for c in columns if c not in (text, label))
+
+
+def test_the_report_names_the_choice_of_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("nr,Kommentar,Klasse\n" + "".join(f"{i},{say(i)},{'bad' if i % 3 else 'good'}\n" for i in range(30)))
+    assert prepare(tmp_path / "a.csv", progress=False, task="classify").report.columns == (
+        "a.csv: 'Kommentar' used as the text (the longest texts), 'Klasse' used as the label (2 values: bad, good), 'nr' left out",)
+    got = prepare(held("premise", "hypothesis", "label"), progress=False, task="classify")
+    assert got.report.columns == ("rows: 'premise' and below it 'hypothesis' used as the text, 'label' used as the label (2 values: 0, 1)",)
+    row = got.splits["train"][0]
+    i = int(row["source"].split(":")[1]) - 1
+    assert row["prompt"] == f"{say(i // 3)}\n\n{say(i + 60)}" and row["completion"] == str(i % 3 % 2)
+    assert match_columns(["id", "qid1", "qid2", "question1", "question2", "is_duplicate"], task="classify", completion="is_duplicate") == {
+        "prompt": "question1", "completion": "is_duplicate", "input": "question2"}
+
+
+@pytest.mark.parametrize("columns, task, said, role, best", [
+    (("review", "rating", "sentiment"), "classify", "has two columns that could be the label, 'rating' and 'sentiment': write prepare: {completion: sentiment} (or --completion sentiment)", "completion", "sentiment"),
+    (("title", "body", "Klasse"), "classify", "has two columns that could be the text, 'title' and 'body': write prepare: {prompt: ", "prompt", None),
+    (("body", "size", "Klasse", "spam"), "classify", "has 3 columns that could be the label, 'size', 'Klasse' and 'spam': write ", "completion", "Klasse"),
+    (("review", "sentiment"), None, "has the columns 'review', 'sentiment', and no prompt and no completion among them: write prepare: {prompt: review, completion: sentiment}, or model: {task: classify} to train a classifier", None, None),
+    (("review", "rating", "sentiment", "nr"), "seq2seq", ": write prepare: {prompt: review, completion: sentiment}, or model: {task: classify} to train", None, None),
+    (("premise", "hypothesis", "label"), "causal", "no prompt among them: write model: {task: classify} to train a classifier", None, None),
+    (("title", "body"), "classify", "and no text and no label among them: write prepare: {prompt: title, completion: body}", None, None),
+    (("review", "nr"), "classify", "has the columns 'review', 'nr', and no label among them: a classifier needs both, so call the columns text and label, or write ", None, None),
+    (("review", "same", "key", "link"), "classify", "and no label among them: a classifier needs both, so call the columns text and label, or write prepare: {prompt: ..., completion: ...} with their names.", None, None)])
+def test_columns_that_a_person_has_to_name(columns, task, said, role, best):
+    import shlex
+    import yaml
+    rows = held(*columns)
+    with pytest.raises(UserError) as e: match_columns(columns, table="reviews.csv", task=task, rows=rows)
+    assert str(e.value).startswith("reviews.csv has ") and said in str(e.value) and "\n" not in str(e.value)
+    if "write prepare: " in str(e.value) and "..." not in str(e.value):      # what it says to write is enough, and names columns of the file
+        line = re.search(r"prepare: \{.*?\}", str(e.value))[0]
+        got = match_columns(columns, **yaml.safe_load(line)["prepare"], task=task, rows=rows)
+        assert {"prompt", "completion"} <= set(got) and set(got.values()) <= set(columns)
+        if role: assert shlex.split(str(e.value).split("(or ")[1].rstrip(")")) == [f"--{role}", got[role]] and best in (None, got[role])
+
+
+@pytest.mark.parametrize("text, task", [
+    ("I like it,positive\nSo bad,negative\nWell made,positive\nBroke at once,negative\n", "classify"), ("Great,1\nBad,0\nFine,1\nNo,0\n", "classify"),
+    ("Question 0,Answer 0\nQuestion 1,Answer 1\n", None)])
+def test_the_first_row_of_a_file_without_names_is_not_lost(text, task, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UserError, match="^a.csv begins with a row, as '.*' is also a value of its column: write a line of names above it, such as (text,label|prompt,completion).$"):
+        prepare(tmp_path, progress=False, task=task)
+    (tmp_path / "a.csv").write_text(("text,label\n" if task else "prompt,completion\n") + text)
+    assert sum(prepare(tmp_path, progress=False, task=task).report.kept.values()) == text.count("\n")
+    rows = [{"body": say(i), "spam": ("spam", "ham")[i % 3 == 0]} for i in range(30)]     # a name may be a value
+    assert match_columns(["body", "spam"], task="classify", rows=rows)["completion"] == "spam"
+    rows = [{"0": say(i), "1": i % 3 % 2} for i in range(30)]                             # as pandas names columns that have no names
+    assert match_columns(["0", "1"], task="classify", rows=rows) == {"prompt": "0", "completion": "1"}
+
+
+def test_the_line_to_write_survives_odd_names():
+    import yaml
+    columns = ["it's", "b: c, #", "text"]
+    rows = [{"it's": "ab"[i % 2], "b: c, #": "xy"[i % 3 % 2], "text": say(i)} for i in range(20)]
+    with pytest.raises(UserError) as e: match_columns(columns, task="classify", rows=rows)
+    line = str(e.value).split("write ")[1].split(" (or ")[0]
+    assert match_columns(columns, **yaml.safe_load(line)["prepare"], task="classify", rows=rows)["completion"] in columns[:2]
+
+
+def test_all_splits_of_a_source_are_read_by_the_columns_of_the_training_rows(tmp_path):
+    lines = lambda name, rows: (tmp_path / name).write_text("\n".join(map(json.dumps, rows)))
+    lines("train.jsonl", [{"Body": say(i), "klasse": "ab"[i % 2]} for i in range(30)])
+    lines("test.jsonl", [{"body": say(i + 40), "klasse": "ab"[i % 2], "label": "no"} for i in range(2)])        # too few rows to tell; and another name
+    lines("val.jsonl", [{"body": "short", "klasse": "a"}])
+    got = prepare(tmp_path, progress=False, task="classify")
+    assert got.splits.num_rows == {"train": 30, "validation": 1, "test": 2} and set(got.splits["test"]["completion"]) == {"a", "b"}
+    assert "test.jsonl: 'body' used as the text (the longest texts), 'klasse' used as the label (2 values: a, b), 'label' left out" in got.report.columns
+    lines("other.jsonl", [{"text": "of its own", "label": "a"}])
+    assert prepare(tmp_path, progress=False, task="classify").splits["train"].num_rows == 31
+
+
+def test_a_label_that_alternates_with_the_rows_is_found_in_large_files():
+    rows = [{"body": f"{say(i % 90)} {i}", "klasse": "ab"[i % 2]} for i in range(20_000)]
+    assert match_columns(["body", "klasse"], task="classify", rows=rows) == {"prompt": "body", "completion": "klasse"}
+
+
+def test_numbers_as_labels_are_one_class_however_they_are_written(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\n" + "".join(f"text {i},{('1.0', '0.0', '')[i % 3]}\n" for i in range(30)))
+    plain = prepare(tmp_path, progress=False, task="classify")
+    assert label_names(plain) == ["0.0", "1.0"] and len(plain.report.columns) == 1           # as the file says
+    (tmp_path / "test.csv").write_text("text,label\na,1\nb,0\nc,nan\n")
+    got = prepare(tmp_path, progress=False, task="classify")
+    assert label_names(got) == ["0", "1"] and got.splits["test"]["completion"][:] == ["1", "0"]
+    assert got.report.columns[-1] == "labels read as others: '0.0' as '0', '1.0' as '1', 'nan' as no label"
+    assert got.report.dropped == {"empty": 11} and "(2 values: 0, 1)" in got.report.columns[0]
+    assert set(prepare(tmp_path, progress=False).splits["train"]["completion"]) == {"0.0", "1.0"}      # not a classifier's: left alone
+    words = prepare([{"text": say(i), "label": ("nan", "1.0", "one")[i % 3]} for i in range(9)], progress=False, task="classify")
+    assert label_names(words) == ["1.0", "nan", "one"]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_last_training_row_of_a_label_is_not_put_aside(seed):
+    rows = [{"text": f"message number {i}", "label": "rare" if i == 7 else ("usual", "common")[i % 2]} for i in range(40)]
+    got = prepare(rows, DataConfig(test_size=0.5, validation_size=0.5, seed=seed), progress=False, task="classify")
+    assert label_names(got) == ["common", "rare", "usual"] and got.splits.num_rows == {"train": 10, "validation": 10, "test": 20}
+    assert prepare([{"text": f"t {i}", "label": f"l {i}"} for i in range(4)], progress=False, task="classify").splits.num_rows == {"train": 4}
+
+
+def test_what_a_classifier_needs_is_said_in_its_words(tmp_path):
+    (tmp_path / "train.csv").write_text("text,label\na,x\nb,y\nc,x\nd,y\n")
+    (tmp_path / "test.csv").write_text("text,label\ne,z\n")
+    got = prepare(tmp_path, progress=False, task="classify")
+    with pytest.raises(UserError, match="test.csv:2 has the label 'z', which is not one of x, y: mend the row, or add training rows with it."): label_names(got)
+    with pytest.raises(UserError, match="train.csv:3 has the label 'y', .* x, z: mend the row, or name the label among labels."): label_names(got, ["x", "z"])
+    texts = prepare([{"text": "a"}, {"text": "b"}], progress=False, task="classify")
+    with pytest.raises(UserError, match="rows:1 is a text alone, but a classifier needs a text and a label: give the rows two columns, text and label."): label_names(texts)
+    with pytest.raises(UserError, match="this task needs a prompt and a completion: give the rows two columns, prompt and completion."): data.need_prompts(texts)
 
 
 # ---- the Hub
