@@ -439,7 +439,7 @@ def _need_header(columns, held, table, task):
     if any(_NUMBER.fullmatch(_str(c)) for c in rows): names = []
     numbered = [str(i) for i in range(len(columns))]       # as pandas names columns
     if not rows or names or columns == numbered or {_plain(c) for c in columns} & known: return
-    raise UserError(f"{table} begins with a row, as '{rows[0]}' is also a value of its column: "
+    raise UserError(f"{table} begins with a row, as '{rows[0]}' is like the values below it: "
                     f"write a line of names above it, such as {','.join(_called(task))}.")
 
 # %% ../nbs/02_data.ipynb #3825b2a0

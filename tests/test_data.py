@@ -431,7 +431,7 @@ def test_columns_that_a_person_has_to_name(columns, task, said, role, best):
     ("Question 0,Answer 0\nQuestion 1,Answer 1\n", None)])
 def test_the_first_row_of_a_file_without_names_is_not_lost(text, task, tmp_path):
     (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(UserError, match="^a.csv begins with a row, as '.*' is also a value of its column: write a line of names above it, such as (text,label|prompt,completion).$"):
+    with pytest.raises(UserError, match="^a.csv begins with a row, as '.*' is like the values below it: write a line of names above it, such as (text,label|prompt,completion).$"):
         prepare(tmp_path, progress=False, task=task)
     (tmp_path / "a.csv").write_text(("text,label\n" if task else "prompt,completion\n") + text)
     assert sum(prepare(tmp_path, progress=False, task=task).report.kept.values()) == text.count("\n")
