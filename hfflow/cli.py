@@ -105,7 +105,7 @@ def main(
 
 
 def _known(e) -> int:
-    if isinstance(e, UserError): return _fail(e)
+    if isinstance(e, UserError): return _fail(e, getattr(e, "code", 2))
     if isinstance(e, ModuleNotFoundError) and not (e.name or "").startswith("hfflow"):
         return _fail(f"{e}: `hfflow doctor` says which package is missing, and how to install it.")
     from hfflow.flow import explain
@@ -141,6 +141,9 @@ _Force = Annotated[bool,
                    typer.Option("--force",
                                 help="Do again what is done already; go on with an interrupted "
                                      "training even if other versions began it.")]
+_Example = Annotated[Optional[str],
+                     typer.Option("--example", metavar="NAME",
+                                  help="In place of a config: reviews, a real encoder on real film reviews.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the table at the end.")]
 
 
@@ -163,26 +166,38 @@ def _overrides(pairs) -> dict:
     return found
 
 
-def _config(source, pairs, hub):
+def _config(source, pairs, hub, example=None):
     "Load the config that a command was given."
     from hfflow import flow
+    given = _overrides(pairs)
+    if example: return flow.load(_example(example, source, given, hub), embedded=flow._is_embedded(hub), **given)
     if source is None and Path("flow.yaml").is_file(): source = "flow.yaml"
     if source is not None: source = Path(source)
-    return flow.load(source, embedded=flow._is_embedded(hub), **_overrides(pairs))
+    return flow.load(source, embedded=flow._is_embedded(hub), **given)
 
 
-def _run(config, hub, report, workdir, pairs, force, quiet, until=None):
+def _example(name, source, given, hub):
+    "The config of an example; base and data of the user's own are taken out of what was given."
+    from hfflow import examples, hub as hubs
+    if source: raise UserError(f"both {source} and --example {name} were given: keep one of them")
+    return examples.example(name, hubs.connect(hub), given.pop("base", None), given.pop("data", None))
+
+
+def _run(config, hub, report, workdir, pairs, force, quiet, until=None, example=None):
     "Run the flow up to a stage and print its report."
     from hfflow import flow
-    cfg = _config(config, pairs, hub)
-    made = flow.run(cfg, hub, workdir, report, progress=not quiet, stages=until, force=force)
+    cfg = _config(config, pairs, hub, example)
+    try: made = flow.run(cfg, hub, workdir, report, progress=not quiet, stages=until, force=force)
+    except flow.NotLearned as e:
+        print(f"\n{e.report}\n")          # the figures that say so
+        raise
     print(f"\n{made}" + (f"\n\nall of it took {made.seconds:.0f} s" if not quiet else ""))
 
 # %% ../nbs/14_cli.ipynb #3d791e6d
 @app.command()
 def run(config: _Config = None, hub: _HubOpt = None, report: _Report = None,
         workdir: _Workdir = Path("."),
-        settings: _Set = None,
+        settings: _Set = None, example: _Example = None,
         force: _Force = False, quiet: _Quiet = False):
     """Run the whole flow: data, training, figures, model, Space.
 
@@ -193,8 +208,9 @@ def run(config: _Config = None, hub: _HubOpt = None, report: _Report = None,
     hfflow run flow.yaml --report report.json
     hfflow run flow.yaml --hub https://huggingface.co
     hfflow run --set train.max_steps=50 --set rank=16
+    hfflow run --example reviews
     """
-    _run(config, hub, report, workdir, settings, force, quiet)
+    _run(config, hub, report, workdir, settings, force, quiet, example=example)
 
 
 @app.command()
@@ -322,7 +338,9 @@ def _for_plan(model, is_file, gpu, preset, given, hub):
     source = {}
     if is_file: source = Path(model) if model else Path("flow.yaml") if Path("flow.yaml").is_file() else None
     cfg = flow.load(source, embedded=flow._is_embedded(hub), **given)
-    return cfg if is_file else flow.replace(cfg, base=model, minutes=None)
+    if is_file: return cfg
+    # of a model alone nobody has asked how long
+    return flow.replace(cfg, base=model, left_open=tuple(k for k in cfg.left_open if k not in ("minutes", "epochs")))
 
 
 def _parts(cfg, with_data, hub):

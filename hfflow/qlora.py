@@ -597,6 +597,7 @@ def merge(model,          # from `add_lora` or `load_model`; used up by the merg
     import torch
     base = _base(model)
     out = dtype or next(p.dtype for p in base.parameters() if p.dtype.is_floating_point)
+    tied = base.config.tie_word_embeddings and _ends_of(base)
     with torch.no_grad():
         for name, layer in list(base.named_modules()):
             if '.base_layer' in name: continue
@@ -611,7 +612,14 @@ def merge(model,          # from `add_lora` or `load_model`; used up by the merg
     base.config.dtype = out
     # not the buffers: rotary frequencies stay fp32
     for p in base.parameters(): p.data = p.data.to(out)
+    # one weight for both ends no longer, where the adapter has changed one of them
+    if tied and not torch.equal(*_ends_of(base)): base.config.tie_word_embeddings = False
     return base.eval()
+
+def _ends_of(model):
+    "Weights of the input and the output embeddings; empty where the model has not both."
+    ends = [f() for f in (model.get_input_embeddings, model.get_output_embeddings)]
+    return tuple(e.weight for e in ends if getattr(e, 'weight', None) is not None) if all(ends) else ()
 
 # %% ../nbs/04_qlora.ipynb #7237b78f
 def _merged(layer, out):
@@ -627,6 +635,8 @@ def _merged(layer, out):
     inner = layer.get_base_layer() if lora else layer
     if not lora and _kind(inner) in (None, 'full'): return layer
     if _kind(inner) is None:                      # an embedding, or the experts of a mixture
+        # an output layer that is tied to it keeps the weights it was trained with
+        if isinstance(inner, nn.Embedding): inner.weight = nn.Parameter(inner.weight.clone(), requires_grad=False)
         while isinstance(layer, LoraLayer):
             layer.merge()
             layer = layer.base_layer

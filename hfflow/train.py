@@ -8,9 +8,9 @@ Docs: https://hfflow.github.io/hfflow/train.html.md"""
 __all__ = ['TrainConfig', 'lr_at', 'threads_for', 'Run', 'plot_loss', 'fit']
 
 # %% ../nbs/05_train.ipynb #cf245745
-import ctypes, gc, hashlib, json, math, os, shutil, signal, statistics, threading, time, warnings
+import ctypes, gc, hashlib, json, math, os, shutil, signal, statistics, sys, threading, time, warnings
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from fastcore.basics import patch
@@ -19,7 +19,9 @@ from .tokens import length_batches
 from .qlora import _pydantic_dataclass, compute_dtype, device, save_adapter
 from .fused import fast_lora
 from .loss import _paths, packed_attention
-from .tasks import _encoded, _text, row_tokens, task_collate, task_counts, task_loss, task_of
+from .tasks import (_encoded, _text, guessing, row_tokens, task_collate, task_counts, task_loss,
+                          task_of, unmoved)
+from .recipe import usual_lr
 from .checkpoint import (Pusher, _name, _prune, _sync, _target, changed, damage,
                                find_checkpoint,
                                pull_checkpoint, save_checkpoint, versions)
@@ -34,7 +36,7 @@ class TrainConfig:
     max_steps: int | None = None     # stop after so many optimizer steps instead
     batch: int = 16                  # rows per forward pass, over all devices together
     accumulation: int = 1            # forward passes per optimizer step
-    lr: float = 2e-4                 # peak learning rate
+    lr: float | None = None          # peak learning rate; default: as `recipe.usual_lr` says for model and adapter
     warmup: float = 0.05             # part of the steps in which the rate rises from zero
     schedule: str = 'linear'         # how it falls afterwards: linear, cosine, constant, wsd
     decay: float = 0.2               # part of the steps, at the end, in which wsd falls
@@ -64,7 +66,7 @@ class TrainConfig:
             if value is not None and not low <= value <= high:
                 between = f'at least {low} is needed' if high == math.inf else f'it lies between {low} and {high}'
                 raise UserError(f'{name} is {value}, but {between}: {hint}.')
-        if not 0 < self.lr < 1:
+        if self.lr is not None and not 0 < self.lr < 1:
             raise UserError(f'lr is {self.lr}, but a learning rate lies between 0 and 1: 0.0002 is '
                             'usual for LoRA.')
         if not 0 <= self.beta2 < 1:
@@ -96,6 +98,17 @@ _limits = [*((k, 1, math.inf, 'raise it') for k in
 # change nothing that is computed
 _free = ('save_every', 'keep', 'threads', 'cache_weights', 'tracker', 'checkpointing', 'load_best',
          'push_to', 'offload', 'shard')
+
+def with_rate(cfg, model):
+    "The settings with the usual learning rate where they name none."
+    if cfg.lr is not None: return cfg
+    lr, _ = usual_lr(task_of(model), parameters_of(model), full=not hasattr(model, 'peft_config'))
+    return replace(cfg, lr=lr)
+
+def parameters_of(model):
+    "Numbers in a model, an adapter not counted; a 4-bit weight holds two to a byte."
+    return sum(p.numel() * (2 if str(p.dtype) == 'torch.uint8' else 1)
+               for n, p in model.named_parameters() if '.lora_' not in n)
 
 def _computed(cfg): return {k: v for k, v in asdict(cfg).items() if k not in _free}
 
@@ -195,7 +208,8 @@ class _Loop:
     "One run of training: where it stands, and what it needs for the next step."
     def __init__(self, model, tok, rows, cfg, folder, eval_rows=None, digest='', progress=True,
                  planned=None):
-        self.model, self.tok, self.rows, self.cfg, self.folder = model, tok, rows, cfg, Path(folder)
+        self.model, self.tok, self.rows, self.folder = model, tok, rows, Path(folder)
+        self.cfg = cfg = with_rate(cfg, model)
         self.eval_rows, self.progress, self.step, self.tokens, self.label_tokens, self.seconds = eval_rows, progress, 0, 0, 0, 0.
         self.lengths = [row_tokens(r, model) for r in rows]
         self.per_epoch, self.total = _steps(cfg, len(rows))
@@ -218,6 +232,7 @@ class _Loop:
         self.micro, self.best, self.skipped = cfg.batch, None, 0
         self.bar = self.curve = self.tracker = self.pusher = None
         self.planned, self.tell, self.keeping = planned, lambda batch: None, nullcontext
+        self.guess = guessing(rows)
 
 # %% ../nbs/05_train.ipynb #ab868cd3
 def _flat(model):
@@ -642,9 +657,10 @@ def rate(self:_Loop):
 
 @patch
 def say(self:_Loop, text):
-    "An event: in the log, and above the progress bar where there is one."
+    "An event: in the log, and for whoever watches, above the progress bar where there is one."
     self.note(event=text, step=self.step)
     if self.bar is not None and not self.bar.disable: self.bar.write(text)
+    elif self.progress and self.main: print(text, file=sys.stderr, flush=True)
 
 # %% ../nbs/05_train.ipynb #bb9e6221
 @contextmanager
@@ -663,12 +679,10 @@ def _signals(loop):
 
 # %% ../nbs/05_train.ipynb #f807d080
 def _in_notebook():
-    import sys
     return 'ipykernel' in sys.modules
 
 def _bar(loop):
     "A progress bar where someone can see it: a terminal or a notebook."
-    import sys
     from tqdm.auto import tqdm
     seen = loop.progress and loop.main and (_in_notebook() or sys.stderr.isatty())
     return tqdm(total=loop.total, initial=loop.step, desc='train', unit='step', disable=not seen,
@@ -729,6 +743,7 @@ class Run:
     resumed_from: int      # step of the checkpoint that was continued, or None
     device: str
     best: tuple = None     # (step, held-out loss) where that was lowest
+    guess: float = None    # loss of whoever knows how often each label occurs, and nothing of the rows
 
     def _repr_markdown_(self):
         held = f' · held-out loss {self.eval_losses[-1][1]:.3f}' if self.eval_losses else ''
@@ -780,7 +795,7 @@ def run(self:_Loop):
     if self.cfg.load_best: self.take_best()
     self.model.eval()
     return Run(self.folder, self.step, self.seconds, self.tokens, self.label_tokens, self.losses,
-               self.eval_losses, peak, self.resumed_from, self.acc.device.type, self.best)
+               self.eval_losses, peak, self.resumed_from, self.acc.device.type, self.best, self.guess)
 
 # %% ../nbs/05_train.ipynb #f20710eb
 @patch
@@ -798,6 +813,8 @@ def turn(self:_Loop, memory):
     if usual := _exploding(self.losses):
         self.give_up(f'loss has been {min(self.losses[-_MANY:]):.3g} or more for {_MANY} steps, from '
                      f'step {self.step - _MANY + 1} on, where {usual:.3g} was usual', self.step - _MANY)
+    if self.step == max(10, math.ceil(self.total / 10)) and (stuck := unmoved(self.losses, self.guess)):
+        self.say(f'after {self.step} of {self.total} steps {stuck} (learning rate {self.cfg.lr:g})')
     better = bool(self.eval_rows) and (done or self.step % self.per_epoch == 0) and self.evaluate()
     if self.curve: self.curve.draw(self, last=done)
     if done or better or self.stop is not None or self.step % self.cfg.save_every == 0: self.save()
@@ -834,7 +851,7 @@ def _tracker(cfg, folder, step):
 # %% ../nbs/05_train.ipynb #2aabb4a2
 def plot_loss(run:Run,   # or anything else with `losses` and `eval_losses`
              ) -> "'Figure'":
-    "Draw the loss of each step, its running mean, and the held-out loss."
+    "Draw the loss of each step, its running mean, the held-out loss, and the loss of guessing."
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7, 3.5), layout='constrained')
     ax, n = fig.subplots(), max(1, len(run.losses) // 20)
@@ -843,6 +860,10 @@ def plot_loss(run:Run,   # or anything else with `losses` and `eval_losses`
     ax.plot(x, run.losses, color='#6c757d', alpha=.4, lw=.8, label='each step')
     ax.plot(x, mean, color='#3b6ea8', label=f'mean of {n} steps')
     if run.eval_losses: ax.plot(*zip(*run.eval_losses), 'o-', color='#d98c21', label='held out')
+    guess = getattr(run, 'guess', None)
+    # a language model may begin far below it: then the line would only squeeze the curve
+    if guess is not None and guess < 1.5 * max(run.losses):
+        ax.axhline(guess, color='#b23a48', lw=1, ls='--', label='guessing')
     ax.set(xlabel='optimizer step', ylabel='loss (nats per label token)', ylim=(0, None))
     ax.legend(frameon=False)
     return fig

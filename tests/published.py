@@ -77,6 +77,6 @@ def make(owner, folder):
     made = SimpleNamespace(base=base(f"{owner}/base"), data=dataset(f"{owner}/rows"), report=report(), config=SETTINGS)
     made.run = run(made.base, folder)
     made.push = lambda repo_id, **kw: publish.push(made.run, repo_id, made.base, made.data,
-                                                   **{**dict(report=made.report, config=SETTINGS), **kw})
+                                                   **{**dict(report=made.report, config=SETTINGS, merged=False), **kw})
     made.model = made.push(f"{owner}/model")
     return made

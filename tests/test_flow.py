@@ -52,7 +52,7 @@ def made(base, tmp_path, request):
     write(raw / "test.csv", rows(8, 100))
     name = re.sub(r"\W+", "-", request.node.name).strip("-")[:40]
     return dict(preset="cpu", base=base, data=str(raw), rank=4, name=name, train=dict(max_steps=6, batch=4, max_len=128, threads=1, save_every=3),
-                evaluate=dict(limit=4, max_new_tokens=8), space=dict(try_it=False))
+                evaluate=dict(limit=4, max_new_tokens=8), space=dict(try_it=False), publish={"if": "always"})   # six steps teach nothing
 
 
 def statuses(report): return [s.status for s in report.stages]
@@ -91,8 +91,8 @@ def test_a_second_run_keeps_everything(made, hub, tmp_path):
     for x in a["artifacts"]:
         assert re.fullmatch("[0-9a-f]{40}", x["revision"]) and x["url"].startswith(hub.endpoint)
         assert hub.api.repo_info(x["repo_id"], repo_type=x["kind"], revision=x["revision"]).sha == x["revision"]
-    for which in ("before", "after", "controls"):
-        row, = a["metrics"][which]
+    assert [r["system"] for r in a["metrics"]["controls"]] == ["most frequent", "nearest training row"]
+    for row in a["metrics"]["before"] + a["metrics"]["after"] + a["metrics"]["controls"]:
         assert row["n"] == 4 and 0 <= row["lo"] <= row["exact"] <= row["hi"] <= 1
     for quantity in ("memory_bytes", "training_seconds"): assert a[quantity]["predicted"] > 0 and a[quantity]["measured"] > 0
     assert a["space"]["question"] == "tune model 3 with rank 3" and a["space"]["answer"]
@@ -364,8 +364,9 @@ def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UserError): load(tmp_path / "flow.yaml")
 
 
-def test_epochs_and_steps_of_yours_replace_the_minutes_of_the_preset():
-    assert load({"preset": "cpu"}).minutes == flow.PRESETS["cpu"]["minutes"]
+def test_epochs_and_steps_of_yours_replace_the_minutes_of_the_base():
+    assert "minutes" in load({"preset": "cpu"}).left_open
+    for own in ({"epochs": 2}, {"train": {"max_steps": 9}}, {"minutes": 3}): assert not {"minutes", "epochs"} & set(load({"preset": "cpu", **own}).left_open)
     assert load({"preset": "cpu", "epochs": 2}).minutes is None
     own = load({"preset": "cpu", "train": {"max_steps": 9}})
     assert (own.minutes, own.train.max_steps) == (None, 9)

@@ -106,8 +106,9 @@ def test_a_classifier_from_yaml_to_a_pipeline(hub, raw, tmp_path, merged):
     data, made, space = report.artifacts
     assert report.result("prepare")["labels"] == labels
     row, = report.metrics["after"]
-    control, = report.metrics["controls"]
+    control, words = report.metrics["controls"]
     assert row["n"] == 30 and row["exact"] > .9 > .5 > control["exact"] and control["system"] == "most frequent"
+    assert words["system"] == "TF-IDF + logistic regression" and words["exact"] > .9 and report.metrics["verdict"]["ok"]
     assert row["exact"] == row["metrics"]["accuracy"]["value"] and set(row["metrics"]) == {"accuracy", "macro_f1"}
     assert row["confusion"]["labels"] == labels and sum(map(sum, row["confusion"]["counts"])) == 30
     card = card_of(made)
@@ -155,7 +156,7 @@ def test_a_seq2seq_model_from_yaml_to_generate(hub, raw, tmp_path, kind):
     for name in ("train", "test"):
         lines = [json.loads(l) for l in (raw / f"{name}.jsonl").read_text().splitlines()]
         put(raw, f"{name}.jsonl", [{"text": r["text"], "target": r["label"]} for r in lines])
-    report = flow.run(config(f"say-{kind}", base(hub, kind), raw, {"task": "seq2seq"}, bits=32, evaluate=dict(limit=12, max_new_tokens=8, metrics=["f1"])), hub, tmp_path, progress=False)
+    report = flow.run(config(f"say-{kind}", base(hub, kind), raw, {"task": "seq2seq"}, bits=32, evaluate=dict(limit=12, max_new_tokens=8, metrics=["f1"]), publish={"if": "always"}), hub, tmp_path, progress=False)
     row, = report.metrics["after"]
     assert row["n"] == 12 and "f1" in row["metrics"] and report.metrics["held_out_loss"]["after"] < report.metrics["held_out_loss"]["before"]
     made = report.artifacts[-1]
@@ -172,7 +173,7 @@ def test_a_seq2seq_model_from_yaml_to_generate(hub, raw, tmp_path, kind):
 @pytest.mark.parametrize("task", ["causal", "classify", "seq2seq"])
 def test_a_model_trained_in_full_is_published_whole(hub, raw, tmp_path, task):
     repo = tinychat.publish("whole-llama", [" ".join(r.values()) for r in rows(60)]) if task == "causal" else base(hub, "bert" if task == "classify" else "t5")
-    cfg = config(f"whole-{task}", repo, raw, {"task": task}, bits=32, lora=dict(full=True))
+    cfg = config(f"whole-{task}", repo, raw, {"task": task}, bits=32, lora=dict(full=True), publish={"if": "always" if task == "seq2seq" else "better"})
     cfg["train"] |= dict(lr=3e-3)
     report = flow.run(cfg, hub, tmp_path, progress=False, stages="publish")
     made, files = report.artifacts[-1], names(hub, report.artifacts[-1])
