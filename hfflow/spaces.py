@@ -266,19 +266,76 @@ def _docker_command(folder, port):
             '--server.address=127.0.0.1']
 
 # %% ../nbs/09_spaces.ipynb #36e5bdaa
-def _environment(hub, space, port, tmp):
-    "Return the environment of the app: this Hub, a port, no telemetry, and the token only if the Space is ours."
-    env = {k: v for k, v in os.environ.items()
-           if k not in ('SPACE_ID', 'PYTHONSTARTUP', 'MPLBACKEND')}
+# proxies too, where no password stands in them; of the client's settings no token and no place of one
+_PASSED = set("""PATH LANG LANGUAGE TZ TMPDIR VIRTUAL_ENV PYTHONPATH LD_LIBRARY_PATH SSL_CERT_FILE
+    SSL_CERT_DIR REQUESTS_CA_BUNDLE CURL_CA_BUNDLE TOKENIZERS_PARALLELISM NVIDIA_VISIBLE_DEVICES
+    HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY HF_XET_CACHE HF_DATASETS_CACHE HF_HUB_OFFLINE
+    HF_HUB_DISABLE_XET HF_HUB_DISABLE_TELEMETRY HF_HUB_DISABLE_UPDATE_CHECK HF_HUB_ETAG_TIMEOUT
+    HF_HUB_DOWNLOAD_TIMEOUT HF_UPDATE_DOWNLOAD_COUNTS DISABLE_SAFETENSORS_CONVERSION
+    TRANSFORMERS_OFFLINE""".split())
+_FAMILIES = ('LC_', 'OMP_', 'MKL_', 'ONEDNN_', 'OPENBLAS_', 'CUDA_')
+
+def _passed(name, value):
+    "Whether an app gets this variable of the shell."
+    if re.search('TOKEN(?!IZERS)|SECRET|PASS|KEY|AUTH|CREDENTIAL', name.upper()): return False
+    if name.upper().endswith('_PROXY') and '@' in value: return False
+    lower = name.islower() and name.upper() in _PASSED        # http_proxy and its kin
+    return lower or name in _PASSED or name.startswith(_FAMILIES)
+
+# %% ../nbs/09_spaces.ipynb #75db4782
+def _environment(hub, port, tmp, more):
+    "Return the environment of the app: this Hub without a token, a port, a home, no telemetry; `more` comes last."
+    import site
+    from huggingface_hub import constants
+    if bad := next((k for k, v in more.items() if not (isinstance(k, str) and isinstance(v, str))), None):
+        raise UserError(f'env gives {bad!r} the value {more[bad]!r}, but a variable is text: write it as text.')
+    (tmp/'home').mkdir(exist_ok=True)
+    env = {k: v for k, v in os.environ.items() if _passed(k, v)}
+    env |= dict(HOME=str(tmp/'home'), HF_HOME=str(tmp/'home'/'huggingface'), HF_ENDPOINT=hub.endpoint,
+                HF_HUB_CACHE=constants.HF_HUB_CACHE, PYTHONUSERBASE=site.getuserbase())
     env |= dict(GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port),
                 GRADIO_ANALYTICS_ENABLED='False', GRADIO_TEMP_DIR=str(tmp/'tmp'),
                 GRADIO_SHARE='False', HF_HUB_DISABLE_PROGRESS_BARS='1', PYTHONUNBUFFERED='1',
                 PYTHONDONTWRITEBYTECODE='1', PYTHONUTF8='1')
+    return env | more
+
+# %% ../nbs/09_spaces.ipynb #65b8be50
+def _models(folder):
+    "The models that a Space loads, as (repo, commit): those of its lineage.json, else of its README.md, and the bases of adapters."
+    note = folder/'lineage.json'
+    inputs = json.loads(note.read_text(encoding='utf-8')).get('inputs', []) if note.exists() else []
+    found = [(a['repo_id'], a['revision']) for a in inputs if a.get('kind') == 'model']
+    for repo_id, revision in found or [(str(m), None) for m in _meta(folder).get('models') or []]:
+        yield repo_id, revision
+        adapter = read_note('model', repo_id, revision or 'main', 'adapter_config.json')
+        if adapter: yield adapter['base_model_name_or_path'], adapter.get('revision')
+
+def _closed(hub, repo_id):
+    "Whether nobody can read a model without a token: it is private or gated, or not there."
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    try: hub.api.auth_check(repo_id, token=False)
+    except (RepositoryNotFoundError, HFValidationError): return True
+    return False
+
+# %% ../nbs/09_spaces.ipynb #fc2cfa11
+def _lent(hub, space, folder):
+    "Download the models of our own Space that need a token; return what tells the app to take them from the cache."
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
     ours = hub.embedded or space is None or space.repo_id.split('/')[0] == hub.user
-    if not ours:
-        env.pop('HF_TOKEN', None)
-        env |= dict(HF_TOKEN_PATH=os.devnull, HF_HUB_DISABLE_IMPLICIT_TOKEN='1')
-    return env
+    if not ours or constants.HF_HUB_OFFLINE or _meta(folder)['sdk'] == 'static': return {}
+    models = list(dict.fromkeys(_models(folder)))
+    closed, lent = [m for m in models if _closed(hub, m[0])], 0
+    # offline, the open ones must lie in the cache as well
+    for repo_id, revision in closed + [m for m in models if m not in closed]:
+        if repo_id not in dict(closed) and not lent: break
+        # other forms of the same weights, and the originals beside them
+        skip = ['original/*', '*.pth', '*.gguf', '*.onnx', '*.h5', '*.msgpack', 'checkpoint*/*']
+        try: snapshot_download(repo_id, revision=revision, ignore_patterns=skip); lent += 1
+        except (RepositoryNotFoundError, HFValidationError): pass    # not ours: the app will say so
+        # of an adapter's repo transformers asks whether there is one: the cache learns that there is not
+        read_note('model', repo_id, revision or 'main', 'config.json')
+    return {'HF_HUB_OFFLINE': '1'} if lent else {}
 
 # %% ../nbs/09_spaces.ipynb #04bb264a
 class App:
@@ -334,6 +391,7 @@ def _wait(app, timeout):
 def start(space: 'Artifact|str|Path',  # a Space at a commit, or a folder that `build` wrote
           port: int = 0,  # 0 takes a free one
           timeout: float = 120,  # seconds until its first answer
+          env: dict = None,  # variables for this app alone, such as a secret that it needs
           ) -> App:  # running; stop it, or use it in a `with` block
     "Run a Space on this machine as the Hub would: its files at that commit, in a process of its own."
     hub = connect()
@@ -346,9 +404,11 @@ def start(space: 'Artifact|str|Path',  # a Space at a commit, or a folder that `
     try:
         _fetch(space, folder/'app')
         port = _free_port(port)
+        command, more = _command(folder/'app', port), dict(env or {})
+        # whoever gives it a token wants it to ask by itself
+        if 'HF_TOKEN' not in more: more = _lent(hub, artifact, folder/'app') | more
         with log.open('wb') as out:
-            process = _spawn(_command(folder/'app', port), folder/'app',
-                             _environment(hub, artifact, port, folder), out)
+            process = _spawn(command, folder/'app', _environment(hub, port, folder, more), out)
         app = App(f'http://127.0.0.1:{port}', _meta(folder/'app')['sdk'], log, process, folder)
         _wait(app, timeout)
         return app

@@ -290,15 +290,87 @@ def test_docker_needs_streamlit_or_docker(model, tmp_path):
         spaces.start(folder)
 
 
-def test_a_strangers_space_gets_no_token(hub, tmp_path, monkeypatch):
+SHELL = dict(AWS_SECRET_ACCESS_KEY="aws-1", OPENAI_API_KEY="sk-2", GITHUB_TOKEN="ghp-3", SSH_AUTH_SOCK="/run/agent-4", HUGGING_FACE_HUB_TOKEN="hf-5",
+             DATABASE_URL="postgres://me:pass-6@db", HF_OIDC_RESOURCE="res-7", LC_API_TOKEN="lc-8", OMP_SECRET="omp-9", HF_TOKEN_PATH="/tmp/token-10",
+             HTTPS_PROXY="http://me:pass-11@proxy:1", KUBECONFIG="/kube-12", MY_OWN="own-13", PYTHONSTARTUP="/start-14.py", BASH_ENV="/bash-15")
+
+# A Space that shows its environment, the token that the client finds, and what the Hub answers when it tries to write.
+SHOWS = """
+import json, os
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from huggingface_hub import HfApi, get_token
+def tried(f, *args, **kw):
+    try: return str(f(*args, **kw))[:80]
+    except Exception as e: return type(e).__name__ + " " + str(getattr(getattr(e, "response", None), "status_code", ""))
+said = dict(env=dict(os.environ), token=get_token(), home=str(Path.home()), who=tried(HfApi().whoami),
+            wrote=tried(HfApi().create_repo, "you/never-made"), read=HfApi().model_info("hfflow/tiny-llama").sha)
+class Page(BaseHTTPRequestHandler):
+    def do_GET(self): self.send_response(200); self.end_headers(); self.wfile.write(json.dumps(said).encode())
+HTTPServer(("127.0.0.1", int(os.environ["GRADIO_SERVER_PORT"])), Page).serve_forever()
+"""
+
+
+def page(app):
+    from urllib.request import ProxyHandler, build_opener
+
+    return json.loads(build_opener(ProxyHandler({})).open(app.url, timeout=30).read())
+
+
+def test_no_secret_of_the_shell_reaches_an_app_and_it_can_read_but_not_write(hub, static, monkeypatch):
+    for name, value in SHELL.items(): monkeypatch.setenv(name, value)
+    assert os.environ["HF_TOKEN"]
+    with spaces.start(gradio_like(static, SHOWS)) as app: said = page(app)
+    assert not set(said["env"]) & ({"HF_TOKEN"} | set(SHELL)), sorted(said["env"])
+    values = [*SHELL.values(), os.environ["HF_TOKEN"]]
+    assert not [k for k, v in said["env"].items() if any(x in v for x in values)]
+    assert said["token"] is None and said["who"].startswith("LocalTokenNotFoundError")
+    assert said["wrote"].split()[1] == "401" and not hub.api.repo_exists("you/never-made")
+    assert len(said["read"]) == 40 and said["home"] != str(os.path.expanduser("~"))
+    assert said["env"]["HF_ENDPOINT"] == hub.endpoint and said["env"]["PATH"] and "HF_HUB_OFFLINE" not in said["env"]
+    with pytest.raises(OSError): open(said["home"])               # it goes with the app
+
+
+def test_what_an_app_needs_is_given_to_it_alone(static, monkeypatch):
+    import certifi
+    from huggingface_hub import constants
+
+    for name, value in dict(OMP_NUM_THREADS="1", HTTPS_PROXY="http://proxy:1", LC_ALL="C.UTF-8", SSL_CERT_FILE=certifi.where(), SPACE_ID="old").items():
+        monkeypatch.setenv(name, value)
+    with spaces.start(gradio_like(static, SHOWS), env=dict(OPENAI_API_KEY="sk-mine", LC_ALL="C")) as app: said = page(app)
+    given = {"OMP_NUM_THREADS": "1", "HTTPS_PROXY": "http://proxy:1", "LC_ALL": "C", "SSL_CERT_FILE": certifi.where(), "OPENAI_API_KEY": "sk-mine",
+             "HF_HUB_CACHE": constants.HF_HUB_CACHE}
+    assert given.items() <= said["env"].items() and "SPACE_ID" not in said["env"] and "OPENAI_API_KEY" not in os.environ
+    with pytest.raises(UserError, match="env.*'PORT'.*text"): spaces.start(static, env={"PORT": 1})
+
+
+def test_the_space_of_a_private_model_gets_the_model_and_no_token(hub, tmp_path, monkeypatch):
+    from huggingface_hub.errors import RepositoryNotFoundError
+
+    made = published.make(hub.user, tmp_path / "run")
+    closed = made.push("you/closed", private=True)
+    with pytest.raises(RepositoryNotFoundError): hub.api.model_info(closed.repo_id, token=False)
+    space = spaces.push(spaces.build(closed, tmp_path / "space"), "you/closed-space", closed, private=True)
+    for name, value in SHELL.items(): monkeypatch.setenv(name, value)
+    import shutil
+    from huggingface_hub import constants
+    for p in ("closed", "base"): shutil.rmtree(f"{constants.HF_HUB_CACHE}/models--you--{p}")     # nothing that happens to lie there
+    with spaces.start(space) as app:
+        assert app.ask(PROMPT) == ANSWER
+        with open(f"/proc/{group(app.process.pid)[-1]}/environ") as f: env = f.read()
+    assert "HF_TOKEN" not in env and os.environ["HF_TOKEN"] not in env and "HF_HUB_OFFLINE=1" in env
+
+
+def test_a_strangers_space_is_lent_nothing(hub, model, tmp_path):
     from dataclasses import replace
 
-    space = Artifact("space", "stranger/app", "0" * 40, "")
-    assert spaces._environment(hub, space, 1, tmp_path)["HF_TOKEN"]        # the embedded Hub holds only your own
-    there = replace(hub, embedded=False)
-    env = spaces._environment(there, space, 1, tmp_path)
-    assert "HF_TOKEN" not in env and env["HF_TOKEN_PATH"] == os.devnull
-    assert spaces._environment(there, replace(space, repo_id="you/app"), 1, tmp_path)["HF_TOKEN"]
+    closed = publish.commit("model", "you/not-for-others", {"config.json": b"{}"}, "Add", private=True)
+    (tmp_path / "README.md").write_text(f"---\nsdk: gradio\nmodels: [{closed.repo_id}]\n---\n")
+    there, space = replace(hub, embedded=False), Artifact("space", "stranger/app", "0" * 40, "")
+    assert spaces._lent(there, space, tmp_path) == {}
+    assert spaces._lent(there, replace(space, repo_id="you/app"), tmp_path) == {"HF_HUB_OFFLINE": "1"} == spaces._lent(hub, space, tmp_path)
+    (tmp_path / "README.md").write_text(f"---\nsdk: gradio\nmodels: [{model.repo_id}, nobody/has-this]\n---\n")
+    assert spaces._lent(hub, None, tmp_path) == {}, "open to all: there is nothing to lend"
 
 
 class Sink:
