@@ -1165,13 +1165,8 @@ def _validation(w, model, tok):
 def _model(w):
     "Return the fine-tuned model of this run, loaded from its folder where it was kept."
     if w.loaded is None:
-        import warnings
         from hfflow import qlora, tokens
-        # of two libraries to each other, about a name that will change
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            model, tok = qlora.load_model(w.folder / w.done["train"]["folder"] / "adapter",
-                                          bits=w.cfg.bits)
+        model, tok = qlora.load_model(w.folder / w.done["train"]["folder"] / "adapter", bits=w.cfg.bits)
         w.loaded = model, tokens.prepare_tokenizer(tok)
     return w.loaded
 

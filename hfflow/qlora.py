@@ -582,7 +582,10 @@ def load_model(model:'Artifact|str|Path',   # an adapter or a full model: repo a
         net = load_base(base, bits, device, about.get('task'), about.get('labels'), dtype)
         if 'problem_type' in about: net.config.problem_type = about['problem_type']
         origin = net.hfflow_base
-        net = PeftModel.from_pretrained(net, where[0], revision=where[1])
+        # of two libraries to each other, about a name that will change
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', FutureWarning)
+            net = PeftModel.from_pretrained(net, where[0], revision=where[1])
         net.hfflow_base = origin
     tok = load_tokenizer(model)
     # a classifier of several rows finds their ends by it

@@ -124,14 +124,14 @@ _shapes = {'linear': lambda t: 1 - t, 'cosine': lambda t: (1 + math.cos(math.pi 
 
 def lr_at(step:int,          # from 0
           total:int,         # steps of the run
-          cfg:TrainConfig,
+          cfg:TrainConfig,   # without a rate of its own: 2e-4, that of QLoRA (`fit` chooses one that suits the model)
          ) -> float:
     "Learning rate of a step: a rise over the warm-up, then the schedule down to zero. It depends on nothing else, so it needs no state."
-    warm = math.ceil(cfg.warmup * total)
-    if step < warm: return cfg.lr * (step + 1) / warm
+    warm, peak = math.ceil(cfg.warmup * total), cfg.lr or 2e-4
+    if step < warm: return peak * (step + 1) / warm
     if cfg.schedule == 'wsd':
-        return cfg.lr * min(1., (total - step) / max(1, math.ceil(cfg.decay * total)))
-    return cfg.lr * _shapes[cfg.schedule]((step - warm) / max(1, total - warm))
+        return peak * min(1., (total - step) / max(1, math.ceil(cfg.decay * total)))
+    return peak * _shapes[cfg.schedule]((step - warm) / max(1, total - warm))
 
 # %% ../nbs/05_train.ipynb #0aab1912
 def threads_for(cfg:TrainConfig,
