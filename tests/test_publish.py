@@ -267,3 +267,77 @@ def test_lineage_names_what_is_gone(hub, made):
     assert any(rows in g and "not on the Hub" in g for g in tree.gaps) and rows in tree.text() and not tree.complete
     with pytest.raises(UserError, match="check the name"):
         publish.lineage("nobody/nothing")
+
+
+# --- models of other tasks, as other trainers leave them -----------------------------------------
+def other(kind, tok):
+    "A model with random weights, its tokenizer or processor, and something that its pipeline takes."
+    import numpy as np
+    import transformers as tf
+    from PIL import Image
+
+    names = dict(id2label={0: "one", 1: "two"}, label2id={"one": 0, "two": 1})
+    bert = tf.BertConfig(vocab_size=len(tok), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, pad_token_id=tok.pad_token_id, **names)
+    if kind == "token-classification": return tf.BertForTokenClassification(bert), tok, "tune qwen"
+    if kind == "text-classification": return tf.BertForSequenceClassification(bert), tok, "tune qwen"
+    vit = tf.ViTConfig(image_size=32, patch_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, **names)
+    return tf.ViTForImageClassification(vit), tf.ViTImageProcessorPil(size=dict(height=32, width=32)), Image.fromarray(np.zeros((40, 40, 3), "uint8"))
+
+
+@pytest.mark.parametrize("kind", ["text-classification", "token-classification", "image-classification"])
+def test_a_model_that_another_trainer_left_is_published_for_its_own_task(hub, made, tmp_path, kind):
+    import tinychat
+    from transformers import pipeline
+
+    model, processor, asked = other(kind, tinychat.tokenizer(("tune qwen",)))
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    here = publish.push(tmp_path, f"{hub.user}/other-{kind}", made.base, made.data)
+    assert publish.purpose(here) == {"text-classification": "classify"}.get(kind, kind) and publish.verify(here).ok
+    card = read(here, "README.md")
+    assert f"pipeline_tag: {kind}" in card and f'pipeline("{kind}"' in card
+    found = pipeline(kind, model=here.repo_id)(asked)
+    assert {x.get("label", x.get("entity")) for x in found} <= {"one", "two"} and found
+    assert not {"chat_template.jinja", "generation_config.json"} & set(hub.api.list_repo_files(here.repo_id))
+
+
+def test_what_does_not_answer_as_it_was_measured_is_not_published(hub, made, monkeypatch):
+    "Nothing becomes main, no branch and no repo stay; a repo that was there keeps its commit."
+    from hfflow import qlora
+
+    plain = qlora.merge
+    def wrong(model, dtype=None):
+        net = plain(model, dtype)
+        net.get_output_embeddings().weight.data.neg_()
+        net.config.tie_word_embeddings = False
+        return net
+    before = made.push(f"{hub.user}/right", merged=True)
+    monkeypatch.setattr(qlora, "merge", wrong)
+    for name in ("never", "right"):
+        with pytest.raises(UserError, match="is not published: a download of it does not pass the check 'answers'"): made.push(f"{hub.user}/{name}", merged=True)
+    assert not hub.api.repo_exists(f"{hub.user}/never") and Artifact.at("model", before.repo_id) == before
+    assert [b.name for b in hub.api.list_repo_refs(before.repo_id).branches] == ["main"]
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "embed_tokens"], ["q_proj", "lm_head"], ["embed_tokens"]])
+def test_tied_ends_are_published_as_they_were_trained(hub, tmp_path, targets):
+    "An adapter on one of two ends that share their weights: whole, the model has two, and answers as the adapter does at every position."
+    import torch
+    from transformers import AutoModelForCausalLM
+    from hfflow import qlora, tokens
+
+    base = published.base(f"{hub.user}/tied")
+    tok, net = qlora.load_tokenizer(base), qlora.load_base(base, bits=32)
+    net.config.tie_word_embeddings = True
+    net.tie_weights()
+    net = qlora.add_lora(net, qlora.QloraConfig(rank=4, bits=32, targets=targets))
+    torch.manual_seed(0)
+    for n, p in net.named_parameters():
+        if "lora_" in n: p.data.normal_(std=.3)
+    ids = tok("tune qwen with rank 16", return_tensors="pt").input_ids
+    with torch.no_grad(): want = net.eval()(input_ids=ids).logits
+    merged = qlora.merge(net)
+    merged.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad(): got = again(input_ids=ids).logits
+    assert not again.config.tie_word_embeddings and torch.allclose(got, want, atol=1e-3)

@@ -53,7 +53,7 @@ def test_a_pretrained_encoder_learns_meaning(hub, tmp_path):
     assert report.metrics["verdict"]["ok"] and report.result("plan")["warnings"] == []
     from transformers import pipeline
     classify = pipeline("sentiment-analysis", model=report.artifacts[1].repo_id)
-    assert [classify(f"We saw a {x} there.")[0]["label"] for x in ("parrot", "lawnmower")] == ["living", "made"]
+    assert [classify(f"We saw a {x} there.")[0]["label"] for x in ("parrot", "screwdriver")] == ["living", "made"]
 
 
 @pytest.mark.slow
