@@ -30,12 +30,12 @@ install: .venv/.installed
 export: .venv/.installed
 	@$(BIN)/nbdev-export && $(BIN)/nbdev-clean && $(MAKE) --no-print-directory readme
 
-# The first page without its hidden cells; links lead to the site. As nbdev-readme, but without Quarto.
+# The first page without its hidden cells; links lead to the site, whose addresses carry no numbers. As nbdev-readme, but without Quarto.
 readme:
 	@sed 's/^ "metadata": {$$/ "metadata": {"language_info": {"name": "python"},/' nbs/index.ipynb | \
 	  $(BIN)/python -m nbconvert --log-level ERROR --stdin --to markdown --output-dir . --output README \
 	  --RegexRemovePreprocessor.enabled=True --RegexRemovePreprocessor.patterns='^#\| *hide'
-	@sed -E 's#\]\(([0-9a-z_/]+)\.ipynb#](https://hfflow.github.io/hfflow/\1.html#g' README.md | cat -s > README.tmp && mv README.tmp README.md
+	@sed -E 's#\]\(([0-9]+[a-z]*[0-9]*_)?([a-z_/]+)\.ipynb#](https://hfflow.github.io/hfflow/\2.html#g' README.md | cat -s > README.tmp && mv README.tmp README.md
 
 docs: export
 	@$(BIN)/nbdev-docs

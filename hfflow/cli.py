@@ -393,6 +393,9 @@ def data(
     completion: Annotated[Optional[str],
                           typer.Option("--completion", metavar="COLUMN",
                                        help="The column with the answers.")] = None,
+    task: Annotated[Optional[str],
+                    typer.Option("--task", metavar="NAME",
+                                 help="What for: causal, classify (texts and labels) or seq2seq.")] = None,
     private: Annotated[bool, typer.Option("--private", help="Make the repo private.")] = False,
     hub: _HubOpt = None,
 ):
@@ -400,21 +403,22 @@ def data(
 
 \b
     hfflow data reviews.csv
-    hfflow data raw/ --repo you/reviews
+    hfflow data reviews.csv --task classify --repo you/reviews
     """
     from hfflow import data as datas, flow, hub as hubs
     connected = hubs.connect(hub)
-    cfg = flow.load({"data": source}, embedded=connected.embedded,
+    cfg = flow.load({"data": source, "model": {"task": task}}, embedded=connected.embedded,
                     prepare={k: v for k, v in (("prompt", prompt), ("completion", completion))
                              if v})
     flow.fingerprint(source)               # says it at once where there is nothing
-    prepared = datas.prepare(source, cfg.prepare)
+    prepared = datas.prepare(source, cfg.prepare, progress=sys.stderr.isatty(), task=task)
+    labels = datas.label_names(prepared) if task == "classify" else ()
     print(_terminal(prepared.report))
     if repo is None:
-        return print(f"\nnot registered; to do so: hfflow data {source} --repo "
+        return print(f"\nnot registered; to do so: hfflow data {source}{f' --task {task}' if task else ''} --repo "
                      f"{connected.user or 'you'}/{cfg.name}")
     made = datas.register(prepared, repo if "/" in repo else f"{connected.user}/{repo}",
-                          private=private)
+                          private=private, labels=labels)
     print(f"\nregistered {made.repo_id} @ {made.short}\n{made.url}")
 
 # %% ../nbs/14_cli.ipynb #d9adf460

@@ -251,6 +251,10 @@ def test_data_and_lineage(call):
     assert code == 0 and "not registered" in out and "duplicate" in out, err
     code, out, err = call("data", "talk.csv", "--repo", "cli-talk")
     assert code == 0 and "registered you/cli-talk" in out, err
+    Path("mail.csv").write_text("subject,folder\n" + "".join(f"a letter about the {x} number {i},{x}\n" for i in range(20) for x in ("parcel", "invoice")))
+    refused(call("data", "mail.csv"), "{task: classify}")
+    code, out, err = call("data", "mail.csv", "--task", "classify", "--repo", "cli-mail")
+    assert code == 0 and "'folder' used as the label (2 values: invoice, parcel)" in out and "registered you/cli-mail" in out and not err, err
     code, out, err = call("lineage", "you/cli-talk")
     assert code == 0 and "cli-talk" in out, err
     code, out, err = call("lineage", "you/cli-talk", "--json")

