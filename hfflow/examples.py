@@ -138,7 +138,9 @@ def example(name:str,              # in EXAMPLES
            ) -> dict:              # as `flow.load` takes it
     "Make the config of an example, with base and data brought to where the flow finds them."
     if name not in EXAMPLES: raise UserError(f"there is no example '{name}': they are {', '.join(EXAMPLES)}")
-    try: return EXAMPLES[name] | {'base': base or encoder(hub, upstream), 'data': data or reviews(hub, upstream)}
+    # data of one's own give the flow its name, too
+    more = {k: v for k, v in EXAMPLES[name].items() if not data or k != 'name'}
+    try: return more | {'base': base or encoder(hub, upstream), 'data': data or reviews(hub, upstream)}
     except UserError as e:
         raise UserError(f'the example {name} needs {ENCODER} and film reviews, and neither {upstream} nor a package '
                         f'index gives them: {e}; for texts of your own: hfflow run --example {name} --set data=texts.csv '

@@ -988,6 +988,7 @@ def _sha256(path) -> str:
 def _prepare(w):
     from hfflow import data
     report, labels = w.prepared.report, None
+    for note in report.columns: w.say(f"      {note}")
     if w.cfg.model.task == "classify": labels = data.label_names(w.prepared, w.cfg.model.labels)
     if w.cfg.model.task == "seq2seq": data.need_prompts(w.prepared)
     return {"splits": {name: len(rows) for name, rows in w.prepared.splits.items()},

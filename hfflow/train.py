@@ -191,7 +191,8 @@ _small = ('step', 'qmap1', 'qmap2')
 def _optimizer(params, cfg):
     "AdamW of PyTorch, or that of bitsandbytes with its state in 8 bits."
     import torch
-    kw = dict(lr=cfg.lr, betas=(.9, cfg.beta2), weight_decay=cfg.weight_decay)
+    # each step sets its own rate
+    kw = dict(lr=lr_at(0, 1, cfg), betas=(.9, cfg.beta2), weight_decay=cfg.weight_decay)
     if cfg.optimizer == 'adamw8bit':
         from bitsandbytes.optim import AdamW8bit
         return AdamW8bit(params, **kw)
