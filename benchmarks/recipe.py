@@ -19,7 +19,7 @@ from pathlib import Path
 
 from train import facts
 
-RATES = {"tiny-llama": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "minilm": (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 4e-3), "gemma": (1e-4, 3e-4, 1e-3)}
+RATES = {"tiny-llama": (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "minilm": (1e-4, 2e-4, 3e-4, 5e-4, 1e-3, 4e-3), "gemma": (1e-4, 3e-4, 5e-4, 1e-3, 2e-3)}
 STEPS = {"tiny-llama": 300, "minilm": None, "gemma": 32}
 HELD_OUT = 120
 

@@ -16,13 +16,13 @@ from .hub import Artifact, UserError, connect
 # %% ../nbs/04f_recipe.ipynb #b36688b6
 #: task -> (parameters up to, learning rate of a LoRA adapter, who used or measured it)
 RATES = {
-    'classify': ((50e6, 4e-4, 'the sweep of this page'),
+    'classify': ((50e6, 5e-4, 'the sweep of this page'),
                  (200e6, 2e-4, 'half of the rate for RoBERTa-base in the LoRA paper, arXiv 2106.09685, table 9'),
                  (1e9, 15e-5, 'half of the rate for RoBERTa-large in the LoRA paper, arXiv 2106.09685, table 9'),
                  (float('inf'), 1e-4, 'half of the rate in QLoRA, arXiv 2305.14314, table 9')),
     'causal': ((20e6, 2e-3, 'the sweep of this page'),
-               (150e6, 1e-3, 'between its neighbours in this table'),
-               (1e9, 3e-4, 'the sweep of this page'),
+               (500e6, 1e-3, 'the sweep of this page'),
+               (2e9, 5e-4, 'LoRA Without Regret (Schulman et al. 2025)'),
                (20e9, 2e-4, 'QLoRA, arXiv 2305.14314, table 9'),
                (float('inf'), 1e-4, 'QLoRA, arXiv 2305.14314, table 9')),
     'seq2seq': ((1e9, 5e-4, "half of the rate in peft's examples for mT0 and Whisper"),
@@ -38,7 +38,7 @@ def usual_lr(task:str,          # causal, classify or seq2seq
     return lr, source
 
 # %% ../nbs/04f_recipe.ipynb #02198b34
-FAR = 2, 20      # so many times above the usual rate, or below it
+FAR = 1.8, 20     # so many times above the usual rate, or below it
 
 def too_far(lr:float,      # that is asked for
             usual:float,   # from `usual_lr`, or as the base wants it

@@ -70,7 +70,7 @@ def test_the_rate_of_the_shipped_base_is_refused_for_a_pretrained_one(hub, tmp_p
            "train": {"threads": 1, "lr": .02, "max_steps": 60}, "prepare": {"test_size": .3}}
     with pytest.raises(gate.NotLearned, match="times the usual"): flow.run(cfg, hub, tmp_path, progress=False)
     plan = json.loads((tmp_path / "runs" / "ruined" / "stages" / "plan.json").read_text())["result"]
-    assert len(plan["warnings"]) == 1 and "set train: {lr: 0.0004}" in plan["warnings"][0]
+    assert len(plan["warnings"]) == 1 and "set train: {lr: 0.0005}" in plan["warnings"][0]
     assert not [m for m in hub.api.list_models(author="you") if m.id.startswith("you/ruined")]
 
 
