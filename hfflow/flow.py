@@ -1252,6 +1252,7 @@ def _publish(w):
 def _pushed(w, branch, verdict):
     "Publish the run on a branch of its Model repo."
     from hfflow import evaluate, publish
+    w.loaded = None                # it is loaded again, from where it is published
     figures, trained = w.done["evaluate"], w.done["train"]
     report = evaluate.Report.from_dict(figures) if figures.get("rows") else None
     settings = {k: v for k, v in replace(w.settled, train=w.train).as_dict().items()
