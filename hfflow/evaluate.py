@@ -312,7 +312,8 @@ def evaluate(
             for name, control in metrics.controls(refs).items(): asked.setdefault(name, control)
         for name, system in asked.items():
             start = time.perf_counter()
-            answers = given[name] = list(system(talks if getattr(system, 'chats', False) else prompts))
+            chats = getattr(system, 'chats', False)
+            answers = given[name] = list(system(talks if chats else prompts))
             seconds = time.perf_counter() - start
             s = score(answers, refs)
             rows.append(dict(system=name, split=split, n=s.n, right=s.right, exact=s.exact, lo=s.lo,
@@ -323,7 +324,9 @@ def evaluate(
             for want in (True, False):
                 for i in [i for i, h in enumerate(s.hits) if h == want][:samples]:
                     kept.append(dict(system=name, split=split, prompt=prompts[i],
-                                      reference=refs[i], answer=answers[i], right=want))
+                                     reference=refs[i], answer=answers[i], right=want,
+                                     # of a conversation all that was said, so that it can be asked again
+                                     **({'asked': talks[i]} if chats and talks[i] != prompts[i] else {})))
         if metrics:
             found, pairs = metrics.figures(given, refs, split)
             for r in rows[-len(given):]:

@@ -233,7 +233,7 @@ class _Loop:
         self.micro, self.best, self.skipped = cfg.batch, None, 0
         self.bar = self.curve = self.tracker = self.pusher = None
         self.planned, self.tell, self.keeping = planned, lambda batch: None, nullcontext
-        self.guess = guessing(rows)
+        self.guess = None
 
 # %% ../nbs/05_train.ipynb #ab868cd3
 def _flat(model):
@@ -788,6 +788,8 @@ def ready(self:_Loop):
 @patch
 def run(self:_Loop):
     "Train from where the loop stands to the end."
+    # of very many rows some are enough
+    self.guess = guessing(self.rows[::max(1, len(self.rows) // 10_000)])
     memory = _Memory(self.model, self.acc.device)     # before weights are kept de-quantised
     with self.ready(), _signals(self), _bar(self) as self.bar:
         if _in_notebook() and not self.bar.disable: self.curve = _Curve()

@@ -133,6 +133,22 @@ def test_another_hub_is_another_place(made, hub):
     with pytest.raises(UserError, match="HF_TOKEN"): flow.Work(load(made), replace(hub, user=None), ".", False)
 
 
+def test_conversations_are_asked_again_before_they_are_published(made, hub, tmp_path):
+    "What a chat model answered to a whole conversation is checked by asking the whole conversation."
+    talk = lambda i: {"messages": [{"role": "user", "content": f"tune model {i}"}, {"role": "assistant", "content": "which rank?"},
+                                   {"role": "user", "content": f"rank {i % 7}"}, {"role": "assistant", "content": f"base: m{i}"}]}
+    for name, numbers in (("train", range(40)), ("test", range(100, 108))):
+        (Path(made["data"]) / f"{name}.csv").unlink()
+        (Path(made["data"]) / f"{name}.jsonl").write_text("".join(json.dumps(talk(i)) + "\n" for i in numbers))
+    report = run(made, hub, tmp_path, progress=False, stages="publish")
+    kept = json.loads(Path(hub.api.hf_hub_download(report.artifacts[1].repo_id, "evaluation.json")).read_text())["samples"]
+    asked = [s["asked"]["messages"] for s in kept if s["system"] == "fine-tuned"]
+    assert asked and all([m["role"] for m in a] == ["user", "assistant", "user"] for a in asked)
+    assert not [s for s in kept if s["system"] == "most frequent" and "asked" in s]
+    checks = publish.verify(report.artifacts[1])
+    assert checks.ok and "answers" in {c.name for c in checks}, str(checks)
+
+
 # ---- interrupted
 
 def test_ctrl_c_in_every_stage(made, hub, tmp_path, monkeypatch):
