@@ -113,7 +113,7 @@ def stage(run_folder: 'str|Path',  # the run, with `adapter/` in it, or the adap
                         'qlora.save_adapter or tok.save_pretrained (of a model of images or sounds its processor).')
     files |= {n: change(files[n], base) for n, change in _CHANGED.items() if n in files}
     task = _made_for(adapter)[0]
-    if task in _AUTO and task != 'classify': files['generation_config.json'] = _generation(adapter, base, task)
+    if task in ('causal', 'seq2seq'): files['generation_config.json'] = _generation(adapter, base, task)
     else: files.pop('chat_template.jinja', None)       # it does not chat
     if (run_folder/'loss.png').is_file(): files['loss.png'] = run_folder/'loss.png'
     return files

@@ -85,7 +85,7 @@ def test_the_flow_runs_there(installed, tmp_path):
     "The whole flow from the wheel alone, with a short training; the Space is pushed and not started."
     python, empty = installed
     report = tmp_path / "report.json"
-    settings = [x for s in ("train.max_steps=4", "evaluate.limit=4", "space.try_it=false") for x in ("--set", s)]
+    settings = [x for s in ("train.max_steps=4", "evaluate.limit=4", "space.try_it=false", "publish.if=always") for x in ("--set", s)]
     call(python.parent / "hfflow", "run", "--report", report, *settings, cwd=empty, HFFLOW_HOME=str(tmp_path / "home"))
     call(python.parent / "hfflow", "hub", "stop", cwd=empty, HFFLOW_HOME=str(tmp_path / "home"))
     found = json.loads(report.read_text())
