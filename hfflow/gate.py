@@ -81,8 +81,8 @@ def judge(losses:list,         # of the steps
 
 # %% ../nbs/07b_gate.ipynb #e132dcf3
 def _stuck(losses, guess):
-    "Whether the last tenth of the losses is still that of guessing."
-    return unmoved(losses, guess, part=.1) if len(losses) > 1 else ''
+    "Whether the last tenth of the losses is still that of guessing, or below it by chance alone."
+    return unmoved(losses, guess, part=.1, errors=2) if len(losses) > 1 else ''
 
 def _unheld(loss):
     "Whether the held-out loss is no lower than before."

@@ -254,6 +254,7 @@ def _entropy(counts):
 def unmoved(losses:list,    # of the steps so far, at least two
             guess:float,    # from `guessing`
             part:float=.5,  # how much of the end counts
+            errors:float=0, # how many standard errors below guessing are still chance
            ) -> str:        # '' where the loss has moved
     "Say that a loss is still that of guessing, or above where it began."
     first, last = losses[:max(2, len(losses) // 10)], losses[-max(2, round(len(losses) * part)):]
@@ -263,6 +264,6 @@ def unmoved(losses:list,    # of the steps so far, at least two
     if at > began + luck: return f'the loss has risen from {began:.3f} to {at:.3f}'
     # a model without any training begins far above: there a loss that falls is on its way
     coming = began > 1.5 * guess and at < began - luck
-    if at > guess - max(2 * error(last), .02 * guess) and not coming:
+    if at > guess - max(errors * error(last), .02 * guess) and not coming:
         return f'the loss is {at:.3f}, where guessing gives {guess:.3f}: nothing has been learned yet'
     return ''
