@@ -16,12 +16,12 @@ from .hub import Artifact, UserError, connect
 # %% ../nbs/04f_recipe.ipynb #b36688b6
 #: task -> (parameters up to, learning rate of a LoRA adapter, who used or measured it)
 RATES = {
-    'classify': ((50e6, 5e-4, 'the sweep of this page'),
+    'classify': ((50e6, 5e-4, 'the sweep on page 04f'),
                  (200e6, 2e-4, 'half of the rate for RoBERTa-base in the LoRA paper, arXiv 2106.09685, table 9'),
                  (1e9, 15e-5, 'half of the rate for RoBERTa-large in the LoRA paper, arXiv 2106.09685, table 9'),
                  (float('inf'), 1e-4, 'half of the rate in QLoRA, arXiv 2305.14314, table 9')),
-    'causal': ((20e6, 2e-3, 'the sweep of this page'),
-               (500e6, 1e-3, 'the sweep of this page'),
+    'causal': ((20e6, 2e-3, 'the sweep on page 04f'),
+               (500e6, 1e-3, 'the sweep on page 04f'),
                (2e9, 5e-4, 'LoRA Without Regret (Schulman et al. 2025)'),
                (20e9, 2e-4, 'QLoRA, arXiv 2305.14314, table 9'),
                (float('inf'), 1e-4, 'QLoRA, arXiv 2305.14314, table 9')),
