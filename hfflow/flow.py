@@ -1193,7 +1193,7 @@ def _controls(w) -> dict:
 @stage("evaluate",
        inputs=lambda w: {"adapter": w.done["train"]["sha256"],
                          "data": w.artifact("register").revision,
-                         "config": asdict(w.cfg.evaluate), "verdict": 1},
+                         "config": asdict(w.cfg.evaluate), "verdict": 2},
        line=lambda w, r: ", ".join(f"{x['split']} {x['right']} of {x['n']} right" for x in r["rows"]
                                    if x["system"] == "fine-tuned") or "no test split")
 def _evaluate(w):

@@ -46,15 +46,16 @@ class Verdict:
     against: tuple = ()   # what speaks against it, in words
     notes: tuple = ()     # what else is worth knowing
     advice: str = ''      # the likely cause, and what to try next
+    what: str = 'no better than without training'   # what the model is, where something speaks against it
     def __bool__(self): return not self.against
     def __str__(self):
         if self: return 'the model has learned'
-        return f'the model is no better than without training: {"; ".join(self.against)}. {self.advice}'
+        return f'the model is {self.what}: {"; ".join(self.against)}. {self.advice}'
     def as_dict(self) -> dict:
         "Plain values, for JSON."
-        return dict(ok=bool(self), against=list(self.against), notes=list(self.notes), advice=self.advice)
+        return dict(ok=bool(self), against=list(self.against), notes=list(self.notes), advice=self.advice, what=self.what)
     @classmethod
-    def from_dict(cls, d): return cls(tuple(d['against']), tuple(d['notes']), d['advice'])
+    def from_dict(cls, d): return cls(tuple(d['against']), tuple(d['notes']), d['advice'], d['what'])
 
 # %% ../nbs/07b_gate.ipynb #2b1b6354
 TRIVIAL, SIMPLE = 'most frequent', ('TF-IDF + logistic regression', 'nearest training row')
@@ -74,10 +75,12 @@ def judge(losses:list,         # of the steps
     shown = stands.get(TRIVIAL) == stands.get(base) == 'better'
     losing = [x for x in (_stuck(losses, guess), _unheld(held_out)) if x]
     against = [] if shown else losing
-    lost = [s for s in (TRIVIAL, *SIMPLE) if stands.get(s) in ('worse', 'equal' if s == TRIVIAL else 'worse')]
-    if lost: against += [_beside(report, tuned, lost)]
+    unbeaten = [TRIVIAL] if stands.get(TRIVIAL) in ('equal', 'worse') else []
+    better = [s for s in SIMPLE if stands.get(s) == 'worse']
+    what = 'no better than without training' if against or unbeaten else 'worse than a simple method'
+    if unbeaten or better: against += [_beside(report, tuned, unbeaten + better)]
     advice = _advice(losses, guess, lr, usual, stands) if against else ''
-    return Verdict(tuple(against), tuple(losing if shown else ()), advice)
+    return Verdict(tuple(against), tuple(losing if shown else ()), advice, what)
 
 # %% ../nbs/07b_gate.ipynb #e132dcf3
 def _stuck(losses, guess):

@@ -19,6 +19,7 @@ from .hub import Artifact, UserError, connect, provenance
 from .plan import kind_and_size
 from .qlora import _task, compute_dtype
 from .tasks import task_of
+from .train import parameters_of
 from .evaluate import Report, metric_columns
 from .metrics import Confusion, eval_results, eval_results_yaml, figures_of, task_system
 
@@ -685,9 +686,7 @@ def _check_answers(root, prompts, bits, max_new_tokens):
     try: model, tok = (_piped(root, kind), None) if other else load_model(root, bits=bits)
     except Exception as e:
         yield Check('loads', False, str(e).splitlines()[0]); return
-    # two 4-bit weights to a byte
-    count = sum(p.numel() * (2 if str(p.dtype) == 'torch.uint8' else 1) for p in model.parameters())
-    yield Check('loads', True, f'{count:,} parameters')
+    yield Check('loads', True, f'{parameters_of(model, adapter=True):,} parameters')
     if other: return
     prompts, want = _expected(root, prompts)
     if not prompts: return

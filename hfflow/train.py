@@ -105,10 +105,10 @@ def with_rate(cfg, model):
     lr, _ = usual_lr(task_of(model), parameters_of(model), full=not hasattr(model, 'peft_config'))
     return replace(cfg, lr=lr)
 
-def parameters_of(model):
-    "Numbers in a model, an adapter not counted; a 4-bit weight holds two to a byte."
+def parameters_of(model, adapter=False):
+    "Numbers in a model, with those of an adapter or without; a 4-bit weight holds two to a byte."
     return sum(p.numel() * (2 if str(p.dtype) == 'torch.uint8' else 1)
-               for n, p in model.named_parameters() if '.lora_' not in n)
+               for n, p in model.named_parameters() if adapter or '.lora_' not in n)
 
 def _computed(cfg): return {k: v for k, v in asdict(cfg).items() if k not in _free}
 
