@@ -34,25 +34,26 @@ RUNGS = {   # each adds to the settings of those before it
 def ours(rung, folder, rows, at, memory):
     "Our loop with everything above `rung` taken away."
     import hfflow.train as loop
-    from hfflow import loss, qlora
+    from hfflow import qlora
+    from hfflow.engine import loss
     settings = {}
     for name, more in rungs().items():
         settings |= more
         if name == rung: break
     model = qlora.add_lora(qlora.load_base(folder / "model"), qlora.QloraConfig(rank=16))
-    paths = loss._paths(model)
+    paths = loss.paths_of(model)
     paths.split &= settings.pop("split")
     paths.packed &= settings.pop("packed")
     if not settings.pop("mlp"): paths.mlp = None
-    if not settings.pop("sort"): loop.length_batches = lambda *a, pool, ordered=loop.length_batches: ordered(*a, pool=1)
-    if not settings.pop("fused"): loop.fast_lora = lambda model, cache: nullcontext(model)
+    if not settings.pop("sort"): batches.length_batches = lambda *a, pool, ordered=batches.length_batches: ordered(*a, pool=1)
+    if not settings.pop("fused"): fused.fast_lora = lambda model, cache: nullcontext(model)
     memory.start()
     return bench.fitted(model, qlora.load_tokenizer(folder / "model"), rows, at, **settings)
 
 
 def rungs():
     "Those that this machine can climb."
-    from hfflow.compiled import compiler_missing
+    from hfflow.engine.compiled import compiler_missing
     from hfflow.qlora import device
     runs = dict(offload=device() == "cuda", compile=compiler_missing(device()) is None)
     return {name: more for name, more in RUNGS.items() if all(runs.get(setting, True) for setting in more)}

@@ -75,19 +75,19 @@ def apart(work, *args):
 
 
 def predicted(config, rows, qlora, cfg):
-    from hfflow import plan
-    case = plan._Case(config, rows, qlora, cfg, plan._here())
+    from hfflow.engine import case, devices
+    case = case.Case(config, rows, qlora, cfg, devices.gpu_here())
     memory, step = case.memory(cfg), case.step(cfg)
     return dict(peak=step.peak, total=sum(memory.values()), weights=case.model.num_parameters() * 4)
 
 
 def trained(config, rows, qlora, cfg, folder):
     "The model as it would be trained, and a function that makes all passes over the rows."
-    from hfflow.memory import _NoTokenizer, held
+    from hfflow.engine.memory import NoTokenizer, held
     from hfflow.qlora import add_lora, load_base
-    from hfflow.train import _Loop
+    from hfflow.engine.loop import Loop
     model = add_lora(load_base(folder, qlora.bits), qlora)
-    loop = _Loop(model, _NoTokenizer(), rows, cfg, folder)
+    loop = Loop(model, NoTokenizer(), rows, cfg, folder)
     def run():
         with loop.ready():
             while loop.step < loop.total: loop.advance()
@@ -95,7 +95,7 @@ def trained(config, rows, qlora, cfg, folder):
 
 
 def measured(config, rows, qlora, cfg, folder):
-    from hfflow.memory import peak_allocated
+    from hfflow.engine.memory import peak_allocated
     weights, run = trained(config, rows, qlora, cfg, folder)
     return dict(peak=weights + peak_allocated(run)[1])
 
@@ -133,7 +133,7 @@ def main():
     import torch
     import transformers
     torch.set_num_threads(1)
-    from hfflow import plan  # noqa: F401
+    pass  # noqa: F401
     facts = bench.facts(1)
     print(f"{'case':<40} {'predicted':>10} {'measured':>10} {'off':>7}  {'total':>7} {'resident':>9}  (MiB)")
     rows = []

@@ -174,7 +174,8 @@ def main():
     p.add_argument("--json", metavar="FILE", help="also write the rows to this file, each with date, machine and versions")
     for name in ("--worker", "--at"): p.add_argument(name, help=argparse.SUPPRESS)
     args = p.parse_args()
-    from hfflow import examples, hub, recipe
+    from hfflow import examples, hub
+    from hfflow.engine import recipe
     me = hub.connect()
     if args.worker:
         found = globals()[args.worker](json.loads(args.at))

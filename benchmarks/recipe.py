@@ -30,7 +30,8 @@ def rows_of(prepared, name, column="completion"):
 
 def trained(base, task, prepared, lr, steps, threads, labels=None):
     "The base with an adapter trained at one rate; its tokenizer, and the loss of held-out rows."
-    from hfflow import evaluate, qlora, tasks, train
+    from hfflow import evaluate, qlora, train
+    from hfflow.engine import errors, tasks
     model, tok = qlora.load_base(base, bits=4, task=task, labels=labels), qlora.load_tokenizer(base)
     rows = tasks.encode_rows(rows_of(prepared, "train"), tok, model, 256)[0]
     held = rows_of(prepared, "validation")
@@ -39,7 +40,7 @@ def trained(base, task, prepared, lr, steps, threads, labels=None):
     cfg = train.TrainConfig(lr=lr, batch=8, beta2=.98, epochs=1, max_steps=steps, max_len=256, save_every=10**6, threads=threads)
     with tempfile.TemporaryDirectory() as d:
         try: train.fit(model, tok, rows, cfg, d, progress=False)
-        except train.UserError: return None      # the loss exploded, which is a figure, too
+        except errors.UserError: return None      # the loss exploded, which is a figure, too
     return model, tok, float(evaluate.held_out_loss(model, tok, held))
 
 
@@ -58,7 +59,8 @@ def figure(name, base, prepared, lr, steps, threads):
 
 def sweep(name, base, prepared, rates, steps, threads):
     "A row for each rate."
-    from hfflow import plan, recipe
+    from hfflow import plan
+    from hfflow.engine import recipe
     task, size = plan.kind_and_size(base, "classify" if name == "minilm" else None)
     chosen = recipe.recipe(base, task, size).lr
     found = {lr: figure(name, base, prepared, lr, steps, threads) for lr in sorted({*rates, chosen})}

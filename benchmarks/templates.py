@@ -43,7 +43,7 @@ ENDS = ("<|return|>", "<|im_end|>", "<|eot_id|>", "<|eot|>", "<end_of_turn>", "<
 
 def tokenizer(template):
     "A byte-level tokenizer that knows the special tokens of a template."
-    from hfflow.base import train_tokenizer, wrap_tokenizer
+    from hfflow.engine.base import train_tokenizer, wrap_tokenizer
     tok = wrap_tokenizer(train_tokenizer(["a"], 300))
     special = sorted(set(SPECIAL.findall(template)))
     tok.add_special_tokens({"additional_special_tokens": special, "bos_token": "<s>"})

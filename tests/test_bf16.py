@@ -6,10 +6,11 @@ import pytest
 import torch
 import zoo
 
-from hfflow import loss
-from hfflow.memory import _NoTokenizer
+from hfflow.engine import attention, loss
+from hfflow.engine.memory import NoTokenizer
 from hfflow.qlora import QloraConfig, add_lora, load_base, merge
-from hfflow.train import TrainConfig, _Loop
+from hfflow.engine.loop import Loop
+from hfflow.train import TrainConfig
 
 KINDS = ["llama", "qwen3", "gemma3", "mistral", "phi", "gpt2", "opt", "bloom", "mixtral", "qwen3_moe", "bert", "distilbert", "t5", "bart", "whisper"]
 
@@ -37,7 +38,7 @@ def saved(tmp_path_factory):
 
 def learn(model, kind, steps=6, **more):
     "Losses of a few steps of the training loop."
-    loop = _Loop(model, _NoTokenizer(), rows(kind), TrainConfig(batch=8, max_steps=steps, lr=1e-2, warmup=0., cache_weights=True, threads=1, **more), "")
+    loop = Loop(model, NoTokenizer(), rows(kind), TrainConfig(batch=8, max_steps=steps, lr=1e-2, warmup=0., cache_weights=True, threads=1, **more), "")
     with loop.ready(): return [loop.advance()[0] for _ in range(steps)]
 
 
@@ -54,7 +55,7 @@ def test_bf16_follows_fp32(saved, kind):
 @pytest.mark.parametrize("kind, more", [("llama", {}), ("gemma3", dict(checkpointing=True)), ("gpt2", dict(label_smoothing=.1)), ("qwen3_moe", {}), ("mamba", {}), ("bert", {}), ("bart", {})])
 def test_what_fills_a_shape_changes_nothing(saved, kind, more, monkeypatch):
     made = lambda: add_lora(load_base(saved(kind), 4, dtype=torch.bfloat16), QloraConfig(rank=8))
-    sizes, plain = set(), loss._rounded
+    sizes, plain = set(), attention.rounded_up
     def seen(n, *args):
         sizes.add(plain(n, *args))
         return plain(n, *args)
@@ -84,11 +85,11 @@ def test_the_gradient_of_a_filled_batch_is_that_of_the_batch(saved, monkeypatch)
 
 def test_few_shapes_between_two_powers_of_two():
     bf16 = torch.bfloat16
-    sizes = [loss._rounded(n, "cpu", bf16) for n in range(1, 9000)]
+    sizes = [attention.rounded_up(n, "cpu", bf16) for n in range(1, 9000)]
     assert all(n <= m < n * 1.07 + 32 for n, m in enumerate(sizes, 1)) and sizes == sorted(sizes)
     assert len(set(sizes)) < 100 and len({m for m in sizes if 4096 < m <= 8192}) == 16
-    assert loss._rounded(500, "cpu", bf16, 505) == 505 and loss._rounded(510, "cpu", bf16, 505) == 510
-    assert loss._rounded(77, "cpu", torch.float32) == loss._rounded(77, "cuda", bf16) == 77
+    assert attention.rounded_up(500, "cpu", bf16, 505) == 505 and attention.rounded_up(510, "cpu", bf16, 505) == 510
+    assert attention.rounded_up(77, "cpu", torch.float32) == attention.rounded_up(77, "cuda", bf16) == 77
 
 
 @pytest.mark.parametrize("bits, dora", [(4, False), (4, True), (8, False), (16, False)])

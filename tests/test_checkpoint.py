@@ -15,7 +15,7 @@ from test_train import ROWS, held, log, start, steps
 from trainer import Nursery
 
 import hfflow.checkpoint as checkpoint
-from hfflow.checkpoint import Pusher, changed, damage, find_checkpoint, pull_checkpoint, save_checkpoint, versions
+from hfflow.engine.checkpoint import Pusher, changed, damage, find_checkpoint, pull_checkpoint, save_checkpoint, versions
 from hfflow.hub import UserError
 
 KILLS = int(os.environ.get("HFFLOW_TRAIN_KILLS", 5))
@@ -108,13 +108,13 @@ def test_other_code_is_refused_by_name_unless_forced(base, tmp_path, monkeypatch
     import hfflow.train as train
     kw = dict(epochs=1, rows=ROWS[:12], eval_rows=None, save_every=1)
     whole = start(base, tmp_path/"whole", **kw)
-    out, advance = tmp_path/"r", train._Loop.advance
+    out, advance = tmp_path/"r", loop.Loop.advance
     def cut(self):
         if self.step == 2: raise InterruptedError
         return advance(self)
-    monkeypatch.setattr(train._Loop, "advance", cut)
+    monkeypatch.setattr(loop.Loop, "advance", cut)
     with pytest.raises(InterruptedError): start(base, out, **kw)
-    monkeypatch.setattr(train._Loop, "advance", advance)
+    monkeypatch.setattr(loop.Loop, "advance", advance)
     monkeypatch.setattr(train, "versions", lambda: versions() | {"torch": "9.9"})
     with pytest.raises(UserError, match=r"another torch \(.*, now 9.9\).*resume=False.*force=True"): start(base, out, **kw)
     forced = start(base, out, force=True, **kw)
@@ -139,13 +139,13 @@ def branch(repo, revision="checkpoints"):
 def test_another_machine_goes_on_from_the_branch(base, repo, tmp_path, monkeypatch):
     import hfflow.train as train
     whole = start(base, tmp_path/"whole")
-    advance = train._Loop.advance
+    advance = loop.Loop.advance
     def lost(self):
         if self.step == 13: raise InterruptedError
         return advance(self)
-    monkeypatch.setattr(train._Loop, "advance", lost)
+    monkeypatch.setattr(loop.Loop, "advance", lost)
     with pytest.raises(InterruptedError): start(base, tmp_path/"here", push_to=repo)
-    monkeypatch.setattr(train._Loop, "advance", advance)
+    monkeypatch.setattr(loop.Loop, "advance", advance)
     assert branch(repo) == ["log.jsonl", "step-0000008", "step-0000012"]            # the best and the newest
     there = start(base, tmp_path/"there", push_to=repo)
     assert there.resumed_from == 12 and there.losses == whole.losses and there.eval_losses == whole.eval_losses

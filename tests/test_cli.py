@@ -14,6 +14,7 @@ from typer.main import get_command
 import tinychat
 from hfflow import cli
 from hfflow import hub as hubs
+from hfflow.engine import process
 from hfflow.cli import app, main
 
 HFFLOW = [sys.executable, "-c", "import sys; from hfflow.cli import main; sys.exit(main())"]
@@ -341,7 +342,7 @@ def test_import_and_export(call, far, monkeypatch):
     url, token, api = far
     add = lambda name, kind="model": api.create_commit("ann/cli-far", [CommitOperationAdd(name, b"\0" + name.encode())], commit_message=f"Add {name}", repo_type=kind)
     hub = hubs.connect()
-    mine = HfApi(hub.endpoint, token=hubs._token(hub.data))
+    mine = HfApi(hub.endpoint, token=process.local_token(hub.data))
     api.create_repo("ann/cli-far", private=True)
     add("a.bin")
     refused(call("hub", "import", "ann/cli-far", "--from", url), "set HF_TOKEN")

@@ -9,12 +9,13 @@ import zoo
 from test_train import ROWS, log, start, steps, sub
 
 import hfflow.fused as fused
-from hfflow.compiled import compile_units, compiled, compiler_missing
-from hfflow.fused import fast_lora
+from hfflow.engine.compiled import compile_units, compiled, compiler_missing
+from hfflow.engine.fused import fast_lora
 from hfflow.hub import UserError
-from hfflow.loss import _paths, packed_attention
+from hfflow.engine.attention import packed_attention
+from hfflow.engine.loss import paths_of
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
-from hfflow.tasks import encode_rows, task_collate, task_loss, task_of
+from hfflow.engine.tasks import encode_rows, task_collate, task_loss, task_of
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -63,7 +64,7 @@ def losses(kind, model):
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "gpt2", "bert", "whisper"])
 def test_loss_and_gradients_are_the_plain_ones(kind, tmp_path):
     model = small(kind, tmp_path, 16 if kind == "gpt2" else 4)
-    packed = task_of(model) == "causal" and _paths(model).packed
+    packed = task_of(model) == "causal" and paths_of(model).packed
     before = [set(vars(m)) for m in model.modules()]
     with fast_lora(model), packed_attention(model) if packed else nullcontext():
         plain = list(losses(kind, model))

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from hfflow import data, hub
+from hfflow.engine import readers
 from hfflow.data import DataConfig, clean, key, label_names, load, match_columns, prepare, read_raw, register, split_of, stream
 from hfflow.hub import Artifact, UserError
 
@@ -161,7 +162,7 @@ def test_csv_as_spreadsheets_write_it(tmp_path):
 
 def table(text, name="a.csv"):
     "Columns, rows, lines and notes of a file."
-    columns, rows, lines, _, notes = data._csv(text.encode(), name)
+    columns, rows, lines, _, notes = readers._csv(text.encode(), name)
     return columns, [r and tuple(r.values()) for r in rows], lines, notes
 
 

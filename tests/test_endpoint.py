@@ -9,6 +9,7 @@ import time
 import pytest
 import tinychat
 from hfflow import endpoint as ep
+from hfflow.engine import streaming
 from hfflow.evaluate import generate
 from hfflow.hub import Artifact, UserError
 
@@ -143,7 +144,7 @@ def test_a_client_that_hangs_up_stops_the_model(server):
 
 def test_half_a_character_waits():
     tok = tinychat.tokenizer()
-    text = ep._Text(tok)
+    text = streaming._Text(tok)
     pieces = [text.push(i) for i in tok.encode("aé😀b")]
     assert "".join(pieces) == "aé😀b" and "\ufffd" not in "".join(pieces) and "" in pieces
 

@@ -8,6 +8,7 @@ import pytest
 import tinychat
 from datasets import Dataset
 from hfflow import evaluate as ev
+from hfflow.engine import generation
 from hfflow.hub import UserError
 from hypothesis import given, settings, strategies as st
 
@@ -46,7 +47,7 @@ def test_rows_that_finish_leave_and_the_others_go_on(tok):
 
     model = tinychat.model(tok, seed=3)
     with torch.no_grad():
-        free = ev._greedy(model, ev._prompt_ids(tok, PROMPTS), set(), tok.pad_token_id, 24)
+        free = generation._greedy(model, generation._prompt_ids(tok, PROMPTS), set(), tok.pad_token_id, 24)
     counts = Counter(t for row in free for t in set(row))
     stop = min(counts, key=lambda t: abs(counts[t] - len(PROMPTS) / 2))       # a token that occurs in about half of the answers
     model.generation_config.eos_token_id = [tok.eos_token_id, stop]           # now ends an answer

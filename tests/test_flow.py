@@ -16,6 +16,7 @@ from hypothesis import given, settings, strategies as st
 
 import tinychat
 from hfflow import data, flow, hub as hubs, publish, spaces, train
+from hfflow.engine import stages, work
 from hfflow.flow import Interrupted, StageResult, Store, explain, load, run
 from hfflow.hub import UserError
 
@@ -205,7 +206,7 @@ def test_killed_and_interrupted_while_training(made, hub, tmp_path):
 
 
 def test_two_runs_in_one_folder(made, hub, tmp_path):
-    with flow._alone(tmp_path / "runs" / made["name"]):
+    with work.alone(tmp_path / "runs" / made["name"]):
         with pytest.raises(UserError, match="another run"): run(made, hub, tmp_path, progress=False, stages="prepare")
     assert statuses(run(made, hub, tmp_path, progress=False, stages="prepare"))[0] == "done"
 
@@ -279,10 +280,11 @@ def test_a_bug_stays_a_bug(made, hub, tmp_path, monkeypatch):
 def smaller(made, hub, monkeypatch):
     "A machine on which a batch of 4 does not fit, and fewer rows do; the flow on it, and a base that nobody has downloaded."
     from hfflow import plan
+    from hfflow.engine import case
     made["base"] = tinychat.publish(f"{made['name']}-base"[:60])
     monkeypatch.setattr(plan, "probe", lambda *args: 1e9)
-    monkeypatch.setattr(plan._Case, "process", lambda case: 0)
-    cfg, rows = load(made), flow._rows(data.prepare(made["data"], progress=False).splits["train"])
+    monkeypatch.setattr(case.Case, "process", lambda case: 0)
+    cfg, rows = load(made), stages.rows_of_splits(data.prepare(made["data"], progress=False).splits["train"])
     need = [plan.plan(made["base"], rows, cfg.lora, replace(cfg.train, batch=b)).total_bytes for b in (1, 4)]
     monkeypatch.setattr(plan, "_here", lambda: plan.Gpu("this machine (CPU)", sum(need) / 2 / 2**30, kind="cpu"))
     return made
@@ -317,8 +319,8 @@ def test_auto_takes_the_nearest_setting_that_fits(smaller, hub, tmp_path, capsys
 
 def test_what_may_be_changed_unasked():
     asked = train.TrainConfig(batch=12, accumulation=2)
-    assert flow._same_steps(asked, dict(batch=6, accumulation=4)) and flow._same_steps(asked, dict(batch=12, accumulation=2, checkpointing=True))
-    assert not flow._same_steps(asked, dict(batch=8, accumulation=2)) and not flow._same_steps(asked, dict(batch=6, accumulation=4, max_len=128))
+    assert stages._same_steps(asked, dict(batch=6, accumulation=4)) and stages._same_steps(asked, dict(batch=12, accumulation=2, checkpointing=True))
+    assert not stages._same_steps(asked, dict(batch=8, accumulation=2)) and not stages._same_steps(asked, dict(batch=6, accumulation=4, max_len=128))
     assert [load(x).adjust for x in ({}, {"preset": "auto"}, {"preset": "cpu"}, {"preset": "cpu", "adjust": True}, {"adjust": False})] == [True, True, False, True, False]
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 import test_flow_tasks as tasks
-from hfflow import flow, gate, hub as hubs, publish, recipe
+from hfflow import flow, hub as hubs, publish
+from hfflow.engine import gate, recipe
 from hfflow.cli import main
 from hfflow.evaluate import Report
-from hfflow.gate import NotLearned, Verdict, judge, standing
+from hfflow.engine.gate import NotLearned, Verdict, judge, standing
 from hfflow.hub import Artifact, UserError
 
 

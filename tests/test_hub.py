@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from hfflow import hub
+from hfflow.engine import connection, process
 from hfflow.hub import Artifact, UserError
 
 
@@ -105,7 +106,7 @@ def test_taken_port_is_given_up(home):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0)); s.listen()
         (data / "hub.json").write_text(json.dumps({"port": s.getsockname()[1]}))
-        url = hub._ensure(data)
+        url = process.ensure(data)
         assert url != f"http://127.0.0.1:{s.getsockname()[1]}"
 
 
@@ -113,10 +114,10 @@ def test_server_that_dies_or_never_answers(tmp_path, monkeypatch):
     data = tmp_path / "hub"
     data.mkdir()
     monkeypatch.setattr(hub, "_LAUNCH", "import sys; sys.exit('no room: ' + open(sys.argv[2] + '/token').read())")
-    with pytest.raises(UserError, match=r'ended while starting: "no room: \(token\)"'): hub._ensure(data)
+    with pytest.raises(UserError, match=r'ended while starting: "no room: \(token\)"'): process.ensure(data)
     monkeypatch.setattr(hub, "_LAUNCH", "import time; print('warming up'); time.sleep(60)")
-    pid = hub._spawn(data)
-    with pytest.raises(UserError, match='did not answer within 1 seconds: "warming up"'): hub._wait(data, pid, limit=1)
+    pid = process._spawn(data)
+    with pytest.raises(UserError, match='did not answer within 1 seconds: "warming up"'): process._wait(data, pid, limit=1)
     assert hub.stop(data) is True
 
 
@@ -131,7 +132,7 @@ def test_stopped_by_another_than_who_started_it(home):
 
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="set HFFLOW_HOME"): hub._ensure(tmp_path / "file" / "hub")
+    with pytest.raises(UserError, match="set HFFLOW_HOME"): process.ensure(tmp_path / "file" / "hub")
 
 
 def test_environment_before_the_clients(me, home):
@@ -208,15 +209,15 @@ except hub.UserError as e: print(json.dumps([str(e), os.environ['HF_TOKEN'].star
     ("refuse", "refuses the token"), ("forbid", "refuses the token"), ("moved", "redirects to"),
     ("broken", "not as a Hub does (status 500)"), ("web", "not as a Hub does (status 200)")])
 def test_odd_endpoints(odd, path, said):
-    with pytest.raises(UserError) as e: hub._whoami(f"http://127.0.0.1:{odd.server_port}/{path}", "hf_x")
+    with pytest.raises(UserError) as e: connection._whoami(f"http://127.0.0.1:{odd.server_port}/{path}", "hf_x")
     assert said in str(e.value) and "hf_x" not in str(e.value)
     assert len(odd.seen) == 1                     # a redirect is not followed: the token stays here
 
 
 def test_nobody_there_and_no_address(me):
-    with pytest.raises(UserError, match="does not answer"): hub._whoami("http://127.0.0.1:9")
+    with pytest.raises(UserError, match="does not answer"): connection._whoami("http://127.0.0.1:9")
     for text in ("huggingface.co", "ftp://x", "http://"):
-        with pytest.raises(UserError, match="is not the address of a Hub"): hub._remote(text)
+        with pytest.raises(UserError, match="is not the address of a Hub"): connection._remote(text)
     before = dict(os.environ)
     with pytest.raises(UserError, match="restart the kernel"):
         import huggingface_hub.constants  # noqa: F401
@@ -259,15 +260,15 @@ def test_seed_is_one_commit_and_then_none(me, tmp_path):
     (folder / "config.json").write_text("{}")
     (folder / "sub/model.safetensors").write_bytes(bytes(3000))
     titles = lambda: [c.title for c in me.api.list_repo_commits("hfflow/seeded")]
-    hub._seed(me, folder, "hfflow/seeded")
-    hub._seed(me, folder, "hfflow/seeded")
+    connection._seed(me, folder, "hfflow/seeded")
+    connection._seed(me, folder, "hfflow/seeded")
     assert len(titles()) == 2
     next(me.data.glob("seed-hfflow-seeded.json")).unlink()          # forgotten, but compared by content
-    hub._seed(me, folder, "hfflow/seeded")
+    connection._seed(me, folder, "hfflow/seeded")
     assert len(titles()) == 2
     (folder / "config.json").unlink()
     (folder / "README.md").write_text("---\nlicense: mit\n---\n# New\n")
-    threads = [threading.Thread(target=hub._seed, args=(me, folder, "hfflow/seeded")) for _ in range(2)]
+    threads = [threading.Thread(target=connection._seed, args=(me, folder, "hfflow/seeded")) for _ in range(2)]
     [t.start() for t in threads]; [t.join() for t in threads]
     assert len(titles()) == 3
     assert sorted(me.api.list_repo_files("hfflow/seeded")) == [".gitattributes", "README.md", "sub/model.safetensors"]

@@ -5,10 +5,11 @@ import pytest
 import torch
 import zoo
 
-from hfflow import memory
+from hfflow.engine import fakes, memory
 from hfflow.hub import UserError
 from hfflow.qlora import QloraConfig, add_lora, load_base
-from hfflow.train import TrainConfig, _Loop
+from hfflow.engine.loop import Loop
+from hfflow.train import TrainConfig
 
 ROWS = [{"input_ids": [5 + i % 300] * n, "labels": [-100] * (n // 2) + [5] * (n - n // 2)} for i, n in enumerate((40, 60, 33, 60, 48, 52, 60, 21))]
 LABELS = [{"input_ids": r["input_ids"], "label": i % 3} for i, r in enumerate(ROWS)]
@@ -49,7 +50,7 @@ def apart(work):
 
 def real(folder, qlora, train, data):
     model = add_lora(load_base(folder, qlora.bits), qlora)
-    loop = _Loop(model, memory._NoTokenizer(), data, train, folder)
+    loop = Loop(model, memory.NoTokenizer(), data, train, folder)
     def two_steps():
         with loop.ready(): loop.advance(), loop.advance()
     weights = memory.held(model)
@@ -149,14 +150,14 @@ def test_the_way_to_the_peak_is_told(saved):
 
 
 def test_a_step_changes_nothing_around_it(saved):
-    from hfflow import loss
-    before = loss._varlen, loss._one_kernel, torch.get_rng_state(), torch.rand
+    from hfflow.engine import attention
+    before = attention.varlen, attention.one_kernel, torch.get_rng_state(), torch.rand
     memory.fake_step(load_base(saved("llama"), 32).config, ROWS, one_kernel=True)
-    assert (loss._varlen, loss._one_kernel, torch.rand) == (*before[:2], before[3]) and torch.equal(torch.get_rng_state(), before[2])
+    assert (attention.varlen, attention.one_kernel, torch.rand) == (*before[:2], before[3]) and torch.equal(torch.get_rng_state(), before[2])
 
 
 def test_a_model_that_cannot_be_built_is_a_sentence():
     config = zoo.config("llama")
     config.hidden_size = -4
-    with pytest.raises(UserError, match="cannot be built") as e: memory.meta_model(config)
+    with pytest.raises(UserError, match="cannot be built") as e: fakes.meta_model(config)
     assert "\n" not in str(e.value)

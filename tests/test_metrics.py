@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tinychat
 from hfflow import evaluate as ev, metrics as mt
+from hfflow.engine import figures, metrics
 from hfflow.hub import UserError
 from hypothesis import given, settings, strategies as st
 
@@ -166,7 +167,7 @@ def test_the_interval_is_scipys_bca():
     rng = np.random.default_rng(0)
     x = rng.beta(0.5, 2, 50)
     want = bootstrap((x,), np.mean, n_resamples=20000, method="BCa", rng=1).confidence_interval
-    assert mt._interval(mt._mean, np.c_[x, np.ones(50)], (0, 1), 0, 20000)[1:] == pytest.approx(want, abs=5e-3)
+    assert metrics.interval(metrics._mean, np.c_[x, np.ones(50)], (0, 1), 0, 20000)[1:] == pytest.approx(want, abs=5e-3)
     truth = rng.choice(list("abc"), 120, p=[0.6, 0.3, 0.1])
     said = np.where(rng.random(120) < 0.7, truth, rng.permutation(truth))
     score = lambda t, s: f1_score(t, s, average="macro")
@@ -180,7 +181,7 @@ def test_a_95_percent_interval_covers_the_truth_95_times_of_100(kind):
     rng, hits, runs = np.random.default_rng(2), 0, 300
     if kind == "mean":
         for s in rng.beta(2, 3, (runs, 60)):
-            _, lo, hi = mt._interval(mt._mean, np.c_[s, np.ones(60)], (0, 1), 0, 600)
+            _, lo, hi = metrics.interval(metrics._mean, np.c_[s, np.ones(60)], (0, 1), 0, 600)
             hits += lo <= 0.4 <= hi
     else:        # labels of three kinds, each answered right 7 times of 10 and else any other: macro F1 of all rows by counting
         p, wrong = np.array([0.5, 0.3, 0.2]), 0.3
@@ -190,7 +191,7 @@ def test_a_95_percent_interval_covers_the_truth_95_times_of_100(kind):
         kinds = np.array([sums(i, j) for i in range(3) for j in range(3)])
         for _ in range(runs):
             rows = np.repeat(kinds, rng.multinomial(150, cells.ravel()), axis=0)
-            _, lo, hi = mt._interval(mt.METRICS["macro_f1"].formula, rows, (0, 1), 0, 600)
+            _, lo, hi = metrics.interval(mt.METRICS["macro_f1"].formula, rows, (0, 1), 0, 600)
             hits += lo <= truth <= hi
     assert 0.92 <= hits / runs <= 0.98, hits / runs
 
@@ -208,13 +209,13 @@ def test_the_edges_of_an_interval():
 def test_same_seed_same_interval_and_thousands_of_draws_take_no_time():
     rng = random.Random(0)
     answers, refs = texts(1000, 1), texts(1000, 2)
-    rows = mt._rows(mt.METRICS["f1"], *mt._prepare(answers, refs))
+    rows = metrics.rows(mt.METRICS["f1"], *metrics.prepare(answers, refs))
     start = time.process_time()
-    first = mt._interval(mt._mean, rows, (0, 1), 0, 5000)
+    first = metrics.interval(metrics._mean, rows, (0, 1), 0, 5000)
     assert time.process_time() - start < 1
-    assert first == mt._interval(mt._mean, rows, (0, 1), 0, 5000) != mt._interval(mt._mean, rows, (0, 1), 1, 5000)
+    assert first == metrics.interval(metrics._mean, rows, (0, 1), 0, 5000) != metrics.interval(metrics._mean, rows, (0, 1), 1, 5000)
     order = rng.sample(range(1000), 1000)
-    assert mt._interval(mt._mean, rows[order], (0, 1), 0, 5000)[1:] == pytest.approx(first[1:], abs=1e-9)
+    assert metrics.interval(metrics._mean, rows[order], (0, 1), 0, 5000)[1:] == pytest.approx(first[1:], abs=1e-9)
 
 
 # --- paired -------------------------------------------------------------------------------------
@@ -228,7 +229,7 @@ def test_p_is_scipys_permutation_test():
         y = x + rng.normal(shift, 0.1, n)
         want = permutation_test((x, y), mean, permutation_type="samples", n_resamples=20000, rng=0).pvalue
         rows = [np.c_[v, np.ones(n)] for v in (x, y)]
-        got = mt._swapped(mt._mean, *rows, 0, 20000)
+        got = figures._swapped(metrics._mean, *rows, 0, 20000)
         assert got == pytest.approx(want, abs=1e-9 if n == 9 else 0.01)
 
 

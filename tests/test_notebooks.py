@@ -23,7 +23,7 @@ RUN = "import sys; from nbdev.test import test_nb; sys.exit(not test_nb(sys.argv
 @functools.cache
 def skipped():
     "Flags of the cells that this machine cannot run."
-    from hfflow.compiled import compiler_missing
+    from hfflow.engine.compiled import compiler_missing
     runs = {"gpu": bool(shutil.which("nvidia-smi")), "compiler": compiler_missing() is None}
     return sorted(flag for flag in FLAGS if not runs.get(flag))
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import zoo
 from hfflow import plan as pl
+from hfflow.engine import devices
 from hfflow.hub import UserError
 from hfflow.qlora import QloraConfig, add_lora
 from hfflow.train import TrainConfig
@@ -134,7 +135,7 @@ def test_the_probe_measures_real_steps():
 
 @pytest.mark.parametrize("name", ["T4", "t4", "t4-small", "NVIDIA L4", "rtx 4090", "h200", "A100-40"])
 def test_gpus_are_found_however_they_are_spelled(name):
-    assert pl._gpu(name).gib > 10
+    assert devices.gpu_named(name).gib > 10
 
 
 @pytest.mark.parametrize("args, message", [

@@ -9,6 +9,7 @@ import shutil
 import published
 import pytest
 from hfflow import publish
+from hfflow.engine import commits
 from hfflow.hub import Artifact, UserError, connect
 
 
@@ -88,7 +89,7 @@ def test_results_stand_where_the_hub_reads_them(hub, made):
 def test_a_commit_in_between_is_not_overwritten(hub, made, monkeypatch):
     repo = f"{hub.user}/race"
     publish.commit("model", repo, {"notes.txt": b"theirs"}, "Theirs")
-    head = publish._head
+    head = commits.head
 
     def late(*args):
         seen = head(*args)

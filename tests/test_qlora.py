@@ -9,7 +9,7 @@ import torch
 import zoo
 from transformers.pytorch_utils import Conv1D
 
-from hfflow.fused import dense_bytes, fast_lora
+from hfflow.engine.fused import dense_bytes, fast_lora
 from hfflow.hub import UserError
 from hfflow.qlora import QloraConfig, add_lora, compute_dtype, dense_weight, load_base, load_model, load_tokenizer, merge, save_adapter
 

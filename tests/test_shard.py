@@ -14,8 +14,8 @@ import zoo
 import hfflow.train as train
 from hfflow.hub import UserError
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
-from hfflow.shard import _refuse_shard, held_bytes, shard_units, sharded
-from hfflow.tasks import encode_rows, task_collate, task_loss
+from hfflow.engine.shard import held_bytes, refuse_shard, shard_units, sharded
+from hfflow.engine.tasks import encode_rows, task_collate, task_loss
 from hfflow.train import TrainConfig, fit
 
 ROWS = [{"prompt": f"tune model {i} on data {i * 7}", "completion": f"base: m{i}\nrank: {i % 5}" + " x" * (i % 9)} for i in range(13)]
@@ -65,14 +65,14 @@ def traces(model):
 def measure(folder, out):
     """Bytes before sharding and between its steps, and whether the model is as it was."""
     model, tok = add_lora(load_base(folder/"wide"), QloraConfig(rank=1)), load_tokenizer(folder/"chat")
-    turn, seen, before, held = train._Loop.turn, [], traces(model), held_bytes(model)
+    turn, seen, before, held = loop.Loop.turn, [], traces(model), held_bytes(model)
     def watched(self, memory):
         turn(self, memory)
         seen.append((tensors(), held_bytes(model)))
     whole = tensors()
-    train._Loop.turn = watched
+    loop.Loop.turn = watched
     try: fit(model, tok, ROWS, TrainConfig(batch=4, max_steps=2, threads=1, shard=True), out, progress=False)
-    finally: train._Loop.turn = turn
+    finally: loop.Loop.turn = turn
     learned = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return dict(whole=whole, held=held, steps=seen, learned=learned, same=before == traces(model))
 
@@ -89,12 +89,12 @@ def work(folder):
             gc.freeze()         # what is imported need not be looked through each time
     model, run, after = start(folder, folder/"one-then-split", epochs=2, shard=True)
     done["resumed"] = dict(losses=run.losses, held=run.eval_losses, step=run.resumed_from)
-    advance = train._Loop.advance
+    advance = loop.Loop.advance
     def cut(self):
         if self.step == 4: raise InterruptedError
         return advance(self)
     done["measured"] = measure(folder, folder/"measured")
-    train._Loop.advance = cut
+    loop.Loop.advance = cut
     try: start(folder, folder/"split-then-one", epochs=2, shard=True, save_every=1)
     except InterruptedError: pass
     (folder/f"done-{PartialState().process_index}.json").write_text(json.dumps(done))
@@ -112,14 +112,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def two(folder):
     """The results of both processes."""
-    advance = train._Loop.advance
+    advance = loop.Loop.advance
     def cut(self):
         if self.step == 3: raise InterruptedError
         return advance(self)
-    train._Loop.advance = cut
+    loop.Loop.advance = cut
     try: start(folder, folder/"one-then-split", epochs=2, save_every=1)
     except InterruptedError: pass
-    finally: train._Loop.advance = advance
+    finally: loop.Loop.advance = advance
     here = Path(__file__).parent
     ran = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python", sys.executable, "-c",
                           f"import test_shard; test_shard.work({str(folder)!r})"], capture_output=True, text=True, timeout=300,
@@ -178,12 +178,12 @@ def test_refusals(folder, tmp_path):
     with pytest.raises(UserError, match="one process"), sharded(add_lora(load_base(base))): pass
     with pytest.raises(UserError, match="cache_weights is True.*leave one"): TrainConfig(shard=True, cache_weights=True)
     with pytest.raises(UserError, match="offload and shard are both True"): TrainConfig(shard=True, offload=True)
-    with pytest.raises(UserError, match="every weight of the model learns"): _refuse_shard(add_lora(load_base(base, 32), QloraConfig(bits=32, full=True)), 2)
-    with pytest.raises(UserError, match="8-bit layers"): _refuse_shard(add_lora(load_base(base, 8)), 2)
+    with pytest.raises(UserError, match="every weight of the model learns"): refuse_shard(add_lora(load_base(base, 32), QloraConfig(bits=32, full=True)), 2)
+    with pytest.raises(UserError, match="8-bit layers"): refuse_shard(add_lora(load_base(base, 8)), 2)
     odd = add_lora(load_base(base))
     for m in odd.modules():
         if hasattr(m, "_no_split_modules"): m._no_split_modules = set()
-    with pytest.raises(UserError, match="LlamaForCausalLM names no layers"): _refuse_shard(odd, 2)
+    with pytest.raises(UserError, match="LlamaForCausalLM names no layers"): refuse_shard(odd, 2)
 
 
 def test_units_are_layers_and_a_table_of_ones_own(folder):

@@ -15,6 +15,7 @@ import yaml
 
 import published
 from hfflow import publish, spaces
+from hfflow.engine import runner, spacefiles
 from hfflow.hub import Artifact, UserError, connect, home
 
 PROMPT, ANSWER = next(iter(published.PAIRS.items()))
@@ -101,7 +102,7 @@ def test_requirements_are_lower_bounds(model, tmp_path):
 def test_gradio_version_is_the_tested_one(model, tmp_path):
     from importlib.metadata import version
 
-    assert spaces._meta(spaces.build(model, tmp_path))["sdk_version"] == version("gradio")
+    assert spacefiles.meta(spaces.build(model, tmp_path))["sdk_version"] == version("gradio")
 
 
 def test_examples_come_from_what_it_answered_right(model, tmp_path):
@@ -113,7 +114,7 @@ def test_dockerfile_declares_user_port_and_command(model, tmp_path):
     folder = spaces.build(model, tmp_path, sdk="docker")
     text = (folder / "Dockerfile").read_text()
     assert all(re.search(p, text, re.M) for p in (r"^FROM python:3", r"^USER user", r"^EXPOSE 7860", r"^CMD \["))
-    assert spaces._meta(folder)["app_port"] == 7860
+    assert spacefiles.meta(folder)["app_port"] == 7860
     assert json.loads(re.search(r"^CMD (.*)$", text, re.M)[1])[:3] == ["streamlit", "run", "app.py"]
     assert "streamlit" in (folder / "requirements.txt").read_text()
 
@@ -367,10 +368,10 @@ def test_a_strangers_space_is_lent_nothing(hub, model, tmp_path):
     closed = publish.commit("model", "you/not-for-others", {"config.json": b"{}"}, "Add", private=True)
     (tmp_path / "README.md").write_text(f"---\nsdk: gradio\nmodels: [{closed.repo_id}]\n---\n")
     there, space = replace(hub, embedded=False), Artifact("space", "stranger/app", "0" * 40, "")
-    assert spaces._lent(there, space, tmp_path) == {}
-    assert spaces._lent(there, replace(space, repo_id="you/app"), tmp_path) == {"HF_HUB_OFFLINE": "1"} == spaces._lent(hub, space, tmp_path)
+    assert runner._lent(there, space, tmp_path) == {}
+    assert runner._lent(there, replace(space, repo_id="you/app"), tmp_path) == {"HF_HUB_OFFLINE": "1"} == runner._lent(hub, space, tmp_path)
     (tmp_path / "README.md").write_text(f"---\nsdk: gradio\nmodels: [{model.repo_id}, nobody/has-this]\n---\n")
-    assert spaces._lent(hub, None, tmp_path) == {}, "open to all: there is nothing to lend"
+    assert runner._lent(hub, None, tmp_path) == {}, "open to all: there is nothing to lend"
 
 
 class Sink:

@@ -8,11 +8,11 @@ import torch
 import zoo
 
 from hfflow.evaluate import held_out_loss
-from hfflow.fused import fast_lora
+from hfflow.engine.fused import fast_lora
 from hfflow.hub import UserError
-from hfflow.loss import make_batch
+from hfflow.engine.loss import make_batch
 from hfflow.qlora import QloraConfig, add_lora
-from hfflow.tasks import encode_rows, task_collate, task_loss, task_of
+from hfflow.engine.tasks import encode_rows, task_collate, task_loss, task_of
 from hfflow.tokens import collate, encode_dataset
 from hfflow.train import TrainConfig, fit
 

@@ -5,8 +5,7 @@ import pytest
 import tinychat
 
 from hfflow.hub import UserError
-from hfflow.tokens import (DEFAULT_TEMPLATE, collate, encode, encode_dataset, length_batches, messages, pack, prepare_tokenizer,
-                           prompt_text, show, stop_ids)
+from hfflow.tokens import DEFAULT_TEMPLATE, collate, encode, encode_dataset, length_batches, messages, pack, prepare_tokenizer, prompt_text, show, stop_ids
 
 # The turns as Qwen, Llama 3 and Gemma write them: what follows the end of a turn, and where a start token comes from, differ.
 CHATML = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"

@@ -17,11 +17,13 @@ from safetensors.torch import load_file
 
 import hfflow.train as train
 from hfflow.hub import UserError
-from hfflow.loss import batch_tokens, packed_attention
+from hfflow.engine.attention import packed_attention
+from hfflow.engine.loss import batch_tokens
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
-from hfflow.tasks import encode_rows, task_collate, task_loss
+from hfflow.engine.tasks import encode_rows, task_collate, task_loss
 from hfflow.tokens import encode_dataset
-from hfflow.train import TrainConfig, find_checkpoint, fit, lr_at, plot_loss, save_checkpoint, threads_for
+from hfflow.engine.checkpoint import find_checkpoint, save_checkpoint
+from hfflow.train import TrainConfig, fit, lr_at, plot_loss, threads_for
 
 ROWS = [{"prompt": f"tune model {i} on data {i * 7}", "completion": f"base: m{i}\nrank: {i % 5}" + " x" * (i % 9)} for i in range(30)]
 SCRIPT = """
@@ -179,7 +181,7 @@ def test_another_run_is_refused_by_name(base, undisturbed, tmp_path, change, nam
 
 
 def test_a_checkpoint_from_before_a_setting_existed_is_taken(base, tmp_path, monkeypatch):
-    now = train._computed
+    now = settings.computed
     monkeypatch.setattr(train, "_computed", lambda cfg: {k: v for k, v in now(cfg).items() if k != "label_smoothing"})
     start(base, tmp_path, max_steps=3)
     monkeypatch.setattr(train, "_computed", now)
@@ -196,11 +198,11 @@ def test_starting_anew_forgets_the_old_run(base, undisturbed, tmp_path):
 
 @pytest.mark.parametrize("number,raises", [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_interrupt_writes_a_checkpoint_and_goes_on_later(base, undisturbed, tmp_path, monkeypatch, number, raises):
-    advance = train._Loop.advance
+    advance = loop.Loop.advance
     def interrupted(self):
         if self.step == 4 and self.resumed_from is None: os.kill(os.getpid(), number)
         return advance(self)
-    monkeypatch.setattr(train._Loop, "advance", interrupted)
+    monkeypatch.setattr(loop.Loop, "advance", interrupted)
     handler = signal.getsignal(number)
     with pytest.raises(raises): start(base, tmp_path/"r")
     assert find_checkpoint(tmp_path/"r/checkpoints")[0].name == "step-0000005" and signal.getsignal(number) is handler
@@ -269,7 +271,7 @@ def test_activations_that_wait_elsewhere_give_the_same_gradients(base):
     def grads(least):
         model.zero_grad()
         with packed_attention(model):
-            with train._offloaded(torch.device("cpu"), least): loss = task_loss(model, batch)[0]
+            with optimizer.offloaded(torch.device("cpu"), least): loss = task_loss(model, batch)[0]
             loss.backward()
         return [p.grad.clone() for p in model.parameters() if p.grad is not None]
     want = grads(math.inf)
@@ -291,7 +293,7 @@ def test_activations_that_wait_elsewhere_give_the_same_gradients(base):
 
 def small_memory(monkeypatch, most, error=torch.OutOfMemoryError):
     """A device on which a forward pass of more than `most` tokens runs out of memory."""
-    loss, tries = train.task_loss, []
+    loss, tries = tasks.task_loss, []
     def guarded(model, batch, *smoothing):
         tries.append(n := batch_tokens(batch))
         if n > most: raise error("CUDA out of memory") if error is not RuntimeError else error("DefaultCPUAllocator: can't allocate memory: you tried")
@@ -316,11 +318,11 @@ def test_resume_after_out_of_memory_is_exact(base, tmp_path, monkeypatch):
     """The checkpoint knows the micro-batch: with dropout on, another one would draw another mask."""
     small_memory(monkeypatch, 100)
     whole = start(base, tmp_path/"whole", batch=8)
-    advance = train._Loop.advance
+    advance = loop.Loop.advance
     def cut(self):
         if self.step == 4 and not self.resumed_from: raise InterruptedError
         return advance(self)
-    monkeypatch.setattr(train._Loop, "advance", cut)
+    monkeypatch.setattr(loop.Loop, "advance", cut)
     with pytest.raises(InterruptedError): start(base, tmp_path/"r", batch=8)
     monkeypatch.undo()                                        # a larger machine now
     again = start(base, tmp_path/"r", batch=8)
@@ -340,7 +342,7 @@ def test_memory_that_never_suffices_is_a_sentence(base, tmp_path, monkeypatch):
 # --- explosion, loss scaling
 
 def test_rows_of_a_broken_batch_are_named(base, tmp_path, monkeypatch):
-    loss = train.task_loss
+    loss = tasks.task_loss
     wanted = encode_dataset(ROWS, load_tokenizer(base))[0][7]["input_ids"]
     def broken(model, batch, *smoothing):
         total, n = loss(model, batch, *smoothing)
@@ -355,16 +357,16 @@ def test_rows_of_a_broken_batch_are_named(base, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("steps", [3, 99])
 def test_an_explosion_stops_a_spike_does_not(base, tmp_path, monkeypatch, steps):
-    loss = train.task_loss
+    loss = tasks.task_loss
     def rising(model, batch, *smoothing):
         total, n = loss(model, batch, *smoothing)
         return total + (500 * n if 20 < step[0] <= 20 + steps and model.training else 0), n
-    advance, step = train._Loop.advance, [0]
+    advance, step = loop.Loop.advance, [0]
     def counted(self):
         step[0] = self.step
         return advance(self)
     monkeypatch.setattr(train, "task_loss", rising)
-    monkeypatch.setattr(train._Loop, "advance", counted)
+    monkeypatch.setattr(loop.Loop, "advance", counted)
     if steps < 5:
         assert start(base, tmp_path, max_steps=30, batch=2).steps == 30 and not any("usual" in e.get("event", "") for e in log(tmp_path))
         return
@@ -379,7 +381,7 @@ def test_an_explosion_stops_a_spike_does_not(base, tmp_path, monkeypatch, steps)
 
 def test_fp16_skips_the_steps_whose_scaled_gradient_is_infinite(base, tmp_path, monkeypatch):
     """A scaler that begins far too high: steps are skipped, and not the ones after it has come down."""
-    made, accelerator = [], train._accelerator
+    made, accelerator = [], optimizer.accelerator
     def scaled(model, shard):
         acc = accelerator(model, shard)
         acc.state._mixed_precision, acc.native_amp, acc.scaler = "fp16", True, torch.amp.GradScaler("cpu", init_scale=2.**126, backoff_factor=2.**-60)
@@ -414,7 +416,7 @@ def test_neftune_is_noise_on_training_embeddings_alone(base, tmp_path):
     assert start(base, tmp_path/"m", neftune_alpha=5., **kw).losses == noisy.losses
     model = load_base(base)
     table, (a, b) = model.get_input_embeddings(), (5, 20)
-    with train._neftune(model.train(), 8.) as tell:
+    with optimizer.neftune(model.train(), 8.) as tell:
         tell({"cu_seq_lens_q": torch.tensor([0, a, a + b])})
         ids = torch.arange(a + b)[None]
         off = (table(ids) - table.weight[ids]).abs()[0]
@@ -431,7 +433,7 @@ def test_trackers_by_one_word(base, tmp_path, monkeypatch, word, pip):
     monkeypatch.setattr(util, "find_spec", lambda name, *a, found=util.find_spec: None if name == word else found(name, *a))
     with pytest.raises(UserError, match=f"pip install {pip}, or"): start(base, tmp_path/"x", tracker=word, max_steps=1)
     monkeypatch.undo()
-    calls, kind = [], getattr(tracking, train._trackers[word])
+    calls, kind = [], getattr(tracking, settings.trackers[word])
     monkeypatch.setattr(util, "find_spec", lambda name, *a, found=util.find_spec: True if name == word else found(name, *a))
     for name in ("start", "store_init_configuration", "log", "finish"):
         monkeypatch.setattr(kind, name, lambda self, *a, name=name, **kw: calls.append((name, a, kw)))
@@ -471,18 +473,18 @@ def read_wandb(folder):
     return found
 
 
-@pytest.mark.parametrize("word", list(train._trackers))
+@pytest.mark.parametrize("word", list(settings.trackers))
 def test_trackers_hold_what_the_log_holds(base, tmp_path, monkeypatch, word):
     """Where they are installed, for real: dead in step 4, after the checkpoint of step 2, resumed from there, and read back."""
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path/"trackio"))
     monkeypatch.setenv("WANDB_MODE", "offline")
     pytest.importorskip(word)
-    out, turn = tmp_path/f"run-{tmp_path.name}", train._Loop.turn
+    out, turn = tmp_path/f"run-{tmp_path.name}", loop.Loop.turn
     def dies(self, memory):
         if self.step == 3: raise KeyboardInterrupt
         return turn(self, memory)
     with monkeypatch.context() as m:
-        m.setattr(train._Loop, "turn", dies)
+        m.setattr(loop.Loop, "turn", dies)
         with pytest.raises(KeyboardInterrupt): start(base, out, tracker=word, max_steps=5, save_every=2)
     assert start(base, out, tracker=word, max_steps=5, save_every=2).resumed_from == 2
     got = globals()[f"read_{word}"](out)
@@ -551,7 +553,7 @@ def test_resume_with_the_optimizer_of_8_bits_is_exact(base, tmp_path):
     assert sub(base, tmp_path/"k", kill=5, **kw, rank=128).returncode == -signal.SIGKILL
     again = start(base, tmp_path/"k", **kw, rank=128)
     assert again.resumed_from == 3 and again.losses == whole.losses
-    state = load_file(tmp_path/"k/checkpoints"/train._name(8)/"optimizer.safetensors")
+    state = load_file(tmp_path/"k/checkpoints"/checkpoint.step_name(8)/"optimizer.safetensors")
     assert any(t.dtype == torch.uint8 for t in state.values())
 
 
@@ -564,15 +566,15 @@ def test_smoothed_labels_cost_a_little_and_learn(base, tmp_path):
 # --- another number of processes
 
 def test_one_process_then_two_then_one(base, tmp_path, monkeypatch):
-    kw, advance = dict(dropout=0., rows=ROWS[:20]), train._Loop.advance
+    kw, advance = dict(dropout=0., rows=ROWS[:20]), loop.Loop.advance
     whole = start(base, tmp_path/"whole", **kw)
     def cut(self):
         if self.step == 4: raise InterruptedError
         return advance(self)
-    monkeypatch.setattr(train._Loop, "advance", cut)
+    monkeypatch.setattr(loop.Loop, "advance", cut)
     with pytest.raises(InterruptedError): start(base, tmp_path/"r", **kw)
     assert sub(base, tmp_path/"r", procs=2, kill=7, **kw).returncode != 0
-    monkeypatch.setattr(train._Loop, "advance", advance)
+    monkeypatch.setattr(loop.Loop, "advance", advance)
     assert find_checkpoint(tmp_path/"r/checkpoints")[0].name == "step-0000006"
     again = start(base, tmp_path/"r", **kw)
     assert again.resumed_from == 6 and again.losses == pytest.approx(whole.losses, rel=1e-3) and again.eval_losses[-1][1] == pytest.approx(whole.eval_losses[-1][1], rel=1e-3)

@@ -371,10 +371,11 @@ def test_without_git(here, monkeypatch):
 def test_the_folder_is_described_and_portable(tmp_path):
     """As `hub.connect` starts it: everything in it is on the list, and elsewhere it goes on."""
     from hfflow import hub as hubs
+    from hfflow.engine import process
     old, new = tmp_path / "one/hub", tmp_path / "another/place"
-    url = hubs._ensure(old)
+    url = process.ensure(old)
     try:
-        token = hubs._token(old)
+        token = process.local_token(old)
         api = HfApi(url, token=token)
         api.create_repo("you/a", private=True)
         api.create_commit("you/a", [CommitOperationAdd("f", b"still here\n")], commit_message="x")
@@ -384,8 +385,8 @@ def test_the_folder_is_described_and_portable(tmp_path):
     new.parent.mkdir()
     old.rename(new)
     try:
-        api = HfApi(hubs._ensure(new), token=hubs._token(new))
-        assert hubs._token(new) == token and [m.id for m in api.list_models(author="you")] == ["you/a"]
+        api = HfApi(process.ensure(new), token=process.local_token(new))
+        assert process.local_token(new) == token and [m.id for m in api.list_models(author="you")] == ["you/a"]
         assert care.check(new) == []
     finally: hubs.stop(new)
 
