@@ -21,7 +21,7 @@ from starlette.responses import Response, StreamingResponse
 from .chunks import from_hex
 from .download import media_type, safe_headers, send_file
 from .people import KINDS, Db, RepoRow, check_name, no_repo
-from .repos import _visibility, new_id
+from .repos import visibility_of, new_id
 from .store import HubError
 from .wire import Call, Hub, Json, Routes, iso, next_link
 from .xet import xet_token
@@ -49,7 +49,7 @@ def bucket_json(call:Call, rows:list)->list:
 def create_bucket(call:Call)->dict:
     "Make a bucket."
     owner,name = call.p['ns'],check_name(call.p['name'],'bucket name')
-    private = _visibility(call.json())=='private'
+    private = visibility_of(call.json())=='private'
     new = partial(new_id, call, 'bucket', call.user() if owner=='me' else owner, name)
     id,key = new(),token_hex(12)
     try: call.hub.db.add_repo(key, 'bucket', id, private)
@@ -70,7 +70,7 @@ def delete_bucket(call:Call)->dict:
 @bucket_routes('PUT', '/api/buckets/{ns}/{name}/settings')
 def change_bucket(call:Call)->dict:
     "Change who may see a bucket."
-    row,vis = find_bucket(call, write=True),_visibility(call.json())
+    row,vis = find_bucket(call, write=True),visibility_of(call.json())
     if vis: call.hub.db.set_repo(row.key, private=vis=='private')
     return bucket_json(call, [call.hub.db.by_key(row.key)])[0]
 

@@ -23,7 +23,7 @@ from blake3 import blake3
 from lz4.frame import LZ4FrameDecompressor
 
 from .people import Db
-from .store import HubError, LfsStore, Store, _keep
+from .store import HubError, LfsStore, Store, keep_file
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #c36982a1
 _chunk_key = bytes.fromhex('6697f5775b9550de3135cbaca597181c9de421109beb2b58b4d0b04b93adf229')
@@ -170,7 +170,7 @@ def keep(self:Chunks, f, # temporary file, open for reading and writing
     f.seek(packed[-1])
     n = len(hashes)
     f.write(b''.join(hashes)+pack(f'<{2*n+1}I', *packed, *raw[1:], n))
-    _keep(self.xorbs, f, f.name, xorb)
+    keep_file(self.xorbs, f, f.name, xorb)
     return True
 Chunks.keep = keep
 

@@ -23,7 +23,7 @@ from urllib.request import HTTPRedirectHandler, ProxyHandler, Request, build_ope
 
 from pygit2.enums import ObjectType
 
-from .download import _pieces
+from .download import file_range
 from .people import KINDS, PREFIX, Db
 from .store import HubError, Repo, bare
 from .upload import LFS_TYPE
@@ -290,7 +290,7 @@ def upload(dst:End, o:dict, # what `batch` said of it
     header = dict(to.get('header') or {})
     def put(url, a, b, header):
         def pieces():
-            for data in _pieces(open(file,'rb'), a, b):
+            for data in file_range(open(file,'rb'), a, b):
                 yield data
                 if bar is not None: bar.update(len(data))
         with send('PUT', url, None, pieces(), {'Content-Type':'application/octet-stream',

@@ -7,8 +7,8 @@ Docs: https://hfflow.github.io/hfflow/localhub/pages.html.md"""
 # %% auto #0
 __all__ = ['CSP', 'page_routes', 'fallback_routes', 'size_text', 'count_text', 'when', 'templates', 'html', 'static', 'no_api',
            'page', 'login', 'logout', 'sign_in_link', 'home', 'search_all', 'read_lineage', 'users_of', 'how_to_use',
-           'space_frame', 'repo_page', 'crumbs', 'tree_page', 'blob_page', 'commits_page', 'commit_page', 'patches',
-           'discussions_page', 'discussion_page', 'owner_page', 'bucket_page', 'nothing']
+           'opened', 'page_head', 'space_frame', 'repo_page', 'crumbs', 'tree_page', 'blob_page', 'commits_page',
+           'commit_page', 'patches', 'discussions_page', 'discussion_page', 'owner_page', 'bucket_page', 'nothing']
 
 # %% ../../nbs/localhub/09_pages.ipynb #7e0bd158
 import json, re, time
@@ -391,12 +391,14 @@ def how_to_use(row:RepoRow)->str:
         else f', repo_type="{row.kind}"')
 
 # %% ../../nbs/localhub/09_pages.ipynb #8b8fd484
-def _open(call, rev=None, content=True):
+def opened(call, rev=None, content=True): # row, repository, commit
+    "Open the repo that an address names, at its revision."
     row = call.repo(content=content)
     repo = call.hub.store.open(row.key)
     return row,repo,repo.resolve(rev or call.p.get('rev') or 'main')
 
-def _head(call, row, repo, tab, rev='main', **more):
+def page_head(call, row, repo, tab, rev='main', **more): # what every page of a repo shows
+    "Gather what the head of a repo's page needs: branches, tags, chips."
     refs = repo.refs()
     return dict(row=row, tab=tab, rev=rev, chips=_chips(row), branches=sorted(refs['heads']),
         repo_tags=sorted(refs['tags']), title=row.id, **more)
@@ -430,7 +432,7 @@ def repo_page(call:Call)->Response:
     lineage,made = read_lineage(call,repo,commit),_made_from(call,row)
     space = space_frame(call,row) if row.kind=='space' else {}
     return html(call, 'repo.html', csp=space.get('csp',''), space=space,
-        **_head(call, row, repo, 'card'),
+        **page_head(call, row, repo, 'card'),
         card=render_card(body,row) if text else None, files=files,
         total=sum(e.size for e in files), commit=commit,
                 lineage=lineage, users=users_of(call,row),
@@ -459,7 +461,7 @@ def crumbs(row:RepoRow, rev:str, path:str)->list:
 @page('/{P}{ns}/{name}/tree/{rev}', '/{P}{ns}/{name}/tree/{rev}/{path:path}')
 def tree_page(call:Call)->Response:
     "Show a folder."
-    row,repo,commit = _open(call)
+    row,repo,commit = opened(call)
     rev,path,start = call.p['rev'],call.p.get('path','').strip('/'),call.int('start',0,0,10**9)
     top = repo.entry(commit, path)
     if top is None: raise HubError(404, f'There is no `{path}` at {rev}.', 'EntryNotFound')
@@ -469,7 +471,7 @@ def tree_page(call:Call)->Response:
     last = repo.last_commits(commit, [e.path for e in es[:500]]) if len(es)<=100 else {}
     es = sorted(es[:500], key=lambda e: e.type!='directory') if not start and len(es)<=500 else es[:500]
     readme = text_of(repo, commit, f'{path}/README.md') if path else None
-    return html(call, 'tree.html', **_head(call,row,repo,'files',rev), entries=es, last=last,
+    return html(call, 'tree.html', **page_head(call,row,repo,'files',rev), entries=es, last=last,
         path=path, crumbs=crumbs(row,rev,path), commit=commit,
         next=start+500 if len(es)==500 else None,
                 card=render_card(split_card(readme)[1],row,rev,path) if readme else None)
@@ -487,7 +489,7 @@ _image = re.compile(r'\.(png|jpe?g|gif|webp|svg)$', re.I)
 @page('/{P}{ns}/{name}/blob/{rev}/{path:path}')
 def blob_page(call:Call)->Response:
     "Show a file."
-    row,repo,commit = _open(call)
+    row,repo,commit = opened(call)
     rev,path = call.p['rev'],call.p['path']
     e = repo.entry(commit, path)
     if e is None: raise HubError(404, f'There is no `{path}` at {rev}.', 'EntryNotFound')
@@ -502,26 +504,26 @@ def blob_page(call:Call)->Response:
                 path.rpartition('/')[0]); view['front'] = split_card(text)[0]
         else: view['code'],view['lines'] = highlight(text,
             path=path) or escape(text),text.count('\n')+(not text.endswith('\n'))
-    return html(call, 'blob.html', **_head(call,row,repo,'files',rev), e=e, path=path,
+    return html(call, 'blob.html', **page_head(call,row,repo,'files',rev), e=e, path=path,
         crumbs=crumbs(row,rev,path)[:-1], view=view)
 
 # %% ../../nbs/localhub/09_pages.ipynb #e6f02f16
 @page('/{P}{ns}/{name}/commits/{rev}')
 def commits_page(call:Call)->Response:
     "Show the history."
-    row,repo,commit = _open(call)
+    row,repo,commit = opened(call)
     p = call.int('p',0,0,10**6)
     cs = list(islice(repo.history(commit), 50*p, 50*p+51))
-    return html(call, 'commits.html', **_head(call,row,repo,'history',call.p['rev']),
+    return html(call, 'commits.html', **page_head(call,row,repo,'history',call.p['rev']),
         commits=cs[:50], more=p+1 if len(cs)>50 else None)
 
 # %% ../../nbs/localhub/09_pages.ipynb #ad23c999
 @page('/{P}{ns}/{name}/commit/{sha}')
 def commit_page(call:Call)->Response:
     "Show what a commit changed."
-    row,repo,c = _open(call, call.p['sha'])
+    row,repo,c = opened(call, call.p['sha'])
     diff = repo.git.diff(c.parents[0].tree, c.tree) if c.parents else c.tree.diff_to_tree(swap=True)
-    return html(call, 'commit.html', **_head(call,row,repo,'history'), c=c, patches=patches(diff),
+    return html(call, 'commit.html', **page_head(call,row,repo,'history'), c=c, patches=patches(diff),
         n=len(diff))
 
 def patches(diff:pygit2.Diff)->list:
@@ -545,19 +547,19 @@ def _patch(diff, i):
 @page('/{P}{ns}/{name}/discussions')
 def discussions_page(call:Call)->Response:
     "List discussions and pull requests."
-    row,repo,_ = _open(call, 'main', content=False)
-    return html(call, 'discussions.html', **_head(call,row,repo,'talk'),
+    row,repo,_ = opened(call, 'main', content=False)
+    return html(call, 'discussions.html', **page_head(call,row,repo,'talk'),
         **list_discussions(call), p=call.int('p',0,0,10**6), per=PAGE)
 
 @page('/{P}{ns}/{name}/discussions/{num}')
 def discussion_page(call:Call)->Response:
     "Show a discussion or pull request."
-    row,repo,_ = _open(call, 'main')
+    row,repo,_ = opened(call, 'main')
     d,base,head = get_discussion(call),None,None
     if d['isPullRequest']: base,head = ends(repo, find_discussion(call, row, d['num']))
     fork = base and fork_point(repo, base, head)
     diff = fork and repo.git.diff(fork.tree, head.tree)
-    return html(call, 'discussion.html', **_head(call,row,repo,'talk'), d=d,
+    return html(call, 'discussion.html', **page_head(call,row,repo,'talk'), d=d,
         patches=patches(diff) if diff else [], n=len(diff) if diff else 0)
 
 # %% ../../nbs/localhub/09_pages.ipynb #5210e373

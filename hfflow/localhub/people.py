@@ -7,8 +7,8 @@ Docs: https://hfflow.github.io/hfflow/localhub/people.html.md"""
 # %% auto #0
 __all__ = ['SCHEMA', 'SCHEMAS', 'RESERVED', 'KINDS', 'ANYWHERE', 'NOBODY', 'PREFIX', 'Db', 'check_name', 'add_user', 'add_member',
            'token_hash', 'add_token', 'lend_token', 'Caller', 'may', 'can_write', 'reads', 'caller', 'holder', 'person',
-           'RepoRow', 'find', 'moved_to', 'by_key', 'add_repo', 'drop_repo', 'rename_repo', 'set_repo', 'no_repo',
-           'visible', 'gate_open', 'link_lfs', 'lfs_size', 'borrow_lfs']
+           'RepoRow', 'repo_row', 'find', 'moved_to', 'by_key', 'add_repo', 'drop_repo', 'rename_repo', 'set_repo',
+           'no_repo', 'visible', 'gate_open', 'link_lfs', 'lfs_size', 'borrow_lfs']
 
 # %% ../../nbs/localhub/02_people.ipynb #7ff7e298
 import hmac, json, re, sqlite3, threading, time
@@ -388,7 +388,8 @@ class RepoRow:
     @property
     def url(self): return PREFIX[self.kind]+self.id
 
-def _row(r):
+def repo_row(r): # RepoRow, or None
+    "Read a row of the table of repos."
     if r is None: return None
     d = dict(r); d['info'] = json.loads(d['info']) if d['info'] else {}
     for k in ('private','disabled','stale'): d[k] = bool(d[k])
@@ -397,16 +398,16 @@ def _row(r):
 # %% ../../nbs/localhub/02_people.ipynb #69d96dd0
 def find(self, kind:str, id:str)->RepoRow: # None where there is none
     "Look a repo up by its name, whatever the case of its letters."
-    return _row(self.one('SELECT * FROM repos WHERE kind=? AND id=?', kind, id))
+    return repo_row(self.one('SELECT * FROM repos WHERE kind=? AND id=?', kind, id))
 Db.find = find
 
 def moved_to(self, kind:str, id:str)->RepoRow:
     "Look up a repo by a name that it once had."
-    return _row(self.one('SELECT repos.* FROM repos JOIN moved ON repos.key=moved.key WHERE '
+    return repo_row(self.one('SELECT repos.* FROM repos JOIN moved ON repos.key=moved.key WHERE '
         'moved.kind=? AND moved.id=?', kind, id))
 Db.moved_to = moved_to
 
-def by_key(self, key:str)->RepoRow: return _row(self.one('SELECT * FROM repos WHERE key=?', key))
+def by_key(self, key:str)->RepoRow: return repo_row(self.one('SELECT * FROM repos WHERE key=?', key))
 Db.by_key = by_key
 
 # %% ../../nbs/localhub/02_people.ipynb #26e4d5f9

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlencode
 from starlette.responses import Response
 
 from .dataserver import linker
-from .pages import _head, _open, html, page
+from .pages import page_head, opened, html, page
 from .queries import search_rows
 from .store import HubError
 from .viewer import View, fit
@@ -99,7 +99,7 @@ _viewer = '/datasets/{ns}/{name}/viewer'
 def rows_page(call:Call)->Response:
     "Show the rows of a data set."
     call.p['kind'] = 'dataset'
-    row,repo,_ = _open(call, 'main')
+    row,repo,_ = opened(call, 'main')
     view = View(call.hub, row)
     config = call.p.get('config') or view.splits[0].config
     of = [s for s in view.splits if s.config==config]
@@ -110,5 +110,5 @@ def rows_page(call:Call)->Response:
     else:
         try: more = _table(call, view, split, form)
         except HubError as e: more,status = dict(problem=e.message),e.status
-    return html(call, 'viewer.html', status, **_head(call,row,repo,'viewer'),
+    return html(call, 'viewer.html', status, **page_head(call,row,repo,'viewer'),
         **_choices(view, config, split.name), **more)

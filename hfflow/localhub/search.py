@@ -9,7 +9,7 @@ __all__ = ['SORTS', 'set_index', 'search', 'all_tags', 'all_tasks']
 
 # %% ../../nbs/localhub/04_search.ipynb #16d98d22
 import base64, json, re
-from .people import Caller, Db, _row
+from .people import Caller, Db, repo_row
 from .store import HubError
 
 # %% ../../nbs/localhub/04_search.ipynb #53af3f76
@@ -70,7 +70,7 @@ def search(self, kind:str, who:Caller, search:list=(), # words that all stand in
             f"COLLATE NOCASE)", id)
     if cursor: value,key = _read_cursor(cursor); where(f'({col}<? OR ({col}=? AND key<?))', value,
             value, key)
-    rows = [_row(r) for r in self.all(f'SELECT * FROM repos WHERE {" AND ".join(sql)} ORDER BY '
+    rows = [repo_row(r) for r in self.all(f'SELECT * FROM repos WHERE {" AND ".join(sql)} ORDER BY '
         f'{col} DESC, key DESC LIMIT ?', *args, limit+1)]
     return rows[:limit], _cursor(rows[limit-1],col) if len(rows)>limit>0 else None
 Db.search = search

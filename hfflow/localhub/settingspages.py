@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from starlette.responses import RedirectResponse, Response
 
-from .pages import _head, html, page
+from .pages import page_head, html, page
 from .people import KINDS
 from .repos import delete_repo, move_repo, settings
 from .store import HubError
@@ -174,7 +174,7 @@ def repo_settings_page(call:Call, problem:HubError=None)->Response:
     "Show what the owner of a repo can change."
     row = call.repo(write=True)
     return html(call, 'repo_settings.html', publishers=publishers_of(call.hub, row), issuer=GITHUB,
-        problem=problem, **_head(call, row, call.hub.store.open(row.key), 'settings'))
+        problem=problem, **page_head(call, row, call.hub.store.open(row.key), 'settings'))
 
 # %% ../../nbs/localhub/09a_settings.ipynb #cdc8bf79
 def _answer_device(call, form):

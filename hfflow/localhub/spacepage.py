@@ -10,9 +10,9 @@ __all__ = ['space_routes', 'manage', 'show_stage']
 # %% ../../nbs/localhub/09d_spacepage.ipynb #09c00005
 from starlette.responses import RedirectResponse, Response
 
-from .apps import (_env_re, drop_env, env_changed, is_static, list_env, log_of,
+from .apps import (ENV_NAME, drop_env, env_changed, is_static, list_env, log_of,
                                   pause_app, restart_app, runtime, set_env)
-from .pages import _head, html, page, space_frame
+from .pages import page_head, html, page, space_frame
 from .store import HubError
 from .wire import Call, Hub, Json, Routes
 
@@ -33,7 +33,7 @@ def _show(call, row, wrong=None, status=200):
         static=is_static(row), writer=writer,
         logs=[(w,log_of(hub,row,w)[0].lines(500)) for w in ('run','build')],
         env=[(k,list_env(hub,row,k=='secrets')) for k in ('variables','secrets')],
-        **_head(call, row, hub.store.open(row.key), 'manage'))
+        **page_head(call, row, hub.store.open(row.key), 'manage'))
 
 # %% ../../nbs/localhub/09d_spacepage.ipynb #09c00013
 @page('/spaces/{ns}/{name}/manage', methods='GET POST', routes=space_routes)
@@ -62,7 +62,7 @@ def _do(hub, row, f):
     if action in ('restart','factory'): restart_app(hub, row, action=='factory')
     elif action=='pause': pause_app(hub, row)
     elif action in ('set','drop'):
-        if not _env_re.fullmatch(key):
+        if not ENV_NAME.fullmatch(key):
             raise HubError(400, 'A name is letters, digits and `_`, and begins with no digit.')
         if action=='set': set_env(hub, row, secret, key, f.get('value','')[:64_000])
         else: drop_env(hub, row, secret, key)

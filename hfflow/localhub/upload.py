@@ -22,7 +22,7 @@ from starlette.responses import Response
 from .commit import Quarantine, ignored, lines_of, make_commit, read_commit, text_of, upload_mode
 from .discussions import add_event, committable, enter, new_branch, pr_number, signed_in
 from .download import send_file
-from .store import HubError, LfsWriter, _keep
+from .store import HubError, LfsWriter, keep_file
 from .wire import Call, Json, Routes, check_signed, sign, truthy
 
 # %% ../../nbs/localhub/07_upload.ipynb #882e5e77
@@ -237,7 +237,7 @@ def _keep_parts(call, d, size, tmp, got):
             raise HubError(400, f"the parts have {n} bytes and sha256 {got}, announced were {size} "
                 f"and {d['oid']}.")
         with call.hub.store.using():
-            _keep(call.hub.store.lfs, f, tmp, d['oid'])
+            keep_file(call.hub.store.lfs, f, tmp, d['oid'])
             call.hub.db.link_lfs(d['key'], d['oid'], size)
 
 def _sha256(f):

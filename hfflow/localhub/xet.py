@@ -23,7 +23,7 @@ from starlette.responses import Response, StreamingResponse
 
 from .chunks import TERM, XORB, Chunks, File, from_hex, to_hex, xorbs_of
 from .discussions import committable
-from .download import _pieces, read_range
+from .download import file_range, read_range
 from .people import NOBODY, Caller
 from .store import HubError
 from .upload import receive
@@ -261,5 +261,5 @@ def get_xorb(call:Call)->Response:
         raise HubError(403, f'this address is for the bytes {first} to {last}.')
     try: f = open(call.hub.chunks.xorbs.path(call.p['xorb']),'rb')
     except FileNotFoundError: raise HubError(404, 'this xorb has been removed.') from None
-    return StreamingResponse(_pieces(f, first, last+1), 206, {'Content-Length':str(last+1-first),
+    return StreamingResponse(file_range(f, first, last+1), 206, {'Content-Length':str(last+1-first),
         'Content-Range':f'bytes {first}-{last}/*'}, 'application/octet-stream')
