@@ -12,7 +12,7 @@ import json, re, threading
 from contextlib import contextmanager
 from itertools import chain
 
-from .store import HubError
+from .store import HubError, lacking
 from .viewer import Split, View
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #9e1f6220
@@ -24,7 +24,8 @@ _closed = dict(enable_external_access='false', python_enable_replacements='false
 def database(seconds:float=20 # after which the question is given up
             ):
     "Open a database without files, network or settings; what goes wrong in it is a 422."
-    import duckdb
+    try: import duckdb
+    except ModuleNotFoundError as e: raise HubError(501, lacking(e)) from None
     db = duckdb.connect(':memory:', config=_closed)
     timer = threading.Timer(seconds, db.interrupt)
     timer.start()

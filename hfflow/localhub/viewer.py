@@ -22,7 +22,7 @@ from fsspec import AbstractFileSystem, register_implementation
 
 from .cards import plain
 from .people import RepoRow
-from .store import HubError, fsync_all
+from .store import HubError, fsync_all, lacking
 from .wire import Hub
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #374e17eb
@@ -141,6 +141,10 @@ def _config_splits(config, params, files, card):
     return [Split(config, s, module, [files[p] for p in ps if readable(p)], options, features)
             for s,ps in found.items() if any(map(readable,ps))]
 
+def _told_of(e):
+    if isinstance(e,ModuleNotFoundError): return lacking(e)
+    return f'{type(e).__name__}: {e}'[:500]
+
 def find_splits(files:dict, # path -> `Entry`
                 card:dict # the metadata of README.md
                )->list: # of `Split`; one with an error for each configuration that cannot be read
@@ -151,7 +155,7 @@ def find_splits(files:dict, # path -> `Entry`
         name = str(c.get('config_name','default'))[:200] if isinstance(c,dict) else 'default'
         try: res += _config_splits(name, c, files, card)
         except Exception as e: # a stranger's card: whatever is wrong with it
-            res.append(Split(name, error=f'{type(e).__name__}: {e}'[:500]))
+            res.append(Split(name, error=_told_of(e)))
     return res
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #5882a136
@@ -363,14 +367,14 @@ class Parquets:
 # %% ../../nbs/localhub/08f_viewer.ipynb #c5d5dcf8
 def _run(self, split, key, job):
     tmp = self.hub.store.lfs.tmp/token_hex(12)
-    told = lambda e: dict(error=f'{type(e).__name__}: {e}'.replace(f'{tmp}/','')[:500])
+    told = lambda e: dict(error=_told_of(e).replace(f'{tmp}/',''))
     try:
         with self.turn:
             tmp.mkdir()
             repo = self.hub.store.open(key)
             try: form = _make_form(split, tmp, lambda e: self.hub.open_file(e,repo), self.shown)
             except Exception as e: # whatever a stranger's file does to a reader
-                if isinstance(e,MemoryError) or getattr(e,'errno',None): raise
+                if isinstance(e,(MemoryError,ModuleNotFoundError)) or getattr(e,'errno',None): raise
                 form = told(e)
             self._keep(split.key, form, tmp)
     except Exception as e: form = told(e) # the machine's trouble: told, and tried again next time
