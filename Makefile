@@ -35,7 +35,7 @@ readme:
 	@sed 's/^ "metadata": {$$/ "metadata": {"language_info": {"name": "python"},/' nbs/index.ipynb | \
 	  $(BIN)/python -m nbconvert --log-level ERROR --stdin --to markdown --output-dir . --output README \
 	  --RegexRemovePreprocessor.enabled=True --RegexRemovePreprocessor.patterns='^#\| *hide'
-	@sed -E 's#\]\(([0-9]+[a-z]*[0-9]*_)?([a-z_/]+)\.ipynb#](https://hfflow.github.io/hfflow/\2.html#g' README.md | cat -s > README.tmp && mv README.tmp README.md
+	@sed -E 's#\]\(([a-z]+/)?([0-9]+[a-z]*[0-9]*_)?([a-z_]+)\.ipynb#](https://hfflow.github.io/hfflow/\1\3.html#g' README.md | cat -s > README.tmp && mv README.tmp README.md
 
 docs: export
 	@$(BIN)/nbdev-docs
