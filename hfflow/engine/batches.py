@@ -12,7 +12,7 @@ import random
 from dataclasses import dataclass
 
 from .errors import UserError
-from .spans import encode_rows
+from .spans import encode_conversations
 
 # %% ../../nbs/engine/22_batches.ipynb #e29c0fca
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def encode_dataset(ds,                # rows: a Dataset, or a list of dicts
                   ) -> tuple:         # list of encoded rows, `TokenStats`
     "Encode all rows; drop those without a label token, and refuse a data set that has none at all."
     rows, out = list(ds), []
-    for i in range(0, len(rows), 1000): out += encode_rows(rows[i:i+1000], tok, max_len)
+    for i in range(0, len(rows), 1000): out += encode_conversations(rows[i:i+1000], tok, max_len)
     kept = [r for r in out if r]
     cut = sum(r.pop('cut') for r in kept)
     if not kept:
