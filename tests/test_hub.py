@@ -135,6 +135,34 @@ def test_folder_that_cannot_be_written(tmp_path):
     with pytest.raises(UserError, match="set HFFLOW_HOME"): process.ensure(tmp_path / "file" / "hub")
 
 
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "deep/note.json"
+    process.write_atomic(path, "old", 0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"): process.write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["note.json"]
+
+
+def test_asking_follows_no_redirect_and_takes_no_proxy(odd, monkeypatch):
+    here = f"http://127.0.0.1:{odd.server_port}"
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert process.ask(f"{here}/moved", "hf_x") == (302, None, f"{here}/web/api/x")
+    assert process.ask(f"{here}/web")[:2] == (200, None) and process.ask(f"{here}/broken")[:2] == (500, None)
+    assert odd.seen == ["Bearer hf_x", None, None]
+    for url in ("http://127.0.0.1:9/", "http://127.0.0.1:no/"):
+        with pytest.raises(OSError): process.ask(url)
+
+
+def test_which_hub_is_meant(me, tmp_path, monkeypatch):
+    monkeypatch.delenv("HFFLOW_HUB", raising=False)
+    assert connection._which() == connection._which(me.endpoint + "/") == (None, me.data)
+    assert connection._which(str(tmp_path)) == connection._which(data=tmp_path) == (None, tmp_path)
+    assert connection._which("https://hub.example") == ("https://hub.example", None)
+    monkeypatch.setenv("HFFLOW_HUB", "https://hub.example")
+    assert connection._which() == ("https://hub.example", None) and connection._which(data=tmp_path) == (None, tmp_path)
+
+
 def test_environment_before_the_clients(me, home):
     code = """
 import json, os, sys
