@@ -12,6 +12,7 @@ __all__ = ['show', 'DEFAULT_TEMPLATE', 'prepare_tokenizer', 'messages', 'prompt_
 import html, os, sys
 
 from .engine.errors import UserError
+from .engine.show import GREEN, GREY
 
 # %% ../nbs/07_tokens.ipynb #d1cdc2a3
 from .engine.batches import TokenStats, encode_dataset, collate, pack, length_batches
@@ -28,14 +29,15 @@ class _Shown:
         def span(text, learned):
             shown = html.escape(text).replace('\n', '↵').replace(' ', '&nbsp;')
             ends = '<br>' if text.endswith('\n') else ''
-            style = 'background:#4c956c;color:#fff' if learned else 'background:#6c757d22'
-            return f'<span style="{style};border-radius:3px;padding:1px 2px;margin:1px;display:inline-block">{shown}</span>{ends}'
-        return ('<div style="font-family:monospace;line-height:1.7">' + ''.join(span(*p)
-            for p in self.parts) +
-                '<br><small>green: carries loss; grey: is only read</small></div>')
+            style = f'background:{GREEN};color:#fff' if learned else f'background:{GREY}22'
+            return (f'<span style="{style};border-radius:3px;padding:1px 2px;margin:1px;'
+                    f'display:inline-block">{shown}</span>{ends}')
+        return ('<div style="font-family:monospace;line-height:1.7">'
+                + ''.join(span(*p) for p in self.parts)
+                + '<br><small>green: carries loss; grey: is only read</small></div>')
     def __str__(self):
-        return ''.join(f'\033[42;30m{t}\033[0m' if learned else f'\033[2m{t}\033[0m' for t,
-                       learned in self.parts)
+        return ''.join(f'\033[42;30m{t}\033[0m' if learned else f'\033[2m{t}\033[0m'
+                       for t, learned in self.parts)
     def __repr__(self): return ''.join(f'[{t}]' if learned else t for t, learned in self.parts)
 
 # %% ../nbs/07_tokens.ipynb #ecb8b7e3

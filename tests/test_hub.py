@@ -113,9 +113,9 @@ def test_taken_port_is_given_up(home):
 def test_server_that_dies_or_never_answers(tmp_path, monkeypatch):
     data = tmp_path / "hub"
     data.mkdir()
-    monkeypatch.setattr(hub, "_LAUNCH", "import sys; sys.exit('no room: ' + open(sys.argv[2] + '/token').read())")
+    monkeypatch.setattr(process, "_LAUNCH", "import sys; sys.exit('no room: ' + open(sys.argv[2] + '/token').read())")
     with pytest.raises(UserError, match=r'ended while starting: "no room: \(token\)"'): process.ensure(data)
-    monkeypatch.setattr(hub, "_LAUNCH", "import time; print('warming up'); time.sleep(60)")
+    monkeypatch.setattr(process, "_LAUNCH", "import time; print('warming up'); time.sleep(60)")
     pid = process._spawn(data)
     with pytest.raises(UserError, match='did not answer within 1 seconds: "warming up"'): process._wait(data, pid, limit=1)
     assert hub.stop(data) is True
@@ -133,6 +133,34 @@ def test_stopped_by_another_than_who_started_it(home):
 def test_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="set HFFLOW_HOME"): process.ensure(tmp_path / "file" / "hub")
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "deep/note.json"
+    process.write_atomic(path, "old", 0o600)
+    assert path.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space"): process.write_atomic(path, "new")
+    assert path.read_text() == "old" and [p.name for p in path.parent.iterdir()] == ["note.json"]
+
+
+def test_asking_follows_no_redirect_and_takes_no_proxy(odd, monkeypatch):
+    here = f"http://127.0.0.1:{odd.server_port}"
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    assert process.ask(f"{here}/moved", "hf_x") == (302, None, f"{here}/web/api/x")
+    assert process.ask(f"{here}/web")[:2] == (200, None) and process.ask(f"{here}/broken")[:2] == (500, None)
+    assert odd.seen == ["Bearer hf_x", None, None]
+    for url in ("http://127.0.0.1:9/", "http://127.0.0.1:no/"):
+        with pytest.raises(OSError): process.ask(url)
+
+
+def test_which_hub_is_meant(me, tmp_path, monkeypatch):
+    monkeypatch.delenv("HFFLOW_HUB", raising=False)
+    assert connection._which() == connection._which(me.endpoint + "/") == (None, me.data)
+    assert connection._which(str(tmp_path)) == connection._which(data=tmp_path) == (None, tmp_path)
+    assert connection._which("https://hub.example") == ("https://hub.example", None)
+    monkeypatch.setenv("HFFLOW_HUB", "https://hub.example")
+    assert connection._which() == ("https://hub.example", None) and connection._which(data=tmp_path) == (None, tmp_path)
 
 
 def test_environment_before_the_clients(me, home):

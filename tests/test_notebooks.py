@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 NBS = ROOT / "nbs"
 # In reading order, except that the longest go first, so that two workers finish together.
-LONG = ["06_plan", "05_train", "11_flow", "11a_reviews", "03a_base", "13_compute", "04d_shard", "05a_memory"]
+LONG = ["11_plan", "10_train", "16_flow", "16a_reviews", "engine/23_base", "18_compute", "engine/39_shard", "engine/51_memory"]
 NAMES = sorted((p.relative_to(NBS).with_suffix("").as_posix() for p in NBS.rglob("*.ipynb")
                 if not any(part.startswith((".", "_")) for part in p.relative_to(NBS).parts)),
                key=lambda n: (LONG.index(n) if n in LONG else len(LONG), n))

@@ -1,4 +1,4 @@
-"""BERT, GPT, Llama and Whisper, made in a second from six lines.
+"""BERT, GPT, Llama and Whisper, each made in a few seconds from six lines of text or two tones.
 
 Docs: https://hfflow.github.io/hfflow/engine/tinymodels.html.md"""
 
@@ -7,9 +7,11 @@ Docs: https://hfflow.github.io/hfflow/engine/tinymodels.html.md"""
 # %% auto #0
 __all__ = ['FAMILIES', 'LINES', 'TONES', 'tone', 'tiny']
 
-# %% ../../nbs/engine/24_tinymodels.ipynb #e1089988
+# %% ../../nbs/engine/24_tinymodels.ipynb #aab7a75e
 import json
 from pathlib import Path
+
+from .errors import UserError
 
 # %% ../../nbs/engine/24_tinymodels.ipynb #ff4c48a0
 FAMILIES = {
@@ -26,83 +28,82 @@ FAMILIES = {
                     real='openai/whisper-large-v3-turbo', real_size='809M'),
 }
 
-# %% ../../nbs/engine/24_tinymodels.ipynb #9c471cc1
+# %% ../../nbs/engine/24_tinymodels.ipynb #80b10847
 LINES = ('a model repo holds weights', 'a dataset repo holds rows', 'a space repo holds an app',
          'actions only start the work', 'the hub stores and versions files',
          'training needs a machine')
 
-# %% ../../nbs/engine/24_tinymodels.ipynb #ab2e2ee8
-def _tokenizer(family, special):
-    "Learn the pieces of `LINES`: WordPiece for BERT, byte-level BPE for the others."
+def _wordpiece(special):
+    "Learn the pieces of `LINES` as BERT's tokenizer does; each text gets [CLS] before and [SEP] behind it."
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    if family == 'bert':
-        tok = Tokenizer(models.WordPiece(unk_token='[UNK]'))
-        tok.pre_tokenizer, tok.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=200, special_tokens=special,
-                                            show_progress=False)
-    else:
-        tok = Tokenizer(models.BPE())
-        tok.pre_tokenizer, tok.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(vocab_size=360, special_tokens=special, show_progress=False,
-                                      initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    tok.train_from_iterator(LINES, trainer)
-    if family == 'bert':
-        tok.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]',
-            special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
+    tok = Tokenizer(models.WordPiece(unk_token='[UNK]'))
+    tok.pre_tokenizer, tok.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
+    tok.train_from_iterator(LINES, trainers.WordPieceTrainer(vocab_size=200, show_progress=False,
+                                                             special_tokens=special))
+    tok.post_processor = processors.TemplateProcessing(
+        '[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
     return tok
 
-# %% ../../nbs/engine/24_tinymodels.ipynb #c9af97f4
-def _text_model(family):
-    "A model of `bert`, `gpt` or `llama` with random weights, and its tokenizer."
-    import transformers as tf
-    if family == 'bert':
-        special = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]',
-                       mask_token='[MASK]')
-        tok = tf.PreTrainedTokenizerFast(tokenizer_object=_tokenizer('bert',
-            list(special.values())), **special)
-        cfg = tf.BertConfig(vocab_size=len(tok), hidden_size=64, num_hidden_layers=2,
-                            num_attention_heads=2,
-                            intermediate_size=128, max_position_embeddings=64,
-                            hidden_dropout_prob=0,
-                            attention_probs_dropout_prob=0, pad_token_id=tok.pad_token_id)
-        return tf.BertForMaskedLM(cfg), tok
-    end = '<|endoftext|>'
-    tok = tf.PreTrainedTokenizerFast(tokenizer_object=_tokenizer(family, [end]), eos_token=end,
-                                     bos_token=end, pad_token=end)
-    ids = dict(bos_token_id=tok.eos_token_id, eos_token_id=tok.eos_token_id,
-               pad_token_id=tok.eos_token_id)
-    if family == 'gpt':
-        return tf.GPT2LMHeadModel(tf.GPT2Config(vocab_size=len(tok), n_embd=64, n_layer=2,
-                                                n_head=2,
-                                                n_positions=64, resid_pdrop=0, embd_pdrop=0,
-                                                attn_pdrop=0, **ids)), tok
-    return tf.LlamaForCausalLM(tf.LlamaConfig(vocab_size=len(tok), hidden_size=64,
-                                              num_hidden_layers=2, num_attention_heads=4,
-                               num_key_value_heads=2, intermediate_size=128,
-                               max_position_embeddings=64,
-                               tie_word_embeddings=True, **ids)), tok
+def _bpe(special):
+    "Learn the pieces of `LINES` by byte-level BPE: every byte is a piece, so no text is unknown."
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    tok, level = Tokenizer(models.BPE()), pre_tokenizers.ByteLevel
+    tok.pre_tokenizer, tok.decoder = level(add_prefix_space=False), decoders.ByteLevel()
+    tok.train_from_iterator(LINES, trainers.BpeTrainer(
+        vocab_size=360, special_tokens=special, show_progress=False, initial_alphabet=level.alphabet()))
+    return tok
 
-# %% ../../nbs/engine/24_tinymodels.ipynb #5ca6ea00
+# %% ../../nbs/engine/24_tinymodels.ipynb #dd9d86ab
+def _bert():
+    "A BERT with random weights, and its tokenizer."
+    import transformers as tf
+    special = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]',
+                   mask_token='[MASK]')
+    tok = tf.PreTrainedTokenizerFast(tokenizer_object=_wordpiece(list(special.values())), **special)
+    cfg = tf.BertConfig(vocab_size=len(tok), hidden_size=64, num_hidden_layers=2,
+                        num_attention_heads=2, intermediate_size=128, max_position_embeddings=64,
+                        hidden_dropout_prob=0, attention_probs_dropout_prob=0,
+                        pad_token_id=tok.pad_token_id)
+    return tf.BertForMaskedLM(cfg), tok
+
+def _causal(family):
+    "A GPT-2 or a Llama with random weights, and its tokenizer."
+    import transformers as tf
+    end = '<|endoftext|>'
+    tok = tf.PreTrainedTokenizerFast(tokenizer_object=_bpe([end]), eos_token=end, bos_token=end,
+                                     pad_token=end)
+    ids = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'), tok.eos_token_id)
+    if family == 'gpt':
+        return tf.GPT2LMHeadModel(tf.GPT2Config(
+            vocab_size=len(tok), n_embd=64, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0,
+            embd_pdrop=0, attn_pdrop=0, **ids)), tok
+    return tf.LlamaForCausalLM(tf.LlamaConfig(
+        vocab_size=len(tok), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, intermediate_size=128, max_position_embeddings=64,
+        tie_word_embeddings=True, **ids)), tok
+
+# %% ../../nbs/engine/24_tinymodels.ipynb #9e654508
 def _whisper():
     "A Whisper model with random weights, its tokenizer and its feature extractor of one second."
     import transformers as tf
-    raw = json.loads(_tokenizer('whisper', ['<|endoftext|>']).to_str())['model']
+    raw = json.loads(_bpe(['<|endoftext|>']).to_str())['model']
     tok = tf.WhisperTokenizer(vocab=raw['vocab'], merges=[tuple(m) for m in raw['merges']])
     # after the text, as in the real one
     tok.add_tokens(['<|startoftranscript|>', '<|notimestamps|>'], special_tokens=True)
     ids = dict.fromkeys(('bos_token_id', 'eos_token_id', 'pad_token_id'), tok.eos_token_id)
     ids['decoder_start_token_id'] = tok.convert_tokens_to_ids('<|startoftranscript|>')
-    cfg = tf.WhisperConfig(vocab_size=len(tok), d_model=64, encoder_layers=1, decoder_layers=1,
-                           encoder_attention_heads=2,
-                           decoder_attention_heads=2, encoder_ffn_dim=128, decoder_ffn_dim=128,
-                           max_source_positions=50,
-                           max_target_positions=32, suppress_tokens=None,
-                           begin_suppress_tokens=None, **ids)
+    cfg = tf.WhisperConfig(
+        vocab_size=len(tok), d_model=64, encoder_layers=1, decoder_layers=1,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=128,
+        decoder_ffn_dim=128, max_source_positions=50, max_target_positions=32,
+        suppress_tokens=None, begin_suppress_tokens=None, **ids)
     model = tf.WhisperForConditionalGeneration(cfg)
     model.generation_config = tf.GenerationConfig(max_length=16, suppress_tokens=None, **ids)
     return model, tok, tf.WhisperFeatureExtractor(chunk_length=1)
 
-# %% ../../nbs/engine/24_tinymodels.ipynb #dd284633
+# %% ../../nbs/engine/24_tinymodels.ipynb #a127ef5a
+TONES = {220: 'a low tone', 1760: 'a high tone'}
+
 def tone(hertz:int,    # frequency; 220 is low, 1760 is high
         ) -> dict:     # what a speech pipeline takes: `raw` samples and `sampling_rate`
     "Make one second of a pure tone at 16,000 samples per second."
@@ -110,51 +111,54 @@ def tone(hertz:int,    # frequency; 220 is low, 1760 is high
     return {'raw': np.sin(2*np.pi*hertz*np.arange(16000)/16000).astype('float32'),
             'sampling_rate': 16000}
 
-TONES = {220: 'a low tone', 1760: 'a high tone'}
-
-# %% ../../nbs/engine/24_tinymodels.ipynb #ea448e7d
-def _batch(family, tok, extractor=None):
-    "One batch with everything there is to learn: inputs and labels."
+# %% ../../nbs/engine/24_tinymodels.ipynb #95d6fcf0
+def _sounds(tok, extractor):
+    "The two tones as inputs, and their names as labels."
     import torch
-    if family == 'whisper':
-        sounds = extractor([tone(hz)['raw'] for hz in TONES], sampling_rate=16000,
-                           return_tensors='pt')
-        rows = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id]
-                for text in TONES.values()]
-        labels = [row + [-100]*(max(map(len, rows)) - len(row)) for row in rows]
-        return dict(input_features=sounds.input_features, labels=torch.tensor(labels))
-    end = '' if family == 'bert' else tok.eos_token
-    lines = LINES*6 if family == 'bert' else LINES              # each copy hides other words
-    batch = tok([line + end for line in lines], padding=True, return_tensors='pt')
+    sounds = extractor([tone(hz)['raw'] for hz in TONES], sampling_rate=16000, return_tensors='pt')
+    rows = [tok(text, add_special_tokens=False).input_ids + [tok.eos_token_id]
+            for text in TONES.values()]
+    labels = [row + [-100]*(max(map(len, rows)) - len(row)) for row in rows]
+    return dict(input_features=sounds.input_features, labels=torch.tensor(labels))
+
+def _texts(tok):
+    "The six lines as inputs and labels; with a mask token, one word in four is hidden, and only those are labelled."
+    import torch
+    bert = tok.mask_token is not None
+    lines = LINES*6 if bert else [line + tok.eos_token for line in LINES]   # each copy hides other words
+    batch = tok(list(lines), padding=True, return_tensors='pt')
     labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
-    # one word in four; the labels still know it
-    if family == 'bert':
+    if bert:
         hidden = (torch.rand(labels.shape) < .25) & (batch.input_ids > 4)
         labels = labels.masked_fill(~hidden, -100)
         batch['input_ids'] = batch.input_ids.masked_fill(hidden, tok.mask_token_id)
     return dict(input_ids=batch.input_ids, attention_mask=batch.attention_mask, labels=labels)
 
-# %% ../../nbs/engine/24_tinymodels.ipynb #f9c61048
+# %% ../../nbs/engine/24_tinymodels.ipynb #6ad408fc
+def _parts(family):
+    "Model and tokenizer of a family, and Whisper's feature extractor, before any training."
+    return {'bert': _bert, 'whisper': _whisper}.get(family, lambda: _causal(family))()
+
 def tiny(family:str,      # bert, gpt, llama or whisper
          folder,          # where to save it; made if missing
          steps:int=100,   # training steps on `LINES` or `TONES`; 0 leaves the weights random
         ) -> Path:        # the folder
     "Make a small model of a family with its tokenizer, let it learn a few lines, and save it as a repository holds it."
     if family not in FAMILIES:
-        raise ValueError(f"'{family}' is not a family of this page: choose from "
-                         f"{', '.join(FAMILIES)}.")
+        raise UserError(f"'{family}' is not a family of this page: choose from "
+                        f"{', '.join(FAMILIES)}.")
     import torch
     folder = Path(folder)
     # seeded, and the caller's random state stays as it is
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        parts = _whisper() if family == 'whisper' else _text_model(family)
-        optimizer = torch.optim.AdamW(parts[0].parameters(), lr=3e-3)
-        parts[0].train()
+        parts = model, *others = _parts(family)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+        model.train()
         for step in range(steps):
             # BERT hides other words each time
-            if step == 0 or family == 'bert': batch = _batch(family, *parts[1:])
-            parts[0](**batch).loss.backward()
+            if step == 0 or family == 'bert': batch = (_sounds if family == 'whisper' else _texts)(*others)
+            model(**batch).loss.backward()
             optimizer.step(); optimizer.zero_grad()
     for part in parts: part.save_pretrained(folder)
     return folder
