@@ -89,14 +89,14 @@ def test_results_stand_where_the_hub_reads_them(hub, made):
 def test_a_commit_in_between_is_not_overwritten(hub, made, monkeypatch):
     repo = f"{hub.user}/race"
     publish.commit("model", repo, {"notes.txt": b"theirs"}, "Theirs")
-    head = commits.head
+    newest = commits.newest
 
     def late(*args):
-        seen = head(*args)
+        seen = newest(*args)
         hub.api.upload_file(path_or_fileobj=b"newer", path_in_repo="notes.txt", repo_id=repo)
         return seen
 
-    monkeypatch.setattr(publish, "_head", late)
+    monkeypatch.setattr(commits, "newest", late)
     with pytest.raises(UserError, match="moved on while we were publishing"):
         publish.commit("model", repo, {"notes.txt": b"mine"}, "Mine")
     assert read(Artifact.at("model", repo), "notes.txt") == "newer"
@@ -304,16 +304,16 @@ def test_a_model_that_another_trainer_left_is_published_for_its_own_task(hub, ma
 
 def test_what_does_not_answer_as_it_was_measured_is_not_published(hub, made, monkeypatch):
     "Nothing becomes main, no branch and no repo stay; a repo that was there keeps its commit."
-    from hfflow import qlora
+    from hfflow.engine import merging
 
-    plain = qlora.merge
+    plain = merging.merge
     def wrong(model, dtype=None):
         net = plain(model, dtype)
         net.get_output_embeddings().weight.data.neg_()
         net.config.tie_word_embeddings = False
         return net
     before = made.push(f"{hub.user}/right", merged=True)
-    monkeypatch.setattr(qlora, "merge", wrong)
+    monkeypatch.setattr(merging, "merge", wrong)
     for name in ("never", "right"):
         with pytest.raises(UserError, match="is not published: a download of it does not pass the check 'answers'"): made.push(f"{hub.user}/{name}", merged=True)
     assert not hub.api.repo_exists(f"{hub.user}/never") and Artifact.at("model", before.repo_id) == before
