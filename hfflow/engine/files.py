@@ -7,15 +7,16 @@ Docs: https://hfflow.github.io/hfflow/engine/files.html.md"""
 # %% auto #0
 __all__ = ['file_of', 'read_json', 'json_bytes', 'read_note', 'sha256', 'fingerprint']
 
-# %% ../../nbs/engine/06_files.ipynb #03188fc5
+# %% ../../nbs/engine/06_files.ipynb #26a001dd
 import hashlib, json, re
 from pathlib import Path
 
 from ..core import Artifact
 from .connection import connect
 from .errors import UserError, shown
+from .process import package
 
-# %% ../../nbs/engine/06_files.ipynb #6ccf5202
+# %% ../../nbs/engine/06_files.ipynb #6d24a7be
 def file_of(where: 'Artifact|Path|str',  # a repo at a commit, a folder, or a repo id
             name: str,  # path of the file in it
             revision: str = None,  # of a repo id: branch, tag or commit; default: main
@@ -31,7 +32,7 @@ def file_of(where: 'Artifact|Path|str',  # a repo at a commit, a folder, or a re
         raise UserError(f'{where} has no file {name}: check its name, and the commit that you ask.')
     return found
 
-# %% ../../nbs/engine/06_files.ipynb #d40c2007
+# %% ../../nbs/engine/06_files.ipynb #18a1780d
 def _download(repo_id, name, revision, kind):
     "Return a file of a repo in the client's cache; None where the repo does not have it."
     connect()
@@ -45,7 +46,7 @@ def _download(repo_id, name, revision, kind):
         raise UserError(f'{name} of the {kind} {repo_id} may not be read: accept the terms on its '
                         'page while signed in, then try again.') from None
 
-# %% ../../nbs/engine/06_files.ipynb #0e2c9de9
+# %% ../../nbs/engine/06_files.ipynb #948acf46
 def read_json(path: Path):  # what stands in it
     "Read a JSON file."
     return json.loads(path.read_text(encoding='utf-8'))
@@ -54,7 +55,7 @@ def json_bytes(d: dict) -> bytes:
     "Return `d` as indented JSON with sorted keys, so that equal content is equal bytes."
     return (json.dumps(d, indent=2, sort_keys=True, ensure_ascii=False, default=str) + '\n').encode()
 
-# %% ../../nbs/engine/06_files.ipynb #b7bc7acc
+# %% ../../nbs/engine/06_files.ipynb #23522950
 def read_note(kind: str,  # model, dataset or space
               repo_id: str,  # `owner/name`
               revision: str = 'main',  # branch, tag or commit
@@ -65,19 +66,18 @@ def read_note(kind: str,  # model, dataset or space
     except ValueError: return None       # a UserError is one
     return note if isinstance(note, dict) else None
 
-# %% ../../nbs/engine/06_files.ipynb #5c8c5aaa
+# %% ../../nbs/engine/06_files.ipynb #d65e65c1
 def sha256(content: 'bytes|Path',  # a file, or its content
            ) -> str:  # 64 hex digits
     "Return the sha256 of content; a file is read in pieces."
     if isinstance(content, bytes): return hashlib.sha256(content).hexdigest()
     with Path(content).open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
-# %% ../../nbs/engine/06_files.ipynb #b0a413cb
+# %% ../../nbs/engine/06_files.ipynb #1528cb4c
 def fingerprint(source: str,  # "flow-writer", a file, a folder, or a data set on the Hub
                 ) -> dict:  # name -> sha256 of each raw file; or repo id -> commit
     "Say exactly which raw data stands behind `source`."
-    from hfflow.engine.flowwriter import RAW
-    path = RAW if source == 'flow-writer' else Path(source).expanduser()
+    path = package()/'assets'/source if source == 'flow-writer' else Path(source).expanduser()
     if path.is_file(): return {path.name: sha256(path)}
     if path.is_dir():
         files = sorted(p for p in path.rglob('*') if p.is_file() and not p.name.startswith('.'))

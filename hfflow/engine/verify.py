@@ -7,13 +7,13 @@ Docs: https://hfflow.github.io/hfflow/engine/verify.html.md"""
 # %% auto #0
 __all__ = ['NEAR', 'Check', 'Checks', 'recorded', 'verify']
 
-# %% ../../nbs/engine/73_verify.ipynb #41ea1099
+# %% ../../nbs/engine/73_verify.ipynb #81262a6f
 import re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import Artifact
-from .card import cells, flat_settings, samples_of
+from .card import flat_settings, samples_of, table_line
 from .connection import connect
 from .errors import UserError
 from .files import read_json, sha256
@@ -22,7 +22,7 @@ from .modelfiles import PIPELINES, pickled, purpose_of
 from .settings import parameters_of
 from .tasks import task_of
 
-# %% ../../nbs/engine/73_verify.ipynb #59dc8c91
+# %% ../../nbs/engine/73_verify.ipynb #3250103e
 @dataclass(frozen=True)
 class Check:
     "One thing that was looked at."
@@ -36,11 +36,11 @@ class Checks(list):
     def ok(self) -> bool: return all(c.ok for c in self)
     def _repr_markdown_(self):
         lines = [[c.name, 'ok' if c.ok else '**not ok**', c.detail] for c in self]
-        return '\n'.join(map(cells, [['check', '', 'found'], ['---'] * 3, *lines]))
+        return '\n'.join(map(table_line, [['check', '', 'found'], ['---'] * 3, *lines]))
     def __str__(self):
         return '\n'.join(f'{"ok" if c.ok else "NOT OK":7}{c.name:10}{c.detail}' for c in self)
 
-# %% ../../nbs/engine/73_verify.ipynb #33a9143c
+# %% ../../nbs/engine/73_verify.ipynb #821b8562
 def _check_files(root, note, others=False):
     "Compare each downloaded file with the sha256 that lineage.json recorded, and look for pickles."
     there = {p.relative_to(root).as_posix(): p for p in root.rglob('*') if p.is_file()
@@ -58,7 +58,7 @@ def _check_files(root, note, others=False):
     found = [f'{n} ({why})' for n, p in there.items() if (why := pickled(p))]
     yield Check('pickles', not found, ', '.join(found) or 'none')
 
-# %% ../../nbs/engine/73_verify.ipynb #e9878a35
+# %% ../../nbs/engine/73_verify.ipynb #9b50870c
 def _check_card(root, note):
     "The card's metadata parses, and names the same base and data as lineage.json."
     from huggingface_hub import ModelCard
@@ -82,13 +82,13 @@ def _check_base(root):
     try: return Check('base', True, f'{Artifact.at("model", name, revision).repo_id}@{revision[:8]}')
     except UserError as e: return Check('base', False, str(e))
 
-# %% ../../nbs/engine/73_verify.ipynb #b6ea580c
+# %% ../../nbs/engine/73_verify.ipynb #1d57238a
 def _check_input(a):
     "An input that lineage.json names is on the Hub, at that commit."
     try: return Check('input', True, str(Artifact.at(a['kind'], a['repo_id'], a['revision'])))
     except UserError as e: return Check('input', False, str(e))
 
-# %% ../../nbs/engine/73_verify.ipynb #1252a90b
+# %% ../../nbs/engine/73_verify.ipynb #eaeb7a67
 def recorded(note: dict,  # a lineage.json
              key: str,  # the last part of a setting's name, such as bits
              ) -> 'int|None':  # None where it was not noted
@@ -110,7 +110,7 @@ def _expected(root, prompts):
     samples = samples_of(read_json(root/'evaluation.json'))
     return [s.get('asked') or s['prompt'] for s in samples], [s['answer'] for s in samples]
 
-# %% ../../nbs/engine/73_verify.ipynb #79c2861c
+# %% ../../nbs/engine/73_verify.ipynb #949e8f07
 NEAR = .02, .25     # of a label's probability; of a token's logit, in nats
 
 def _as_likely(model, tok, prompt, want, max_new_tokens):
@@ -135,7 +135,7 @@ def _with_answer(prompt, answer):
     if isinstance(prompt, str): return {'prompt': prompt, 'completion': answer}
     return prompt | {'messages': [*prompt['messages'], {'role': 'assistant', 'content': answer}]}
 
-# %% ../../nbs/engine/73_verify.ipynb #8968454b
+# %% ../../nbs/engine/73_verify.ipynb #9f7eadd9
 def _loaded(root, bits):
     "Load a download as whoever uses it does: its model, and its tokenizer where it can be asked by text."
     from transformers import pipeline
@@ -164,7 +164,7 @@ def _check_answers(root, prompts, bits, max_new_tokens):
            if w.strip() != g.strip() and not _as_likely(model, tok, p, w, max_new_tokens)]
     yield Check('answers', not odd, f'{len(known) - len(odd)} of {len(known)} as recorded' + (f'; {odd[0]}' if odd else ''))
 
-# %% ../../nbs/engine/73_verify.ipynb #2c0d192f
+# %% ../../nbs/engine/73_verify.ipynb #6170e106
 def verify(artifact: Artifact,  # what was published
            prompts=None,  # prompts to ask, or prompt -> expected answer; default: the recorded samples
            bits: int = None,  # of the base's weights; default: as in training
