@@ -10,7 +10,6 @@ __all__ = ['newest', 'commit']
 # %% ../../nbs/engine/72_commits.ipynb #b2cf9808
 import logging
 from contextlib import contextmanager
-from pathlib import Path
 
 from ..core import Artifact
 from .connection import connect
