@@ -22,7 +22,7 @@ from .show import size_text
 
 # %% ../../nbs/engine/71_card.ipynb #7a1ed444
 def plain_value(x) -> dict:
-    "Return an object of another stage (dataclass, dict, or anything with as_dict) as a dict; None becomes {}."
+    "Return an object of another stage (dataclass, dict, or with as_dict) as a dict; None as {}."
     if x is None: return {}
     if hasattr(x, 'as_dict'): return x.as_dict()
     if is_dataclass(x): return asdict(x)
@@ -53,13 +53,18 @@ def samples_of(report, system: str = None) -> list:
     return [dict(s, right=s.get('right')) for s in found]
 
 # %% ../../nbs/engine/71_card.ipynb #3d5bdfda
+#: how the Hub calls a task
+_KINDS = {'classify': 'text-classification', 'causal': 'text-generation',
+          'seq2seq': 'text-generation'}
+
 def _results(report, data, kind, tuned):
     "Return the client's EvalResult of each figure of the tuned system on each split."
     from huggingface_hub import EvalResult
     return [EvalResult(task_type=kind, task_name=kind.capitalize().replace('-', ' '),
                        dataset_type=data.repo_id, dataset_name=data.repo_id.split('/')[-1],
                        dataset_split=r['split'], dataset_revision=data.revision,
-                       metric_type=d['name'], metric_name=d['title'], metric_value=round(d['value'], 4),
+                       metric_type=d['name'], metric_name=d['title'],
+                       metric_value=round(d['value'], 4),
                        metric_args={k: d[k] for k in ('n', 'right') if k in d}
                        | dict(low=round(d['lo'], 4), high=round(d['hi'], 4)))
             for r in rows_of(report) if r['system'] == tuned for d in figures_of(r)]
@@ -70,22 +75,22 @@ def card_data(repo_id: str,  # the Model repo
               data: Artifact,  # what it was trained on
               report=None,  # evaluate.Report, or its dict
               license: str = None,  # as the Hub spells it, e.g. apache-2.0; left out when unknown
-              system: str = None,  # the tuned system's name in the report; found by name when left out
+              system: str = None,  # the tuned system's name in the report; default: found by name
               merged: bool = False,  # whether full weights stand there in place of the adapter
               task: str = 'causal',  # causal, classify or seq2seq
               full: bool = False,  # whether all weights were trained, without an adapter
               ) -> "'ModelCardData'":  # with one result per test split and metric
     "Make the card's metadata: what the Hub reads to list, link and score the model."
     from huggingface_hub import ModelCardData
-    kind = {'classify': 'text-classification', 'causal': 'text-generation', 'seq2seq': 'text-generation'}.get(task, task)
+    whole, kind = merged or full, _KINDS.get(task, task)
+    tags = [*([] if full else ['lora', 'qlora']), 'hfflow', 'safetensors',
+            *(['text2text-generation'] if task == 'seq2seq' else [])]
     results = _results(report, data, kind, systems_of(report, system)[1])
-    return ModelCardData(base_model=base.repo_id,
-                         base_model_relation='finetune' if merged or full else 'adapter', datasets=[data.repo_id],
-                         library_name='transformers' if merged or full else 'peft',
-                         pipeline_tag=kind, license=license,
-                         tags=[*([] if full else ['lora', 'qlora']), 'hfflow', 'safetensors',
-                               *(['text2text-generation'] if task == 'seq2seq' else [])],
-                         model_name=repo_id.split('/')[-1], eval_results=results or None)
+    return ModelCardData(base_model=base.repo_id, datasets=[data.repo_id], license=license,
+                         base_model_relation='finetune' if whole else 'adapter',
+                         library_name='transformers' if whole else 'peft',
+                         pipeline_tag=kind, tags=tags, model_name=repo_id.split('/')[-1],
+                         eval_results=results or None)
 
 # %% ../../nbs/engine/71_card.ipynb #61e1aef4
 def percent(x: float) -> str:
@@ -109,7 +114,8 @@ def fence(text: str, language: str = '') -> str:
 
 def table_line(values) -> str:
     "Return a line of a Markdown table; a bar inside a cell is escaped."
-    return f"| {' | '.join(str(x).replace('|', chr(92) + '|').replace(chr(10), ' ') for x in values)} |"
+    texts = (str(x).replace('|', '\\|').replace('\n', ' ') for x in values)
+    return f"| {' | '.join(texts)} |"
 
 # %% ../../nbs/engine/71_card.ipynb #0dc7c414
 @cache
@@ -118,7 +124,8 @@ def _templates():
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     env = Environment(loader=FileSystemLoader(package()/'templates'), undefined=StrictUndefined,
                       trim_blocks=True, lstrip_blocks=True)
-    env.filters |= dict(percent=percent, page=page, language=language, fence=fence, table_line=table_line)
+    env.filters |= dict(percent=percent, page=page, language=language, fence=fence,
+                        table_line=table_line)
     return env
 
 def fill(template: str,  # its path below hfflow/templates
@@ -130,7 +137,8 @@ def fill(template: str,  # its path below hfflow/templates
 # %% ../../nbs/engine/71_card.ipynb #c0362c39
 _AUTO = {'causal': 'AutoModelForCausalLM', 'seq2seq': 'AutoModelForSeq2SeqLM',
          'classify': 'AutoModelForSequenceClassification'}
-_ASKED = {'image-classification': 'photo.jpg', 'object-detection': 'photo.jpg', 'audio-classification': 'sound.wav'}
+_ASKED = {'image-classification': 'photo.jpg', 'object-detection': 'photo.jpg',
+          'audio-classification': 'sound.wav'}
 
 def usage(repo_id: str,  # the Model repo
           tag: str,  # its revision: one that does not move
@@ -138,24 +146,24 @@ def usage(repo_id: str,  # the Model repo
           task: str = 'causal',  # causal, classify or seq2seq; or a pipeline of transformers
           labels=(),  # of a classifier, in the order of their numbers
           ) -> str:  # Markdown
-    "Return code that loads the model at a fixed revision, and its base with it, and asks it something."
-    sort = task == 'classify'
-    return fence(fill('model_use.py.j2', repo=repo_id, revision=tag, whole=merged, task=task, sort=sort,
-                      kind='text-classification' if sort else task, auto=_AUTO.get(task),
-                      asked=_ASKED.get(task, 'your request'),
-                      labels=json.dumps(list(labels), ensure_ascii=False)).strip(), 'python')
+    "Return code that loads the model, and its base with it, at fixed revisions and asks it."
+    code = fill('model_use.py.j2', repo=repo_id, revision=tag, whole=merged, task=task,
+                sort=task == 'classify', kind=_KINDS.get(task, task), auto=_AUTO.get(task),
+                asked=_ASKED.get(task, 'your request'),
+                labels=json.dumps(list(labels), ensure_ascii=False))
+    return fence(code.strip(), 'python')
 
 # %% ../../nbs/engine/71_card.ipynb #cb874d82
 def _report_facts(report, system):
-    "Return what a card says of a report: rows in order, other metrics, confusion matrices, a right and a wrong answer."
+    "Return what a card says of a report: rows in order, metrics, matrices, two answers."
     rows, (_, tuned) = rows_of(report), systems_of(report, system)
     splits, systems = ([*dict.fromkeys(r[k] for r in rows)] for k in ('split', 'system'))
     rows.sort(key=lambda r: (splits.index(r['split']), systems.index(r['system'])))
     titles, figures = metric_columns(rows)
     for r in rows:
-        name, worst = min((r.get('fields') or {}).items(), key=lambda f: f[1]['exact'], default=('', {'exact': 1}))
-        r |= dict(tuned=r['system'] == tuned, weakest=(name, worst) if worst['exact'] < 1 else None,
-                  figures=figures(r) if r.get('metrics') else None)
+        fields = [f for f in (r.get('fields') or {}).items() if f[1]['exact'] < 1]
+        r |= dict(tuned=r['system'] == tuned, figures=figures(r) if r.get('metrics') else None,
+                  weakest=min(fields, key=lambda f: f[1]['exact'], default=None))
     samples = samples_of(report, system)
     return dict(rows=rows, titles=titles,
                 confusions=[_matrix(r) for r in rows if r['tuned'] and r.get('confusion')],
@@ -166,21 +174,27 @@ def _matrix(r):
     "Return a confusion matrix as lines of a table, with each label's figures."
     c = Confusion(**r['confusion'])
     seen = list(c.labels) if len(c.labels) <= 15 else []      # wider than a page can show
-    body = [[f'**{l}**', *row[:len(seen)], *(f'{m[k]:.3f}' for k in ('precision', 'recall', 'f1')), m['n']]
+    body = [[f'**{l}**', *row[:len(seen)],
+             *(f'{m[k]:.3f}' for k in ('precision', 'recall', 'f1')), m['n']]
             for (l, m), row in zip(c.measures().items(), c.counts)]
     return dict(split=r['split'], head=['', *seen, 'precision', 'recall', 'F1', 'rows'], body=body)
 
 # %% ../../nbs/engine/71_card.ipynb #a357a93e
 def _measured(plan, run):
-    "Return lines of name, predicted, measured and ratio: of memory, time, steps and tokens, where known."
+    "Return lines of name, predicted, measured and ratio, where known."
     lines = []
     for key, name in (('peak_bytes', 'peak memory'), ('seconds', 'training time'),
                       ('steps', 'steps'), ('tokens', 'tokens')):
         p, m = plan.get(key), run.get(key)
         if p is None and m is None: continue
         lines.append([name, 'not predicted' if p is None else _quantity(key, p),
-                      'not measured' if m is None else _quantity(key, m), f'{m / p:.2f}' if p and m else ''])
+                      'not measured' if m is None else _quantity(key, m),
+                      f'{m / p:.2f}' if p and m else ''])
     return lines
+
+def _run_facts(plan, run):
+    "Return what a card says of a plan and a run."
+    return dict(measured=_measured(plan, run), device=run.get('device'))
 
 def _quantity(key, x):
     "Return a measured quantity with its unit."
@@ -202,8 +216,8 @@ def flat_settings(d, prefix: str = ''):
 def _versions():
     "Return the versions of the libraries that made this."
     from importlib.metadata import PackageNotFoundError, version
-    for name in ('hfflow', 'torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'tokenizers',
-                 'datasets', 'huggingface_hub'):
+    for name in ('hfflow', 'torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate',
+                 'tokenizers', 'datasets', 'huggingface_hub'):
         try: yield f'{name} {version(name)}'
         except PackageNotFoundError: pass
 
@@ -211,7 +225,7 @@ def _versions():
 def model_card(repo_id: str,  # the Model repo
                base: Artifact,  # what the adapter stands on
                data: Artifact,  # what it was trained on
-               report=None,  # evaluate.Report: the before/after table and the results in the metadata
+               report=None,  # evaluate.Report: the table before/after, the metadata's results
                plan=None,  # plan.Plan: what was predicted
                run=None,  # train.Run: what was measured
                config=None,  # the settings, as a dict or dataclass, by stage
@@ -227,11 +241,12 @@ def model_card(repo_id: str,  # the Model repo
                full: bool = False,  # whether all weights were trained, without an adapter
                warning: str = None,  # what a reader must know first
                ) -> str:  # the whole README.md
-    "Write the card: metadata for the Hub, and for people what it does, how to use it, how well, and what it cannot do."
-    plan, run = plain_value(plan), plain_value(run)
+    "Write the card: metadata for the Hub; for people what it does, how to use it, and its limits."
     meta = card_data(repo_id, base, data, report, license, system, merged, task, full)
-    return fill('model_card.md', meta=meta.to_yaml(line_break='\n'), name=repo_id.split('/')[-1], base=base, data=data,
-                code=code or {}, about=about, merged=merged, curve=curve, task=task, labels=list(labels), full=full,
-                warning=warning, use=usage(repo_id, tag, merged or full, task, labels),
-                settings=[(k, v) for k, v in flat_settings(config) if v is not None], measured=_measured(plan, run),
-                device=run.get('device'), versions=list(_versions()), **_report_facts(report, system)) + '\n'
+    return fill('model_card.md', meta=meta.to_yaml(line_break='\n'), name=meta.model_name,
+                base=base, data=data, code=code or {}, about=about, merged=merged, curve=curve,
+                task=task, labels=list(labels), full=full, warning=warning, versions=list(_versions()),
+                use=usage(repo_id, tag, merged or full, task, labels),
+                settings=[(k, v) for k, v in flat_settings(config) if v is not None],
+                **_run_facts(plain_value(plan), plain_value(run)),
+                **_report_facts(report, system)) + '\n'

@@ -26,8 +26,10 @@ def newest(kind: str,  # model, dataset or space
     api = connect().api
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     try:
-        api.create_repo(repo_id, repo_type=kind, private=private or None, exist_ok=True, space_sdk=sdk)
-        if branch != 'main': api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True)
+        api.create_repo(repo_id, repo_type=kind, private=private or None, space_sdk=sdk,
+                        exist_ok=True)
+        if branch != 'main':
+            api.create_branch(repo_id, branch=branch, repo_type=kind, exist_ok=True)
         info = api.repo_info(repo_id, repo_type=kind, revision=branch)
     except HFValidationError:
         raise UserError(f"'{repo_id}' is not a repo id: write it as owner/name, with letters, "
@@ -62,7 +64,7 @@ def commit(kind: str,  # model, dataset or space
            remove=(),  # paths to delete where they exist
            branch: str = 'main',  # which branch; made from main when it is not there
            ) -> Artifact:  # the new commit, or the old one when nothing differs
-    "Put files into a repo in one commit that names its parent; make no commit when every byte is there already."
+    "Put files into a repo in one commit that names its parent; make none when nothing differs."
     hub, (head, there) = connect(), newest(kind, repo_id, private, sdk, branch)
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError

@@ -22,9 +22,10 @@ def file_of(where: 'Artifact|Path|str',  # a repo at a commit, a folder, or a re
             revision: str = None,  # of a repo id: branch, tag or commit; default: main
             kind: str = 'model',  # of a repo id: model, dataset or space
             needed: bool = False,  # whether a missing file is a UserError
-            ) -> 'Path|None':  # the file on this disk; None where the repo or folder does not have it
+            ) -> 'Path|None':  # on this disk; None where the repo or folder does not have it
     "Get one small file of a repo or a folder; UserError where there is no such repo or revision."
-    if isinstance(where, Artifact): found = _download(where.repo_id, name, where.revision, where.kind)
+    if isinstance(where, Artifact):
+        found = _download(where.repo_id, name, where.revision, where.kind)
     elif (folder := Path(where).expanduser()).is_dir():
         found = folder/name if (folder/name).is_file() else None
     else: found = _download(str(where), name, revision, kind)
@@ -37,8 +38,8 @@ def _download(repo_id, name, revision, kind):
     "Return a file of a repo in the client's cache; None where the repo does not have it."
     connect()
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (EntryNotFoundError, HFValidationError, RepositoryNotFoundError,
-                                        RevisionNotFoundError)
+    from huggingface_hub.errors import (EntryNotFoundError, HFValidationError,
+                                        RepositoryNotFoundError, RevisionNotFoundError)
     try: return Path(hf_hub_download(repo_id, name, repo_type=kind, revision=revision))
     except EntryNotFoundError: return None
     except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
@@ -53,15 +54,16 @@ def read_json(path: Path):  # what stands in it
 
 def json_bytes(d: dict) -> bytes:
     "Return `d` as indented JSON with sorted keys, so that equal content is equal bytes."
-    return (json.dumps(d, indent=2, sort_keys=True, ensure_ascii=False, default=str) + '\n').encode()
+    text = json.dumps(d, indent=2, sort_keys=True, ensure_ascii=False, default=str)
+    return (text + '\n').encode()
 
 # %% ../../nbs/engine/06_files.ipynb #23522950
 def read_note(kind: str,  # model, dataset or space
               repo_id: str,  # `owner/name`
               revision: str = 'main',  # branch, tag or commit
               name: str = 'lineage.json',  # or another JSON file
-              ) -> 'dict|None':  # None where there is no repo, no such revision, no such file, or no JSON
-    "Read a small JSON file of a repo: by default lineage.json, what the repo says about its origin."
+              ) -> 'dict|None':  # None where there is no repo, revision, file or JSON object
+    "Read a small JSON file of a repo: by default what the repo says about its origin."
     try: note = read_json(p) if (p := file_of(repo_id, name, revision, kind)) else None
     except ValueError: return None       # a UserError is one
     return note if isinstance(note, dict) else None
@@ -87,5 +89,5 @@ def fingerprint(source: str,  # "flow-writer", a file, a folder, or a data set o
     if re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', source) and not path.suffix:
         repo_id, _, revision = source.partition('@')
         return {repo_id: Artifact.at('dataset', repo_id, revision or 'main').revision}
-    raise UserError(f'data is {shown(source)}, but there is no such file or folder here, and a data '
-                    'set on the Hub is written namespace/name: for example data: flow-writer')
+    raise UserError(f'data is {shown(source)}, but there is no such file or folder here, and a '
+                    'data set on the Hub is written namespace/name: for example data: flow-writer')

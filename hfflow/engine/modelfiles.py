@@ -36,7 +36,7 @@ def pickled(path: 'str|Path',  # one file
     return ''
 
 def _has_header(path, head):
-    "Whether the file starts as safetensors does: the header's length in 8 bytes, then that much JSON."
+    "Does the file start as safetensors does: the header's length in 8 bytes, then that much JSON?"
     size = int.from_bytes(head[:8], 'little')
     if head[8:9] != b'{' or not 2 <= size <= path.stat().st_size - 8: return False
     with path.open('rb') as f: header = f.read(8 + size)[8:]
@@ -44,15 +44,18 @@ def _has_header(path, head):
     except ValueError: return False
 
 # %% ../../nbs/engine/70_modelfiles.ipynb #bb9efece
-#: Other models that are published whole: by the end of their class's name, the pipeline of transformers that asks them.
-PIPELINES = {'ForTokenClassification': 'token-classification', 'ForImageClassification': 'image-classification',
-             'ForAudioClassification': 'audio-classification', 'ForObjectDetection': 'object-detection'}
+#: Other models that are published whole: the end of their class's name, and the pipeline for them
+PIPELINES = {'ForTokenClassification': 'token-classification',
+             'ForImageClassification': 'image-classification',
+             'ForAudioClassification': 'audio-classification',
+             'ForObjectDetection': 'object-detection'}
 
 def purpose_of(config: dict,  # what a model's config.json says
                ) -> str:  # causal, classify or seq2seq; or a name in PIPELINES
     "Say what a whole model is for."
     arch = (config.get('architectures') or [''])[0]
-    return next((p for end, p in PIPELINES.items() if arch.endswith(end)), None) or task_name(arch, SimpleNamespace(**config))
+    found = next((p for end, p in PIPELINES.items() if arch.endswith(end)), None)
+    return found or task_name(arch, SimpleNamespace(**config))
 
 def purpose(model: Artifact,  # a Model repo
             ) -> str:  # causal, classify or seq2seq; or a name in PIPELINES
@@ -63,16 +66,18 @@ def purpose(model: Artifact,  # a Model repo
 
 # %% ../../nbs/engine/70_modelfiles.ipynb #5fd2a460
 def adapter_folder(run_folder: 'str|Path') -> Path:
-    "Return the folder with what was trained, an adapter or a whole model: `adapter/` of a run, or the folder itself."
+    "Return the folder with what was trained: `adapter/` of a run, or the folder itself."
     folder = Path(run_folder)
     return folder/'adapter' if (folder/'adapter').is_dir() else folder
 
 def made_for(adapter: Path,  # what was trained
              ) -> tuple:  # its purpose, and a classifier's labels in the order of their numbers
     "Say what was trained, as `save_adapter` noted it, else as a whole model's config says."
-    note, config = (read_json(adapter/n) if (adapter/n).is_file() else {} for n in ('qlora.json', 'config.json'))
+    note, config = (read_json(adapter/n) if (adapter/n).is_file() else {}
+                    for n in ('qlora.json', 'config.json'))
     if 'task' in note or not config: return note.get('task', 'causal'), note.get('labels', [])
-    task, named = purpose_of(config), sorted(config.get('id2label', {}).items(), key=lambda x: int(x[0]))
+    task = purpose_of(config)
+    named = sorted(config.get('id2label', {}).items(), key=lambda x: int(x[0]))
     return task, [l for _, l in named] if task == 'classify' or task in PIPELINES.values() else []
 
 # %% ../../nbs/engine/70_modelfiles.ipynb #847976e8
@@ -89,7 +94,7 @@ _PINNED = {
 _FIRST = ('decoder_start_token_id', 'bos_token_id', 'forced_bos_token_id', 'forced_eos_token_id')
 
 def _generation(adapter, base, task='causal'):
-    "Return generation_config.json: stop where training ended its answers and where the base stops, greedily."
+    "Return generation_config.json: greedy; stop where training ended answers or the base does."
     from transformers import AutoTokenizer, GenerationConfig
     from hfflow.engine.spans import stop_ids
     from hfflow.engine.templates import prepare_tokenizer
@@ -111,8 +116,9 @@ PUBLISHED = {'.safetensors', '.json', '.jinja', '.txt', '.model', '.png'}
 _INPUT = {'tokenizer_config.json', 'preprocessor_config.json', 'processor_config.json'}
 
 def _chosen(adapter):
-    "Return the files of a trained folder that may leave; UserError for a pickle, and where weights or a tokenizer are missing."
-    files = {p.relative_to(adapter).as_posix(): p for p in sorted(adapter.rglob('*')) if p.is_file()}
+    "Return the files that may leave; UserError for a pickle, or without weights or a tokenizer."
+    files = {p.relative_to(adapter).as_posix(): p
+             for p in sorted(adapter.rglob('*')) if p.is_file()}
     for name, path in files.items():
         if why := pickled(path):
             raise UserError(f'{name} is not published because {why}: save it as safetensors and '
@@ -123,14 +129,15 @@ def _chosen(adapter):
                         'safe_serialization=True.')
     if not _INPUT & set(files):
         raise UserError(f'{adapter.name} holds no tokenizer: save it beside the adapter, with '
-                        'qlora.save_adapter or tok.save_pretrained (of a model of images or sounds its processor).')
+                        'qlora.save_adapter or tok.save_pretrained (of a model of images or '
+                        'sounds its processor).')
     return files
 
 # %% ../../nbs/engine/70_modelfiles.ipynb #b47c332d
 def staged(run_folder: 'str|Path',  # the run, with `adapter/` in it, or the adapter's folder itself
            base: Artifact,  # the base, pinned into adapter_config.json
            ) -> dict:  # path in the repo -> Path of a file, or bytes
-    "Collect what a Model repo gets from a run; refuse pickles, and anything without weights that can be loaded."
+    "Collect what a Model repo gets from a run; UserError for a pickle, or without weights."
     run_folder, adapter = Path(run_folder), adapter_folder(run_folder)
     full = not (adapter/'adapter_config.json').is_file()
     if full and not (adapter/'config.json').is_file():
@@ -138,9 +145,11 @@ def staged(run_folder: 'str|Path',  # the run, with `adapter/` in it, or the ada
                         'adapter_config.json): train first, with train.fit or `hfflow train`.')
     files = _chosen(adapter)
     if full: files.pop('qlora.json', None)             # it names the base of an adapter
-    files |= {n: json_bytes(pin(read_json(files[n]), base)) for n, pin in _PINNED.items() if n in files}
+    files |= {n: json_bytes(pin(read_json(files[n]), base))
+              for n, pin in _PINNED.items() if n in files}
     task = made_for(adapter)[0]
-    if task in ('causal', 'seq2seq'): files['generation_config.json'] = _generation(adapter, base, task)
+    if task in ('causal', 'seq2seq'):
+        files['generation_config.json'] = _generation(adapter, base, task)
     else: files.pop('chat_template.jinja', None)       # it does not chat
     if (run_folder/'loss.png').is_file(): files['loss.png'] = run_folder/'loss.png'
     return files

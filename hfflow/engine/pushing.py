@@ -26,9 +26,10 @@ from .verify import verify
 
 # %% ../../nbs/engine/74_pushing.ipynb #b6900961
 def _made_from(note):
-    "Return what two lineages must share to be of the same publication: all but date, code and card."
-    return (note.get('kind'), note.get('config'), {n: s for n, s in note.get('files', {}).items() if n != 'README.md'},
-            [(a['kind'], a['repo_id'], a['revision']) for a in note.get('inputs', [])])
+    "Return what lineages of the same publication share: all but date, code and card."
+    files = {n: s for n, s in note.get('files', {}).items() if n != 'README.md'}
+    inputs = [(a['kind'], a['repo_id'], a['revision']) for a in note.get('inputs', [])]
+    return note.get('kind'), note.get('config'), files, inputs
 
 def trace(kind: str,  # model, dataset or space
           repo_id: str,  # the repo that is about to be written
@@ -37,7 +38,8 @@ def trace(kind: str,  # model, dataset or space
           config=None,  # the settings
           ) -> tuple:  # (the content of lineage.json, the paths that an earlier push wrote)
     "Describe where a repo's files come from, with the sha256 of each."
-    note = provenance(kind, inputs, plain_settings(config)) | {'files': {n: sha256(f) for n, f in sorted(files.items())}}
+    note = provenance(kind, inputs, plain_settings(config))
+    note['files'] = {n: sha256(f) for n, f in sorted(files.items())}
     old = read_note(kind, repo_id) or {}
     if old and _made_from(old) == _made_from(note):
         note |= {k: old[k] for k in ('code', 'created', 'inputs') if k in old}
@@ -53,12 +55,15 @@ def sealed(files: dict,  # path -> Path or bytes, card included
 
 # %% ../../nbs/engine/74_pushing.ipynb #42a908ed
 def _figures(report, data, system=None):
-    "Return the report, and the file that the Hub reads results from, without a date, for which the Hub takes the commit's."
+    "Return the report, and the file that the Hub reads results from."
     rows, (_, tuned) = rows_of(report), systems_of(report, system)
     files = {'evaluation.json': json_bytes(plain_value(report))} if rows else {}
     if tuned not in [r['system'] for r in rows]: return files
-    entries = eval_results(Report.from_dict(plain_value(report)), data.repo_id, tuned, data.revision)
-    return files | {f'.eval_results/{data.repo_id.split("/")[-1]}.yaml': eval_results_yaml(entries).encode()}
+    # no date: the Hub takes the commit's
+    entries = eval_results(Report.from_dict(plain_value(report)), data.repo_id, tuned,
+                           data.revision)
+    path = f'.eval_results/{data.repo_id.split("/")[-1]}.yaml'
+    return files | {path: eval_results_yaml(entries).encode()}
 
 # %% ../../nbs/engine/74_pushing.ipynb #121ec5bd
 WHOLE = 2**30     # bytes of weights: a model up to that size is published whole
@@ -68,7 +73,7 @@ def whole_dtype(base: Artifact,  # what the adapter stands on
                 labels=(),  # of a classifier
                 always: bool = False,  # whole, whatever its size
                 ) -> "'torch.dtype|None'":  # of the weights
-    "Choose the number format in which a tuned model is published whole; None where its adapter is enough."
+    "Choose the number format of a model that is published whole; None where its adapter is enough."
     import torch
     n = kind_and_size(base, task, list(labels) or None)[1]
     if 4 * n <= WHOLE / 2: return torch.float32
@@ -85,13 +90,19 @@ def merged_files(files: dict,  # what `staged` collected
     folder = Path(run_folder)/'merged'
     with tempfile.TemporaryDirectory() as tmp:
         for n, f in files.items():
-            if '/' not in n: (Path(tmp)/n).write_bytes(f if isinstance(f, bytes) else f.read_bytes())
+            if '/' in n: continue
+            (Path(tmp)/n).write_bytes(f if isinstance(f, bytes) else f.read_bytes())
         model, tok = load_model(tmp)
     shutil.rmtree(folder, ignore_errors=True)          # of an earlier publication
     merge(model, dtype).save_pretrained(folder)
     top = {p.name: p for p in sorted(folder.iterdir()) if p.suffix in PUBLISHED}
     of_adapter = lambda n: n.startswith('adapter_') or n == 'qlora.json'
     return top | {f'adapter/{n}' if of_adapter(n) else n: f for n, f in files.items()}
+
+def _whole(files, run_folder, base, merged, task, labels):
+    "Return the files of an adapter, or of the whole model, and whether it is whole."
+    dtype = None if merged is False else whole_dtype(base, task, labels, always=bool(merged))
+    return (merged_files(files, run_folder, dtype), True) if dtype else (files, False)
 
 # %% ../../nbs/engine/74_pushing.ipynb #f1730eb9
 def prove(repo_id: str,  # the Model repo, made when it is not there
@@ -101,21 +112,23 @@ def prove(repo_id: str,  # the Model repo, made when it is not there
           remove=(),  # paths to delete where they exist
           branch: str = 'main',  # where the commit goes
           ) -> Artifact:  # the new commit, or the old one when nothing differs
-    "Commit files once a download of them has passed `verify`; UserError, and nothing is left, where it has not."
+    "Commit files once a download of them has passed `verify`; else UserError, and nothing is left."
     api = connect().api
     from huggingface_hub.errors import HFValidationError
     try: new = not api.repo_exists(repo_id)
     except HFValidationError: new = False           # `newest` says what is wrong with the name
     try:
-        _try(api, repo_id, files, message, remove, newest('model', repo_id, private, branch=branch)[0])
-        made, new = commit('model', repo_id, files, message, private, remove=remove, branch=branch), False
+        head, _ = newest('model', repo_id, private, branch=branch)
+        _try(api, repo_id, files, message, remove, head)
+        made = commit('model', repo_id, files, message, private, remove=remove, branch=branch)
+        new = False
         return made
     finally:
         if new and api.repo_exists(repo_id): api.delete_repo(repo_id)
 
 # %% ../../nbs/engine/74_pushing.ipynb #2fd20a91
 def _try(api, repo_id, files, message, remove, head):
-    "Verify files on a branch that is there only as long as that takes; UserError where they do not pass."
+    "Verify files on a branch that is there only as long as that takes; UserError if they fail."
     trial = f'trial-{sha256(json_bytes({n: sha256(f) for n, f in files.items()}))[:8]}'
     def away(): api.delete_branch(repo_id, branch=trial)
     if trial in [b.name for b in api.list_repo_refs(repo_id).branches]: away()
@@ -126,14 +139,16 @@ def _try(api, repo_id, files, message, remove, head):
     finally: away()
     if bad:
         raise UserError(f'{repo_id} is not published: a download of it does not pass the check '
-                        f"'{bad[0].name}' ({bad[0].detail}), so it would be another model than the one that was "
-                        'measured. The run is kept; publish.merged: false publishes its adapter alone.')
+                        f"'{bad[0].name}' ({bad[0].detail}), so it would be another model than "
+                        'the one that was measured. The run is kept; publish.merged: false '
+                        'publishes its adapter alone.')
 
 # %% ../../nbs/engine/74_pushing.ipynb #402e157a
 def _license(a):
     "Return the license that a repo's card states, or None."
-    try: return getattr(connect().api.model_info(a.repo_id, revision=a.revision).card_data, 'license', None)
+    try: card = connect().api.model_info(a.repo_id, revision=a.revision).card_data
     except Exception: return None  # a card is never worth failing for
+    return getattr(card, 'license', None)
 
 # %% ../../nbs/engine/74_pushing.ipynb #81e07f73
 def push(run_folder: 'str|Path',  # the run: `adapter/`, loss.png
@@ -144,7 +159,7 @@ def push(run_folder: 'str|Path',  # the run: `adapter/`, loss.png
          plan=None,  # plan.Plan
          run=None,  # train.Run
          config=None,  # the settings, by stage
-         merged: bool = None,  # whole weights at the top and the adapter in `adapter/`; None: as `whole_dtype` says
+         merged: bool = None,  # whole, with the adapter in `adapter/`; None: as `whole_dtype` says
          private: bool = False,  # visible to you alone
          about: str = None,  # what it does, in a sentence of yours
          license: str = None,  # default: the base's
@@ -152,16 +167,17 @@ def push(run_folder: 'str|Path',  # the run: `adapter/`, loss.png
          branch: str = 'main',  # where the commit goes
          warning: str = None,  # what a reader must know first
          ) -> Artifact:  # the Model repo at its new commit
-    "Publish a run as a Model repo: one commit of safetensors with card, figures and lineage, once it is proved that it loads and answers."
+    "Publish a run as a Model repo in one commit, once it is proved that it loads and answers."
     files, (task, labels) = staged(run_folder, base), made_for(adapter_folder(run_folder))
     full = 'adapter_config.json' not in files
-    dtype = None if full or merged is False else whole_dtype(base, task, labels, always=bool(merged))
-    files = (merged_files(files, run_folder, dtype) if dtype else files) | _figures(report, data, system)
+    files, whole = (files, False) if full else _whole(files, run_folder, base, merged, task, labels)
+    files |= _figures(report, data, system)
     note, before = trace('model', repo_id, files, [base, data], config)
     tag = 'run-' + sha256(json_bytes(note['files']))[:8]
-    files['README.md'] = model_card(repo_id, base, data, report, plan, run, config, note['code'], tag, about,
-                                    license or _license(base), bool(dtype), 'loss.png' in files, system, task,
-                                    labels, full, warning).encode()
+    card = model_card(repo_id, base, data, report, plan, run, config, note['code'], tag, about,
+                      license or _license(base), whole, 'loss.png' in files, system, task,
+                      labels, full, warning)
+    files['README.md'] = card.encode()
     made = prove(repo_id, sealed(files, note), 'Publish the model', private, before, branch)
     connect().api.create_tag(repo_id, tag=tag, revision=made.revision, exist_ok=True)
     return made

@@ -33,7 +33,8 @@ class Node:
         for c in self.children: yield from c.walk()
     def line(self, link: bool = False) -> str:
         "Say this step in one line of text, or of Markdown with a link."
-        name = f'[`{self.name}`]({page(self.url)})' if link and self.url else f'`{self.name}`' if link else self.name
+        name = f'`{self.name}`' if link else self.name
+        if link and self.url: name = f'[{name}]({page(self.url)})'
         return f'{self.role} {name}' + (f' ({self.note})' if self.note else '')
 
 # %% ../../nbs/engine/75a_tracing.ipynb #ed16a132
@@ -79,7 +80,7 @@ def _code_node(code):
                 note='with changes that are not committed' if code.get('dirty') else '')
 
 def _raw_files(note):
-    "Return the raw files of a data set, as its lineage.json lists them: dicts of name and rows, or names."
+    "Return the raw files that a data set's lineage.json lists: dicts of name and rows, or names."
     return [dict(name=f[0], rows=f[2]) if isinstance(f, (list, tuple)) else f
             for f in (note.get('report') or {}).get('files', [])]
 
@@ -87,12 +88,13 @@ def _raw(d):
     "Return the step for a raw file."
     if isinstance(d, str): return Node('raw', d)
     rows, sha = d.get('rows'), d.get('sha256')
-    parts = [str(d.get('name') or 'rows from memory')] + ([] if rows is None else [f'{rows:,} rows'])
-    return Node('raw', ', '.join(parts + ([f'sha256 {sha[:8]}'] if sha else [])))
+    return Node('raw', ', '.join([str(d.get('name') or 'rows from memory'),
+                                  *([] if rows is None else [f'{rows:,} rows']),
+                                  *([f'sha256 {sha[:8]}'] if sha else [])]))
 
 # %% ../../nbs/engine/75a_tracing.ipynb #ab15d70f
 def _declared(hub, kind, repo_id, revision):
-    "Return the inputs that a card or an adapter's configuration names: (kind, repo_id, commit or None)."
+    "Return the inputs that a card or an adapter's config names: (kind, repo_id, commit or None)."
     found = []
     if kind == 'model' and (cfg := read_note(kind, repo_id, revision, 'adapter_config.json')):
         if '/' in str(cfg.get('base_model_name_or_path')):
@@ -126,9 +128,9 @@ def _node(hub, kind, repo_id, revision, role, seen=()):
         node.note = '; '.join(filter(None, [node.note, 'no lineage.json: made by other tools']))
         return node
     inputs = note.get('inputs', [])
-    node.children = [deeper(i['kind'], i['repo_id'], i['revision']) for i in inputs if i.get('repo_id')]
-    node.children += [_raw(r) for r in [i for i in inputs if not i.get('repo_id')] + _raw_files(note)]
-    node.children.append(_code_node(note.get('code')))
+    repos, raws = ([i for i in inputs if bool(i.get('repo_id')) is b] for b in (True, False))
+    node.children = [*(deeper(i['kind'], i['repo_id'], i['revision']) for i in repos),
+                     *map(_raw, raws + _raw_files(note)), _code_node(note.get('code'))]
     return node
 
 # %% ../../nbs/engine/75a_tracing.ipynb #6d143673
@@ -136,7 +138,7 @@ _KINDS = {'models': 'model', 'model': 'model', 'datasets': 'dataset', 'dataset':
           'spaces': 'space', 'space': 'space'}
 
 def _parse(name, endpoint=''):
-    "Split 'datasets/you/x@rev', 'space:you/x' or a URL into (kind or None, repo_id, revision or None)."
+    "Split 'datasets/you/x@rev' or a URL into (kind or None, repo_id, revision or None)."
     name = name.strip().removeprefix(endpoint).strip('/')
     name = re.sub(r'^https?://[^/]+/', '', name)
     name, _, rev = re.sub(r'/(tree|commit)/([^/]+)$', r'@\2', name).partition('@')
@@ -145,9 +147,9 @@ def _parse(name, endpoint=''):
     return None, name, rev or None
 
 # %% ../../nbs/engine/75a_tracing.ipynb #b0674f16
-def lineage(artifact: 'Artifact|str',  # an artifact, its page's URL, or 'owner/name', 'datasets/owner/name', 'spaces/owner/name@revision'
+def lineage(artifact: 'Artifact|str',  # or a page's URL, 'owner/name', 'spaces/owner/name@revision'
             ) -> Lineage:  # the tree back to data and code
-    "Walk from a repo back to the data and the code it comes from, by commit; name what is unknown or missing."
+    "Walk from a repo back to its data and code, by commit; name what is unknown or missing."
     hub = connect()
     if isinstance(artifact, Artifact):
         kind, repo_id, revision = artifact.kind, artifact.repo_id, artifact.revision

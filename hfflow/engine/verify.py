@@ -47,7 +47,8 @@ def _check_files(root, note, others=False):
              and p.name not in ('.gitattributes', 'lineage.json')}
     there = {n: p for n, p in there.items() if not n.startswith('.cache/')}
     if not (want := note.get('files')):
-        yield Check('files', False, 'lineage.json lists no files, so their bytes cannot be compared')
+        yield Check('files', False,
+                    'lineage.json lists no files, so their bytes cannot be compared')
     else:
         bad = [f'{n} changed' for n in want if n in there and sha256(there[n]) != want[n]]
         bad += [f'{n} missing' for n in want if n not in there]
@@ -79,8 +80,9 @@ def _check_base(root):
     name, revision = cfg.get('base_model_name_or_path'), str(cfg.get('revision'))
     if not re.fullmatch('[0-9a-f]{40}', revision):
         return Check('base', False, f'{name} is not pinned to a commit')
-    try: return Check('base', True, f'{Artifact.at("model", name, revision).repo_id}@{revision[:8]}')
+    try: there = Artifact.at('model', name, revision)
     except UserError as e: return Check('base', False, str(e))
+    return Check('base', True, f'{there.repo_id}@{there.short}')
 
 # %% ../../nbs/engine/73_verify.ipynb #1d57238a
 def _check_input(a):
@@ -97,7 +99,7 @@ def recorded(note: dict,  # a lineage.json
                  and isinstance(v, int)), None)
 
 def _bits_of(root, note):
-    "Bits in which a download is loaded: an adapter's base as in training, whole weights as they are."
+    "Bits in which to load a download: an adapter's base as in training, whole weights as they are."
     if (root/'adapter_config.json').exists(): return recorded(note, 'bits')
     config = read_json(root/'config.json')
     return 32 if config.get('dtype', config.get('torch_dtype')) == 'float32' else 16
@@ -119,11 +121,13 @@ def _as_likely(model, tok, prompt, want, max_new_tokens):
     from hfflow.engine.tasks import encode_rows
     with torch.no_grad():
         if (task := task_of(model)) == 'classify':
-            p = model(**tok(prompt, truncation=True, return_tensors='pt').to(model.device)).logits.softmax(-1)[0]
+            asked = tok(prompt, truncation=True, return_tensors='pt').to(model.device)
+            p = model(**asked).logits.softmax(-1)[0]
             return bool(p.max() - p[model.config.label2id[want]] < NEAR[0])
         row, = encode_rows([_with_answer(prompt, want)], tok, model)[0]
         ids, y = (torch.tensor([row[k]], device=model.device) for k in ('input_ids', 'labels'))
-        z = model(input_ids=ids, labels=y).logits if task == 'seq2seq' else model(input_ids=ids).logits[:, :-1]
+        if task == 'seq2seq': z = model(input_ids=ids, labels=y).logits
+        else: z = model(input_ids=ids).logits[:, :-1]
         if task == 'causal': y = y[:, 1:]
         at = (y != -100).nonzero(as_tuple=True)
         # an answer that was cut has no end
@@ -137,7 +141,7 @@ def _with_answer(prompt, answer):
 
 # %% ../../nbs/engine/73_verify.ipynb #9f7eadd9
 def _loaded(root, bits):
-    "Load a download as whoever uses it does: its model, and its tokenizer where it can be asked by text."
+    "Load a download as its users do: the model, and its tokenizer where it can be asked by text."
     from transformers import pipeline
     from hfflow.engine.merging import load_model
     config = root/'config.json'
@@ -162,22 +166,23 @@ def _check_answers(root, prompts, bits, max_new_tokens):
                                          'nothing was recorded to compare with'); return
     odd = [f'{p!r} gave {g!r}, not {w!r}' for p, w, g in known
            if w.strip() != g.strip() and not _as_likely(model, tok, p, w, max_new_tokens)]
-    yield Check('answers', not odd, f'{len(known) - len(odd)} of {len(known)} as recorded' + (f'; {odd[0]}' if odd else ''))
+    yield Check('answers', not odd, f'{len(known) - len(odd)} of {len(known)} as recorded'
+                + (f'; {odd[0]}' if odd else ''))
 
 # %% ../../nbs/engine/73_verify.ipynb #6170e106
 def verify(artifact: Artifact,  # what was published
-           prompts=None,  # prompts to ask, or prompt -> expected answer; default: the recorded samples
+           prompts=None,  # prompts, or prompt -> expected answer; default: the recorded samples
            bits: int = None,  # of the base's weights; default: as in training
            others: bool = False,  # files that lineage.json does not list are no fault
            ) -> 'list[Check]':  # each with name, ok and detail
-    "Download a repo into an empty cache, compare every byte with its lineage.json, load it and ask it again."
+    "Download a repo into an empty cache, compare each byte with its lineage.json, load it, ask it."
     connect()
     from huggingface_hub import snapshot_download
     with tempfile.TemporaryDirectory() as tmp:
         root = Path(tmp)/'repo'
         snapshot_download(artifact.repo_id, repo_type=artifact.kind, revision=artifact.revision,
                           local_dir=root, cache_dir=Path(tmp)/'cache')
-        checks = Checks([Check('commit', True, f'{artifact.kind} {artifact.repo_id}@{artifact.short}')])
+        checks = Checks([Check('commit', True, str(artifact))])
         note = read_json(root/'lineage.json') if (root/'lineage.json').exists() else {}
         checks += _check_files(root, note, others)
         checks += [_check_input(a) for a in note.get('inputs', [])]
