@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import logging
 import pickle
 import re
 import shutil
@@ -9,8 +10,9 @@ import shutil
 import published
 import pytest
 from hfflow import publish
-from hfflow.engine import commits
+from hfflow.engine import card, commits, files
 from hfflow.hub import Artifact, UserError, connect
+from hfflow.lineage import lineage as found_lineage
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,52 @@ def test_no_path_of_this_machine_is_published(hub, made):
 def test_same_run_again_makes_no_commit(hub, made):
     assert made.push(made.model.repo_id) == made.model
     assert len(hub.api.list_repo_commits(made.model.repo_id)) == 2
+    assert [b.name for b in hub.api.list_repo_refs(made.model.repo_id).branches] == ["main"]
+
+
+def test_a_commit_that_would_be_empty_is_no_reason_to_warn(hub):
+    log, heard = logging.getLogger("huggingface_hub.hf_api"), []
+    class Ear(logging.Handler):
+        def emit(self, record): heard.append(record.getMessage())
+    ear = Ear(logging.WARNING)
+    log.addHandler(ear)
+    try:
+        first = publish.commit("model", f"{hub.user}/twice", {"notes.txt": b"one"}, "Notes")
+        assert publish.commit("model", f"{hub.user}/twice", {"notes.txt": b"one"}, "Notes", remove=["gone.txt"]) == first
+        assert not heard and log.level == logging.NOTSET
+    finally: log.removeHandler(ear)
+
+
+def test_large_files_that_are_there_are_not_sent_again(hub):
+    "Also files that the Hub keeps outside of git, which have another hash."
+    import numpy as np
+    from safetensors.numpy import save
+
+    files = {"model.safetensors": save({"w": np.zeros(1000, "float32")}), "notes.txt": b"one"}
+    first = publish.commit("model", f"{hub.user}/large", files, "Weights")
+    assert hub.api.get_paths_info(first.repo_id, "model.safetensors")[0].lfs is not None
+    assert publish.commit("model", f"{hub.user}/large", files, "Weights") == first
+    second = publish.commit("model", f"{hub.user}/large", files | {"notes.txt": b"two"}, "Notes", remove=["model.safetensors"])
+    assert set(hub.api.list_repo_files(second.repo_id)) == {".gitattributes", "model.safetensors", "notes.txt"}
+
+
+# --- one small file -----------------------------------------------------------------------------
+def test_a_file_is_found_by_artifact_by_name_and_in_a_folder(made):
+    model = made.model
+    for where, more in ((model, {}), (model.repo_id, {}), (model.repo_id, dict(revision=model.revision)), (made.run / "adapter", {}), (str(made.run / "adapter"), {})):
+        assert files.read_json(files.file_of(where, "adapter_config.json", **more))["r"] == 16
+        assert files.file_of(where, "nothing.json", **more) is None
+    assert files.file_of(made.data.repo_id, "train.jsonl", kind="dataset") == files.file_of(made.data, "train.jsonl")
+    assert files.sha256(made.run / "adapter/adapter_config.json") == files.sha256((made.run / "adapter/adapter_config.json").read_bytes())
+
+
+@pytest.mark.parametrize("where, name, more, says", [
+    ("{id}", "nothing.json", dict(needed=True), "has no file nothing.json"), ("{run}", "nothing.json", dict(needed=True), "has no file nothing.json"),
+    ("{id}", "README.md", dict(revision="v9"), "no revision 'v9'"), ("nobody/nothing", "README.md", {}, "is not on"), ("a b/c d", "README.md", {}, "is not on")])
+def test_what_is_missing_is_said(made, where, name, more, says):
+    with pytest.raises(UserError, match=says):
+        files.file_of(where.format(id=made.model.repo_id, run=made.run), name, **more)
+    if not more.get("needed"): assert files.read_note("model", where.format(id=made.model.repo_id), more.get("revision", "main"), name) is None
 
 
 def test_new_figures_make_one_commit_and_keep_weights(hub, made):
@@ -89,14 +137,14 @@ def test_results_stand_where_the_hub_reads_them(hub, made):
 def test_a_commit_in_between_is_not_overwritten(hub, made, monkeypatch):
     repo = f"{hub.user}/race"
     publish.commit("model", repo, {"notes.txt": b"theirs"}, "Theirs")
-    head = commits.head
+    newest = commits.newest
 
     def late(*args):
-        seen = head(*args)
+        seen = newest(*args)
         hub.api.upload_file(path_or_fileobj=b"newer", path_in_repo="notes.txt", repo_id=repo)
         return seen
 
-    monkeypatch.setattr(publish, "_head", late)
+    monkeypatch.setattr(commits, "newest", late)
     with pytest.raises(UserError, match="moved on while we were publishing"):
         publish.commit("model", repo, {"notes.txt": b"mine"}, "Mine")
     assert read(Artifact.at("model", repo), "notes.txt") == "newer"
@@ -205,6 +253,23 @@ def test_the_code_in_the_card_runs_as_it_stands(made):
     assert out.getvalue().strip() == answer
 
 
+def test_a_template_may_not_name_what_it_is_not_given():
+    from jinja2 import UndefinedError
+
+    with pytest.raises(UndefinedError, match="is undefined"): card.fill("model_card.md", name="x", code={}, task="causal")
+
+
+@pytest.mark.parametrize("task, whole, words", [
+    ("causal", False, ("PeftModel", "AutoModelForCausalLM", "apply_chat_template", ".eval()")), ("causal", True, ("AutoModelForCausalLM", "apply_chat_template")),
+    ("seq2seq", False, ("PeftModel", "AutoModelForSeq2SeqLM", "attention_mask")), ("classify", False, ("PeftModel", "labels = ", "merge_and_unload")),
+    ("classify", True, ('pipeline("text-classification"',)), ("image-classification", True, ('pipeline("image-classification"', "photo.jpg"))])
+def test_code_of_every_task_is_python_and_names_its_revision(task, whole, words):
+    code = card.usage("you/x", "run-1234abcd", whole, task, ["one", 'two "quoted"'])
+    assert code.startswith("```python\n") and code.endswith("\n```") and all(w in code for w in (*words, '"you/x"', '"run-1234abcd"'))
+    assert ("Peft" in code) == (not whole)
+    compile(code.removeprefix("```python\n").removesuffix("```"), "card", "exec")
+
+
 def test_predicted_stands_beside_measured(made):
     text = publish.model_card("you/x", made.base, made.data, plan=dict(peak_bytes=200 * 2**20, seconds=100), run=dict(peak_bytes=220 * 2**20, seconds=90, device="cpu"))
     assert "| peak memory | 200 MiB | 220 MiB | 1.10 |" in text and "| training time | 100 s | 90 s | 0.90 |" in text
@@ -250,6 +315,7 @@ def test_lineage_reaches_data_and_code_by_commit(hub, made):
     assert found["code"].name.startswith("hfflow ")
     assert "no lineage.json" in found["base"].note and any("base" in g for g in tree.gaps)
     json.dumps(tree.as_dict())
+    assert found_lineage is publish.lineage
 
 
 @pytest.mark.parametrize("spell", ["{id}", "models/{id}", "model:{id}", "{id}@{sha}", "{url}", "{hub}/{id}"])
@@ -304,16 +370,16 @@ def test_a_model_that_another_trainer_left_is_published_for_its_own_task(hub, ma
 
 def test_what_does_not_answer_as_it_was_measured_is_not_published(hub, made, monkeypatch):
     "Nothing becomes main, no branch and no repo stay; a repo that was there keeps its commit."
-    from hfflow import qlora
+    from hfflow.engine import merging
 
-    plain = qlora.merge
+    plain = merging.merge
     def wrong(model, dtype=None):
         net = plain(model, dtype)
         net.get_output_embeddings().weight.data.neg_()
         net.config.tie_word_embeddings = False
         return net
     before = made.push(f"{hub.user}/right", merged=True)
-    monkeypatch.setattr(qlora, "merge", wrong)
+    monkeypatch.setattr(merging, "merge", wrong)
     for name in ("never", "right"):
         with pytest.raises(UserError, match="is not published: a download of it does not pass the check 'answers'"): made.push(f"{hub.user}/{name}", merged=True)
     assert not hub.api.repo_exists(f"{hub.user}/never") and Artifact.at("model", before.repo_id) == before

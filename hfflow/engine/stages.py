@@ -14,7 +14,7 @@ from dataclasses import asdict, is_dataclass, replace
 
 from .errors import UserError
 from .figures import by_name
-from .files import fingerprint, sha256_of
+from .files import fingerprint, sha256 as sha256_of
 from .flowconfig import FlowConfig, gpu_gib, load, no_space
 from .gate import NotLearned, Verdict, judge
 from .recipe import recipe

@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/engine/tracing.html.md"""
 # %% auto #0
 __all__ = ['Node', 'Lineage', 'lineage']
 
-# %% ../../nbs/engine/75a_tracing.ipynb #4b0650ea
+# %% ../../nbs/engine/75a_tracing.ipynb #69b30c68
 import re
 from dataclasses import asdict, dataclass, field
 
@@ -17,7 +17,7 @@ from .connection import connect
 from .errors import UserError
 from .files import read_note
 
-# %% ../../nbs/engine/75a_tracing.ipynb #249646b8
+# %% ../../nbs/engine/75a_tracing.ipynb #fa452bc4
 @dataclass
 class Node:
     "One step of a lineage."
@@ -31,7 +31,26 @@ class Node:
         "Yield this step and all behind it."
         yield self
         for c in self.children: yield from c.walk()
+    def line(self, link: bool = False) -> str:
+        "Say this step in one line of text, or of Markdown with a link."
+        name = f'`{self.name}`' if link else self.name
+        if link and self.url: name = f'[{name}]({page(self.url)})'
+        return f'{self.role} {name}' + (f' ({self.note})' if self.note else '')
 
+# %% ../../nbs/engine/75a_tracing.ipynb #ed16a132
+def _tree(node, lead=''):
+    "Yield the lines of the tree below a step."
+    for i, c in enumerate(node.children):
+        last = i == len(node.children) - 1
+        yield lead + ('└─ ' if last else '├─ ') + c.line()
+        yield from _tree(c, lead + ('   ' if last else '│  '))
+
+def _bullets(node, depth=0):
+    "Yield the lines of a nested Markdown list."
+    yield '  ' * depth + f'- {node.line(link=True)}'
+    for c in node.children: yield from _bullets(c, depth + 1)
+
+# %% ../../nbs/engine/75a_tracing.ipynb #bed1e628
 @dataclass
 class Lineage:
     "Where an artifact comes from, as a tree."
@@ -44,34 +63,38 @@ class Lineage:
     @property
     def complete(self) -> bool: return not self.gaps
     def as_dict(self) -> dict: return asdict(self.root)
+    def text(self) -> str: return '\n'.join([self.root.line(), *_tree(self.root)])
+    def markdown(self) -> str: return '\n'.join(_bullets(self.root))
+    __str__, _repr_markdown_ = text, markdown
 
-# %% ../../nbs/engine/75a_tracing.ipynb #1813bbfa
-def _say(node, link=False):
-    "Return a step as one line of text, or of Markdown with a link."
-    name = f'[`{node.name}`]({page(node.url)})' if link and node.url else f'`{node.name}`' if link else node.name
-    return f'{node.role} {name}' + (f' ({node.note})' if node.note else '')
+# %% ../../nbs/engine/75a_tracing.ipynb #41a45de3
+def _code_node(code):
+    "Return the step for the code that made a repo."
+    code = code or {}
+    if not code.get('package'): return Node('code', 'unknown', note='not recorded')
+    name, sha = f'{code["package"]} {code.get("version", "")}'.strip(), code.get('commit')
+    if not sha:
+        return Node('code', name, code.get('repo') or '', note='installed as a package: the '
+                    'version is known, the commit is not')
+    return Node('code', f'{name}@{sha[:8]}', f'{code["repo"]}/tree/{sha}',
+                note='with changes that are not committed' if code.get('dirty') else '')
 
-def _tree(node, lead=''):
-    "Yield the lines of the tree below a step."
-    for i, c in enumerate(node.children):
-        last = i == len(node.children) - 1
-        yield lead + ('└─ ' if last else '├─ ') + _say(c)
-        yield from _tree(c, lead + ('   ' if last else '│  '))
+def _raw_files(note):
+    "Return the raw files that a data set's lineage.json lists: dicts of name and rows, or names."
+    return [dict(name=f[0], rows=f[2]) if isinstance(f, (list, tuple)) else f
+            for f in (note.get('report') or {}).get('files', [])]
 
-def _bullets(node, depth=0):
-    "Yield the lines of a nested Markdown list."
-    yield '  ' * depth + f'- {_say(node, link=True)}'
-    for c in node.children: yield from _bullets(c, depth + 1)
+def _raw(d):
+    "Return the step for a raw file."
+    if isinstance(d, str): return Node('raw', d)
+    rows, sha = d.get('rows'), d.get('sha256')
+    return Node('raw', ', '.join([str(d.get('name') or 'rows from memory'),
+                                  *([] if rows is None else [f'{rows:,} rows']),
+                                  *([f'sha256 {sha[:8]}'] if sha else [])]))
 
-# %% ../../nbs/engine/75a_tracing.ipynb #652a3650
-def _lineage_text(self): return '\n'.join([_say(self.root), *_tree(self.root)])
-Lineage.__str__ = Lineage.text = _lineage_text
-def _lineage_md(self): return '\n'.join(_bullets(self.root))
-Lineage.markdown = Lineage._repr_markdown_ = _lineage_md
-
-# %% ../../nbs/engine/75a_tracing.ipynb #aabb4e42
+# %% ../../nbs/engine/75a_tracing.ipynb #ab15d70f
 def _declared(hub, kind, repo_id, revision):
-    "Return the inputs that a card or an adapter's configuration names: (kind, repo_id, commit or None)."
+    "Return the inputs that a card or an adapter's config names: (kind, repo_id, commit or None)."
     found = []
     if kind == 'model' and (cfg := read_note(kind, repo_id, revision, 'adapter_config.json')):
         if '/' in str(cfg.get('base_model_name_or_path')):
@@ -84,21 +107,11 @@ def _declared(hub, kind, repo_id, revision):
               if i not in named]
     return found + [('dataset', i, None) for i in listed('datasets')]
 
+# %% ../../nbs/engine/75a_tracing.ipynb #b6bcc9ef
 def _role(kind, parent):
+    "Say what a repo was to the one made from it: a model's model is its base."
     return {'dataset': 'data', 'model': 'base' if parent == 'model' else 'model'}.get(kind, kind)
 
-def _code_node(code):
-    "Return the step for the code that made a repo."
-    code = code or {}
-    if not code.get('package'): return Node('code', 'unknown', note='not recorded')
-    name, sha = f'{code["package"]} {code.get("version", "")}'.strip(), code.get('commit')
-    if not sha:
-        return Node('code', name, code.get('repo') or '', note='installed as a package: the '
-            'version is known, the commit is not')
-    return Node('code', f'{name}@{sha[:8]}', f'{code["repo"]}/tree/{sha}',
-                note='with changes that are not committed' if code.get('dirty') else '')
-
-# %% ../../nbs/engine/75a_tracing.ipynb #d5bb515f
 def _node(hub, kind, repo_id, revision, role, seen=()):
     "Return the step for a repo and all behind it."
     full = revision and re.fullmatch('[0-9a-f]{40}', revision)
@@ -109,39 +122,23 @@ def _node(hub, kind, repo_id, revision, role, seen=()):
     node = Node(role, f'{repo_id}@{a.short}', a.url,
                 note='' if full else 'which commit was used is not recorded; this is the newest')
     if a.revision in seen or len(seen) > 8: return node
-    deeper = lambda kind2, id2, rev2: _node(hub, kind2, id2, rev2, _role(kind2, kind),
-                                            (*seen, a.revision))
+    deeper = lambda to, *where: _node(hub, to, *where, _role(to, kind), (*seen, a.revision))
     if (note := read_note(kind, repo_id, a.revision)) is None:
         node.children = [deeper(*d) for d in _declared(hub, kind, repo_id, a.revision)]
         node.note = '; '.join(filter(None, [node.note, 'no lineage.json: made by other tools']))
         return node
-    repos = [i for i in note.get('inputs', []) if i.get('repo_id')]
-    node.children = [deeper(i['kind'], i['repo_id'], i['revision']) for i in repos]
-    node.children += [_raw(i) for i in note.get('inputs', []) if not i.get('repo_id')] + [_raw(r)
-        for r in _raws(note)]
-    node.children.append(_code_node(note.get('code')))
+    inputs = note.get('inputs', [])
+    repos, raws = ([i for i in inputs if bool(i.get('repo_id')) is b] for b in (True, False))
+    node.children = [*(deeper(i['kind'], i['repo_id'], i['revision']) for i in repos),
+                     *map(_raw, raws + _raw_files(note)), _code_node(note.get('code'))]
     return node
 
-# %% ../../nbs/engine/75a_tracing.ipynb #e7151035
-def _raws(note):
-    "Return the raw files of a data set, as its lineage.json lists them: (name, split, rows)."
-    return [dict(name=f[0], rows=f[2]) if isinstance(f, (list, tuple)) else f
-            for f in (note.get('report') or {}).get('files', [])]
-
-def _raw(d):
-    "Return the step for a raw file."
-    if isinstance(d, str): return Node('raw', d)
-    rows, sha = d.get('rows'), d.get('sha256')
-    parts = [str(d.get('name') or 'rows from memory')] + ([] if rows is None
-        else [f'{rows:,} rows'])
-    return Node('raw', ', '.join(parts + ([f'sha256 {sha[:8]}'] if sha else [])))
-
-# %% ../../nbs/engine/75a_tracing.ipynb #175eff95
+# %% ../../nbs/engine/75a_tracing.ipynb #6d143673
 _KINDS = {'models': 'model', 'model': 'model', 'datasets': 'dataset', 'dataset': 'dataset',
           'spaces': 'space', 'space': 'space'}
 
 def _parse(name, endpoint=''):
-    "Split 'datasets/you/x@rev', 'space:you/x' or a URL into (kind or None, repo_id, revision or None)."
+    "Split 'datasets/you/x@rev' or a URL into (kind or None, repo_id, revision or None)."
     name = name.strip().removeprefix(endpoint).strip('/')
     name = re.sub(r'^https?://[^/]+/', '', name)
     name, _, rev = re.sub(r'/(tree|commit)/([^/]+)$', r'@\2', name).partition('@')
@@ -149,10 +146,10 @@ def _parse(name, endpoint=''):
     if kind in _KINDS and '/' in rest: return _KINDS[kind], rest, rev or None
     return None, name, rev or None
 
-# %% ../../nbs/engine/75a_tracing.ipynb #cab9ac73
-def lineage(artifact: 'Artifact|str',  # an artifact, its page's URL, or 'owner/name', 'datasets/owner/name', 'spaces/owner/name@revision'
+# %% ../../nbs/engine/75a_tracing.ipynb #b0674f16
+def lineage(artifact: 'Artifact|str',  # or a page's URL, 'owner/name', 'spaces/owner/name@revision'
             ) -> Lineage:  # the tree back to data and code
-    "Walk from a repo back to the data and the code it comes from, by commit; name what is unknown or missing."
+    "Walk from a repo back to its data and code, by commit; name what is unknown or missing."
     hub = connect()
     if isinstance(artifact, Artifact):
         kind, repo_id, revision = artifact.kind, artifact.repo_id, artifact.revision
