@@ -1,4 +1,4 @@
-"""Several documents in one row, each seeing itself alone.
+"""Several documents in one row, each attending to itself alone.
 
 Docs: https://hfflow.github.io/hfflow/engine/attention.html.md"""
 
@@ -15,6 +15,13 @@ from functools import lru_cache
 from .loading import base_of
 
 # %% ../../nbs/engine/35_attention.ipynb #4ffa1af0
+def _band(n, window, device):
+    "Which earlier tokens a token sees, (n, n): all, or the last `window`."
+    import torch
+    i = torch.arange(n, device=device)
+    ago = i[:, None] - i
+    return (ago >= 0) & (ago < (window or n))
+
 def _scores(q, k, v, scale, window, softcap, dropout):
     "Causal attention written out, for what the fused kernels leave out: capped scores."
     import torch
@@ -24,13 +31,6 @@ def _scores(q, k, v, scale, window, softcap, dropout):
     if softcap is not None: s = softcap * torch.tanh(s / softcap)
     s = s.masked_fill(~_band(n, window, q.device), float('-inf')).softmax(-1, torch.float32)
     return torch.nn.functional.dropout(s.to(q.dtype), dropout) @ v
-
-def _band(n, window, device):
-    "Which earlier tokens a token sees: all, or the last `window`."
-    import torch
-    i = torch.arange(n, device=device)
-    ago = i[:, None] - i
-    return (ago >= 0) & (ago < (window or n))
 
 def _attend(q, k, v, scale, window, softcap, dropout):
     "Attention of documents of equal length, each to itself: q (documents, heads, tokens, width)."
@@ -60,8 +60,9 @@ def _filled(t, dim):
     more = rounded_up(n, t.device.type, t.dtype) - n
     return torch.nn.functional.pad(t, [0, 0] * (t.dim() - dim - 1) + [0, more]) if more else t
 
+# %% ../../nbs/engine/35_attention.ipynb #386fbd81
 def filled_batch(batch, model):
-    "A batch of rounded size: packed rows get one more document without labels, others a longer end."
+    "Fill a batch up to a rounded size: packed rows by one more document without labels, others at their end."
     import torch
     ids = batch['input_ids']
     most = None if 'cu_seq_lens_q' in batch else getattr(model.config, 'max_position_embeddings', None)
@@ -71,10 +72,10 @@ def filled_batch(batch, model):
     out = {**batch, 'input_ids': pad(ids, 0), 'labels': pad(batch['labels'], -100)}
     if 'attention_mask' in batch: out['attention_mask'] = pad(batch['attention_mask'], 0)
     if 'cu_seq_lens_q' in batch:
-        ends = batch['cu_seq_lens_q']
+        ends, places = batch['cu_seq_lens_q'], torch.arange(more, device=ids.device)[None]
         out['cu_seq_lens_q'] = out['cu_seq_lens_k'] = torch.cat([ends, ends[-1:] + more])
         out['max_length_q'] = out['max_length_k'] = max(batch['max_length_q'], more)
-        out['position_ids'] = torch.cat([batch['position_ids'], torch.arange(more, device=ids.device)[None]], 1)
+        out['position_ids'] = torch.cat([batch['position_ids'], places], 1)
     return out
 
 # %% ../../nbs/engine/35_attention.ipynb #b7760f3f
@@ -92,11 +93,23 @@ def varlen(q, k, v, cu, longest, scale, window):
     return varlen_attn(q, k, v, cu, cu, longest, longest, scale=scale, window_size=(back, 0),
                        enable_gqa=q.shape[1] != k.shape[1])[None]
 
+# %% ../../nbs/engine/35_attention.ipynb #5a67c082
+def _in_runs(q, k, v, lengths, *how):
+    "Attention of documents that lie one after the other, (heads, tokens, width): one call for each run of equal lengths."
+    import torch
+    runs, out = [(n, len(list(g))) for n, g in itertools.groupby(lengths)], []
+    for (n, count), *part in zip(runs, *(t.split([n * c for n, c in runs], 1) for t in (q, k, v))):
+        part = [_filled(t.unflatten(1, (count, n)), 2).transpose(0, 1) for t in part]
+        # what fills a document comes after all of it, so that none of it is seen
+        made = _attend(*part, *how)[:, :, :n]
+        out.append(made.transpose(1, 2).flatten(0, 1))
+    return torch.cat(out)
+
+# %% ../../nbs/engine/35_attention.ipynb #a5dc34d3
 def _by_document(module, query, key, value, attention_mask=None, scaling=None, dropout=0.,
                  sliding_window=None, softcap=None, cu_seq_lens_q=None, max_length_q=None,
                  **kwargs):
     "What `transformers` calls in place of its own attention: (1, heads, tokens, width) to (1, tokens, heads, width)."
-    import torch
     if attention_mask is not None or any(kwargs.get(k) is not None
                                          for k in ('s_aux', 'position_bias')):
         raise NotImplementedError('attention by document takes no mask, no bias and no sinks')
@@ -107,17 +120,12 @@ def _by_document(module, query, key, value, attention_mask=None, scaling=None, d
                        sliding_window), None
     else: lengths = cu_seq_lens_q.diff().tolist()
     q, k, v = (t.transpose(0, 1).flatten(1, 2) for t in (query, key, value))
-    runs, out = [(n, len(list(g))) for n, g in itertools.groupby(lengths)], []
-    for (n, count), *part in zip(runs, *(t.split([n * c for n, c in runs], 1) for t in (q, k, v))):
-        part = [_filled(t.unflatten(1, (count, n)), 2).transpose(0, 1) for t in part]
-        # what fills a document comes after all of it, so that none of it is seen
-        made = _attend(*part, scaling, sliding_window, softcap, dropout)[:, :, :n]
-        out.append(made.transpose(1, 2).flatten(0, 1))
-    return torch.cat(out).view(query.shape[0], query.shape[2], query.shape[1], -1), None
+    out = _in_runs(q, k, v, lengths, scaling, sliding_window, softcap, dropout)
+    return out.view(query.shape[0], query.shape[2], query.shape[1], -1), None
 
 @lru_cache
 def _outside_graphs():
-    "The same for a layer that is compiled (04e): its graphs end where documents are counted."
+    "The same for a layer that is compiled: its graphs end where documents are counted."
     import torch
     return torch.compiler.disable(_by_document)
 
