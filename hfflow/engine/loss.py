@@ -1,4 +1,4 @@
-"""The loss where there is something to learn, and nowhere else: labels in chunks, documents side by side without padding, equal to the plain way.
+"""The loss is computed where there is something to learn and nowhere else, and equals the plain one.
 
 Docs: https://hfflow.github.io/hfflow/engine/loss.html.md"""
 
@@ -8,8 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/loss.html.md"""
 __all__ = ['CHUNK', 'Paths', 'paths_of', 'make_batch', 'batch_tokens', 'batch_loss']
 
 # %% ../../nbs/engine/36_loss.ipynb #6b7fa69b
-from contextlib import nullcontext
-from fastcore.basics import patch
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from inspect import signature
 
@@ -17,6 +16,22 @@ from .attention import filled_batch, ignored, kernels_of, packed_attention
 from .batches import collate, pack
 from .errors import UserError
 from .loading import base_of
+
+# %% ../../nbs/engine/36_loss.ipynb #985745ba
+def _chunk_loss(h, W, y, smoothing, cap, graded):
+    "Summed loss of hidden states `h` (rows, width) under a head `W` (vocabulary, width), and its gradient for `h`."
+    import torch
+    t, z = y[:, None].clamp(min=0), (h @ W.t()).float()
+    some = y[:, None] >= 0           # the other rows fill the shape
+    if cap: z = torch.tanh(z / cap)
+    slope, z = 1 - z * z if cap else None, torch.log_softmax(z * cap if cap else z, -1)
+    loss = (smoothing - 1) * (z.gather(1, t) * some).sum()
+    if smoothing: loss -= smoothing * (z.mean(1, keepdim=True) * some).sum()
+    if not graded: return loss, None
+    z.exp_().scatter_add_(1, t, z.new_full(t.shape, smoothing - 1.))
+    if smoothing: z -= smoothing / z.shape[1]
+    if cap: z *= slope
+    return loss, (z.to(W.dtype) @ W) * some
 
 # %% ../../nbs/engine/36_loss.ipynb #3f797ce0
 @lru_cache
@@ -28,20 +43,13 @@ def _loss_function():
         "The summed loss; the gradient of the hidden states is made on the way, so that only one chunk of logits ever exists."
         @staticmethod
         def forward(ctx, h, W, y, rows, kernels, smoothing=0., cap=None):
-            total, grad = h.new_zeros((), dtype=torch.float32), torch.empty_like(h,
-                dtype=torch.float32 if h.dtype == torch.float16 else h.dtype)
+            exact = torch.float32 if h.dtype == torch.float16 else h.dtype
+            total, grad = h.new_zeros((), dtype=torch.float32), torch.empty_like(h, dtype=exact)
             for i in kernels.chunks(len(y), rows, W):
-                t, z = y[i:i+rows, None].clamp(min=0), (h[i:i+rows] @ W.t()).float()
-                some = y[i:i+rows, None] >= 0           # the others fill the shape (see "Shapes that are compiled")
-                if cap: z = torch.tanh(z / cap)
-                slope, z = 1 - z * z if cap else None, torch.log_softmax(z * cap if cap else z, -1)
-                total -= (1 - smoothing) * (z.gather(1, t) * some).sum()
-                if smoothing: total -= smoothing * (z.mean(1, keepdim=True) * some).sum()
-                if ctx.needs_input_grad[0]:
-                    z.exp_().scatter_add_(1, t, z.new_full(t.shape, smoothing - 1.))
-                    if smoothing: z -= smoothing / z.shape[1]
-                    if cap: z *= slope
-                    grad[i:i+rows] = (z.to(W.dtype) @ W) * some
+                part = slice(i, i + rows)
+                loss, slope = _chunk_loss(h[part], W, y[part], smoothing, cap, ctx.needs_input_grad[0])
+                total += loss
+                if slope is not None: grad[part] = slope
             ctx.save_for_backward(grad)
             ctx.dtype = h.dtype
             return total
@@ -51,32 +59,46 @@ def _loss_function():
 
     return LabelLoss
 
+# %% ../../nbs/engine/36_loss.ipynb #eb76a916
+CHUNK = 64 * 2**20   # bytes of logits that exist at a time
+
+def _label_loss(h, W, y, kernels, smoothing=0., cap=None):
+    "Summed cross-entropy of hidden states `h` (tokens, width) under a frozen head `W` (vocabulary, width)."
+    return _loss_function().apply(h, W, y, max(1, CHUNK // (4 * W.shape[0])), kernels, smoothing, cap)
+
+# %% ../../nbs/engine/36_loss.ipynb #4a67a10c
+@contextmanager
+def _only_at(mlp, at):
+    "While inside, an MLP computes at the flat positions `at` alone, and gives zeros elsewhere."
+    own, plain = vars(mlp).get('forward'), mlp.forward
+    def some(x):
+        flat = x.flatten(0, -2)
+        return x.new_zeros(flat.shape).index_copy(0, at, plain(flat[at])).view(x.shape)
+    mlp.forward = some
+    try: yield
+    finally:
+        del mlp.forward
+        if own: mlp.forward = own
+
+# %% ../../nbs/engine/36_loss.ipynb #f0717129
+def _factor(z, full, off):
+    "The number by which logits `z` are `full`, up to `off`; None where there is none."
+    import torch
+    same = lambda z: torch.allclose(z, full, rtol=off, atol=off)
+    if same(z): return 1.
+    best = float((z * full).sum() / (z * z).sum())
+    return best if same(z * best) else None
+
 # %% ../../nbs/engine/36_loss.ipynb #2d8e5a75
 class Paths:
     "How the loss of a model can be computed: what was tried on a few random tokens and found equal to the plain way."
     def __init__(self, model):
-        import torch
         base = self.base = base_of(model)
-        body, self.head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
-        self.body, self.split, self.causal, self.packed = body, False, False, False
+        self.body, self.head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
+        self.split = self.causal = self.packed = False
         self.mlp, self.layer, self.scale = None, None, 1.
         self.cap = getattr(base.config.get_text_config(), 'final_logit_softcapping', None)
-        if body is None or body is base or self.head is None: return
-        was, dev = model.training, next(model.parameters()).device
-        model.eval()
-        try:
-            with torch.no_grad(), torch.random.fork_rng():
-                torch.manual_seed(0)
-                ids = torch.randint(0, self.head.weight.shape[0], (2, 12), device=dev)
-                full = model(input_ids=ids, use_cache=False).logits.float()
-                h = self.hidden(input_ids=ids)
-                self.try_split(h, full)
-                other = torch.cat([ids[:, :7], (ids[:, 7:] + 1) % self.head.weight.shape[0]], 1)
-                self.causal = torch.allclose(self.hidden(input_ids=other)[:, :7], h[:, :7],
-                                             rtol=1e-3, atol=1e-4)
-                self.packed = self.causal and self.try_packed(ids)
-                self.try_mlp(ids, h)
-        finally: model.train(was)
+        if self.body is not None and self.body is not base and self.head is not None: _try(self, model)
 
     def hidden(self, **inputs):
         "What the head reads; some models of 16 bits, Mamba's kin, add up in 32."
@@ -87,72 +109,67 @@ class Paths:
         z = self.head(h).float() * self.scale
         return self.cap * (z / self.cap).tanh() if self.cap else z
 
-# %% ../../nbs/engine/36_loss.ipynb #f0717129
-@patch
-def try_split(self:Paths, h, full):
-    "Are the logits those of the head, up to one number and a cap?"
-    import torch
-    # a model of 16 bits rounds after its cap or its number, too
-    off = 1e-3 if h.dtype == torch.float32 else 2e-2
-    same = lambda z: torch.allclose(z, full, rtol=off, atol=off)
-    z = self.logits(h)
-    if not self.cap and not same(z): self.scale = float((z * full).sum() / (z * z).sum())
-    self.split = same(self.logits(h))
+    def rows(self, at, **inputs):
+        "Hidden states at the flat positions `at`; the last layer's MLP is computed for these alone."
+        whole = self.mlp is None or getattr(self.layer, 'gradient_checkpointing', False)
+        with nullcontext() if whole else _only_at(self.mlp, at):
+            return self.hidden(**inputs).flatten(0, 1)[at]
 
-@patch
-def try_packed(self:Paths, ids):
+# %% ../../nbs/engine/36_loss.ipynb #dc6e8c66
+def _keeps_apart(paths, ids):
     "Are packed documents as if each were alone? Being off by a twentieth of what mixing does is too much."
     import torch
     # as `pack` orders them
     parts = [ids[0, :5], ids[1, :5], ids[0, 5:], ids[1, 5:]]
-    joined = torch.cat(parts)[None]
-    parts = [p.tolist() for p in parts]
-    alone = torch.cat([self.hidden(input_ids=torch.tensor([p], device=ids.device))[0]
-                       for p in parts])
-    batch = {k: v.to(ids.device) if hasattr(v, 'to') else v
-             for k, v in pack([{'input_ids': p, 'labels': p} for p in parts]).items()
+    alone = torch.cat([paths.hidden(input_ids=p[None])[0] for p in parts])
+    rows = [{'input_ids': p.tolist(), 'labels': p.tolist()} for p in parts]
+    batch = {k: v.to(ids.device) if hasattr(v, 'to') else v for k, v in pack(rows).items()
              if k != 'labels'}
     try:
-        with packed_attention(self.base): packed = self.hidden(**batch)[0]
+        with packed_attention(paths.base): packed = paths.hidden(**batch)[0]
     except (NotImplementedError, RuntimeError, TypeError, ValueError): return False
-    mixed = self.hidden(input_ids=joined)[0]
+    mixed = paths.hidden(input_ids=torch.cat(parts)[None])[0]
     off, most = ((x.float() - alone.float()).norm() for x in (packed, mixed))
     return bool(off < most / 20)
 
-@patch
-def try_mlp(self:Paths, ids, h):
+def _try_mlp(paths, ids, h):
     "Is the last layer's MLP a function of each position alone?"
     import torch
-    layers = getattr(self.body, 'layers', None)
+    layers = getattr(paths.body, 'layers', None)
     mlp = getattr(layers[-1], 'mlp', None) if layers is not None and len(layers) else None
-    if not self.split or mlp is None or not type(mlp).__name__.endswith('MLP'): return
+    if mlp is None or not type(mlp).__name__.endswith('MLP'): return
     at = torch.tensor([2, 5, 19], device=ids.device)
-    self.mlp, self.layer = mlp, layers[-1]
-    try:
-        same = torch.allclose(self.rows(at, input_ids=ids), h.flatten(0, 1)[at], rtol=1e-3,
-                              atol=1e-4)
+    paths.mlp, paths.layer = mlp, layers[-1]
+    try: same = torch.allclose(paths.rows(at, input_ids=ids), h.flatten(0, 1)[at], rtol=1e-3, atol=1e-4)
     except (RuntimeError, TypeError, ValueError, IndexError): same = False
-    if not same: self.mlp = None
+    if not same: paths.mlp = None
 
-# %% ../../nbs/engine/36_loss.ipynb #4a67a10c
-@patch
-def rows(self:Paths, at, **inputs):
-    "Hidden states at the flat positions `at`; the last layer's MLP is computed for these positions alone."
-    if self.mlp is None or getattr(self.layer, 'gradient_checkpointing', False):
-        return self.hidden(**inputs).flatten(0, 1)[at]
-    own, plain = vars(self.mlp).get('forward'), self.mlp.forward
-    def some(x):
-        flat = x.flatten(0, -2)
-        return x.new_zeros(flat.shape).index_copy(0, at, plain(flat[at])).view(x.shape)
-    self.mlp.forward = some
-    try: return self.hidden(**inputs).flatten(0, 1)[at]
-    finally:
-        del self.mlp.forward
-        if own: self.mlp.forward = own
+# %% ../../nbs/engine/36_loss.ipynb #ac5dd4d8
+def _try(paths, model):
+    "Compare each way with the plain one on a few random tokens, and note in `paths` which are equal."
+    import torch
+    was, vocabulary = model.training, paths.head.weight.shape[0]
+    model.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            ids = torch.randint(0, vocabulary, (2, 12), device=next(model.parameters()).device)
+            full = model(input_ids=ids, use_cache=False).logits.float()
+            h = paths.hidden(input_ids=ids)
+            # a model of 16 bits rounds after its cap or its number, too
+            factor = _factor(paths.logits(h), full, 1e-3 if h.dtype == torch.float32 else 2e-2)
+            paths.split = factor == 1 or factor is not None and not paths.cap
+            if paths.split: paths.scale = factor
+            other = torch.cat([ids[:, :7], (ids[:, 7:] + 1) % vocabulary], 1)
+            paths.causal = torch.allclose(paths.hidden(input_ids=other)[:, :7], h[:, :7],
+                                          rtol=1e-3, atol=1e-4)
+            paths.packed = paths.causal and _keeps_apart(paths, ids)
+            if paths.split: _try_mlp(paths, ids, h)
+    finally: model.train(was)
 
 # %% ../../nbs/engine/36_loss.ipynb #16b6c434
 def paths_of(model):
-    "The paths of a model, tried once and kept with it."
+    "Return the paths of a model, tried once and kept with it."
     base = base_of(model)
     if '_hfflow_paths' not in vars(base): object.__setattr__(base, '_hfflow_paths', Paths(model))
     return base._hfflow_paths
@@ -171,51 +188,57 @@ def batch_tokens(batch:dict) -> int:   # padding not counted
     "Count the tokens of a batch."
     return int(batch['attention_mask'].sum()) if 'attention_mask' in batch else batch['input_ids'].numel()
 
-# %% ../../nbs/engine/36_loss.ipynb #085d46c6
-CHUNK = 64 * 2**20   # bytes of logits that exist at a time
-
-def batch_loss(model,         # a causal language model, with or without adapter
-               batch:dict,    # from `make_batch`, `collate` or `pack`
-               smoothing:float=0., # part of the probability that all tokens share
-              ) -> tuple:     # summed loss, number of label tokens
-    "Cross-entropy summed over the label tokens; logits are computed for these alone where the architecture allows it."
-    import torch
+# %% ../../nbs/engine/36_loss.ipynb #3ca91558
+def _predicted(labels, base):
+    "Labels that are predicted, the flat positions that predict them, and how many; filled up to a rounded size."
     import torch.nn.functional as F
-    paths, packed = paths_of(model), 'cu_seq_lens_q' in batch
-    if packed and not paths.packed:
+    y = F.pad(labels[:, 1:], (0, 1), value=-100).flatten()
+    at = (y != -100).nonzero().squeeze(1)
+    n, more = len(at), ignored(len(at), base)
+    # at the last position nothing is predicted
+    return F.pad(y[at], (0, more), value=-100), F.pad(at, (0, more), value=len(y) - 1), n
+
+# %% ../../nbs/engine/36_loss.ipynb #19910bee
+def _apart(paths, model):
+    "Keep packed documents apart while inside; refuse a model that cannot."
+    if not paths.packed:
         raise UserError(f'{type(paths.base).__name__} does not keep packed documents apart: make '
                         'the batch with make_batch or collate.')
-    batch = filled_batch(batch, paths.base)
-    inputs = {k: v for k, v in batch.items() if k != 'labels'}
-    # token t is predicted at position t-1
-    y = F.pad(batch['labels'][:, 1:], (0, 1), value=-100).flatten()
-    at = (y != -100).nonzero().squeeze(1)
-    n, more = len(at), ignored(len(at), paths.base)
-    # at the last position nothing is predicted
-    y, at = F.pad(y[at], (0, more), value=-100), F.pad(at, (0, more), value=len(y) - 1)
-    by_document = paths.base.config._attn_implementation == kernels_of(model).name
-    if packed and not by_document and paths.base.training and any(
-            getattr(m, 'gradient_checkpointing', False) for m in paths.base.modules()):
+    if paths.base.config._attn_implementation == kernels_of(paths.base).name: return nullcontext()
+    if paths.base.training and any(getattr(m, 'gradient_checkpointing', False)
+                                   for m in paths.base.modules()):
         raise UserError('Gradient checkpointing computes attention once more in the backward pass: '
                         'keep both inside `with packed_attention(model):`.')
-    if paths.causal: inputs.pop('attention_mask', None)
-    with packed_attention(model) if packed and not by_document else nullcontext():
-        z = None if paths.split else _all_logits(model, paths, inputs, at).float()
-        h = paths.rows(at, **inputs) if paths.split else None
-    head, W = paths.head, paths.head.weight
-    if (z is None and type(head) is torch.nn.Linear and head.bias is None and not W.requires_grad
-        and not torch.is_autocast_enabled(h.device.type)):
-        return _label_loss(h if paths.scale == 1 else h * paths.scale, W, y, kernels_of(model),
-                           smoothing, paths.cap), n
-    if z is None: z = paths.logits(h)
-    return F.cross_entropy(z, y, reduction='sum', label_smoothing=smoothing), n
-
-def _label_loss(h, W, y, kernels, smoothing=0., cap=None):
-    "Summed cross-entropy of the hidden states `h` (tokens, width) under a frozen head `W` (vocabulary, width)."
-    return _loss_function().apply(h, W, y, max(1, CHUNK // (4 * W.shape[0])), kernels, smoothing, cap)
+    return packed_attention(model)
 
 def _all_logits(model, paths, inputs, at):
     "Logits at `at` by the model's own way from hidden states to logits, which may cap or scale them."
     if 'cu_seq_lens_q' in inputs and 'logits_to_keep' in signature(paths.base.forward).parameters:
         return model(use_cache=False, logits_to_keep=at, **inputs).logits[0]
     return model(use_cache=False, **inputs).logits.flatten(0, 1)[at]
+
+# %% ../../nbs/engine/36_loss.ipynb #085d46c6
+def batch_loss(model,         # a causal language model, with or without adapter
+               batch:dict,    # from `make_batch`, `collate` or `pack`
+               smoothing:float=0., # part of the probability that all tokens share
+              ) -> tuple:     # summed loss, number of label tokens
+    "Sum cross-entropy over the label tokens; logits are computed for these alone where the architecture allows it."
+    import torch
+    import torch.nn.functional as F
+    paths = paths_of(model)
+    by_document = _apart(paths, model) if 'cu_seq_lens_q' in batch else nullcontext()
+    batch = filled_batch(batch, paths.base)
+    y, at, n = _predicted(batch['labels'], paths.base)
+    inputs = {k: v for k, v in batch.items() if k != 'labels'}
+    if paths.causal: inputs.pop('attention_mask', None)
+    with by_document:
+        if paths.split: h = paths.rows(at, **inputs)
+        else: z = _all_logits(model, paths, inputs, at).float()
+    if paths.split:
+        head, W = paths.head, paths.head.weight
+        if (type(head) is torch.nn.Linear and head.bias is None and not W.requires_grad
+                and not torch.is_autocast_enabled(h.device.type)):
+            return _label_loss(h if paths.scale == 1 else h * paths.scale, W, y, kernels_of(model), smoothing,
+                               paths.cap), n
+        z = paths.logits(h)
+    return F.cross_entropy(z, y, reduction='sum', label_smoothing=smoothing), n
