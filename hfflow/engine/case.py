@@ -19,7 +19,7 @@ from .device import compute_dtype
 from .errors import UserError
 from .fakes import allow, allowed, meta_model, shortened
 from .loading import auto_class, base_of, load_base, load_tokenizer, name_labels
-from .loop import Loop, steps_of
+from .steps import Batches, Stepper, steps_of
 from .memory import NoTokenizer, fake_step, step_memory
 from .optimizer import threads_for
 from .settings import TrainConfig
@@ -140,12 +140,12 @@ def _even_rows(config, task, n, length, share=.5):
 # %% ../../nbs/engine/53_case.ipynb #55bd8d41
 def _largest(rows, model, train, packed):
     "The rows of the largest forward pass of the first epochs, twice over where a step has several."
-    loop = Loop(model, NoTokenizer(), rows, replace(train, shard=False), '')
-    lengths = loop.lengths
+    data = Batches(model, NoTokenizer(), rows, train)
+    lengths = data.lengths
     def size(part): return sum(lengths[i] for i in part) if packed else len(part) * max(lengths[i] for i in part)
     best = []
-    for loop.step in range(min(loop.total, 3 * loop.per_epoch, 5000)):
-        step = loop.numbers()
+    for i in range(min(data.total, 3 * data.per_epoch, 5000)):
+        step = data.numbers(i)
         parts = [step[k:k + train.batch] for k in range(0, len(step), train.batch)]
         best = max([best, *parts], key=lambda p: size(p) if p else 0)
     return [rows[i] for i in best] * min(2, train.accumulation)
@@ -170,7 +170,7 @@ def probe(
             torch.manual_seed(0)
             _random_model(small, folder)
             model = add_lora(load_base(folder, qlora.bits), replace(qlora, init='default'))
-            loop, took = Loop(model, NoTokenizer(), rows, train, folder), []
+            loop, took = Stepper(model, NoTokenizer(), rows, train), []
             with loop.ready():
                 start = time.perf_counter()
                 loop.advance()               # first touch of every weight, trials of what the model allows
