@@ -113,9 +113,9 @@ def test_taken_port_is_given_up(home):
 def test_server_that_dies_or_never_answers(tmp_path, monkeypatch):
     data = tmp_path / "hub"
     data.mkdir()
-    monkeypatch.setattr(hub, "_LAUNCH", "import sys; sys.exit('no room: ' + open(sys.argv[2] + '/token').read())")
+    monkeypatch.setattr(process, "_LAUNCH", "import sys; sys.exit('no room: ' + open(sys.argv[2] + '/token').read())")
     with pytest.raises(UserError, match=r'ended while starting: "no room: \(token\)"'): process.ensure(data)
-    monkeypatch.setattr(hub, "_LAUNCH", "import time; print('warming up'); time.sleep(60)")
+    monkeypatch.setattr(process, "_LAUNCH", "import time; print('warming up'); time.sleep(60)")
     pid = process._spawn(data)
     with pytest.raises(UserError, match='did not answer within 1 seconds: "warming up"'): process._wait(data, pid, limit=1)
     assert hub.stop(data) is True

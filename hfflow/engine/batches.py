@@ -7,12 +7,12 @@ Docs: https://hfflow.github.io/hfflow/engine/batches.html.md"""
 # %% auto #0
 __all__ = ['TokenStats', 'encode_dataset', 'collate', 'pack', 'length_batches']
 
-# %% ../../nbs/engine/22_batches.ipynb #62850e1e
+# %% ../../nbs/engine/22_batches.ipynb #de54b17e
 import random
 from dataclasses import dataclass
 
 from .errors import UserError
-from .spans import encode_one
+from .spans import encode_rows
 
 # %% ../../nbs/engine/22_batches.ipynb #e29c0fca
 @dataclass(frozen=True)
@@ -35,24 +35,24 @@ class TokenStats:
                 f'tokens, longest row {self.longest:,} · '
                 f'{self.label_tokens:,} of them ({self.share:.0%}) carry loss')
 
-# %% ../../nbs/engine/22_batches.ipynb #c820c3bd
+# %% ../../nbs/engine/22_batches.ipynb #b09bc5f8
 def encode_dataset(ds,                # rows: a Dataset, or a list of dicts
                    tok,               # a prepared tokenizer
                    max_len:int=None,  # longest example in tokens
                   ) -> tuple:         # list of encoded rows, `TokenStats`
     "Encode all rows; drop those without a label token, and refuse a data set that has none at all."
     rows, out = list(ds), []
-    for i in range(0, len(rows), 1000): out += encode_one(rows[i:i+1000], tok, max_len)
+    for i in range(0, len(rows), 1000): out += encode_rows(rows[i:i+1000], tok, max_len)
     kept = [r for r in out if r]
     cut = sum(r.pop('cut') for r in kept)
-    stats = TokenStats(len(rows), len(rows) - len(kept), sum(len(r['input_ids']) for r in kept),
-                       sum(l != -100 for r in kept for l in r['labels']),
-                       max((len(r['input_ids']) for r in kept), default=0), cut)
     if not kept:
-        why = 'the data set is empty' if not rows else f'none has a whole answer within max_len={max_len} tokens' if max_len else 'none has an answer'
+        why = ('the data set is empty' if not rows else 'none has an answer' if not max_len
+               else f'none has a whole answer within max_len={max_len} tokens')
         raise UserError(f'There is no token to learn from in {len(rows)} rows ({why}): give rows '
                         'with a completion, or raise max_len.')
-    return kept, stats
+    lengths = [len(r['input_ids']) for r in kept]
+    learned = sum(l != -100 for r in kept for l in r['labels'])
+    return kept, TokenStats(len(rows), len(rows) - len(kept), sum(lengths), learned, max(lengths), cut)
 
 # %% ../../nbs/engine/22_batches.ipynb #443021bd
 def collate(rows:list[dict],  # encoded rows

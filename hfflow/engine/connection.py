@@ -7,41 +7,44 @@ Docs: https://hfflow.github.io/hfflow/engine/connection.html.md"""
 # %% auto #0
 __all__ = ['check_kind', 'Hub', 'connect']
 
-# %% ../../nbs/engine/02_connection.ipynb #147a7084
+# %% ../../nbs/engine/02_connection.ipynb #6f03b8f5
 import hashlib, json, os, re, sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 from .errors import UserError
-from .process import (MARK, ask, ensure, folder_of, home, local_token, lock, loopback,
-                                   package, status, write)
+from .process import (MARK, ask, ensure, file_lock, folder_of, home, local_token,
+                                   loopback, package, status, write_atomic)
 
-# %% ../../nbs/engine/02_connection.ipynb #c9f99f99
+# %% ../../nbs/engine/02_connection.ipynb #96cfd40b
+def _cache_settings(cache):
+    "The environment of clients that keep everything in the folder `cache`, the saved login too."
+    return {'HF_HUB_CACHE': str(cache/'hub'), 'HF_DATASETS_CACHE': str(cache/'datasets'),
+            'HF_ASSETS_CACHE': str(cache/'assets'), 'HF_XET_CACHE': str(cache/'xet'),
+            'HF_MODULES_CACHE': str(cache/'modules'), 'HF_TOKEN_PATH': str(cache/'token')}
+
+# %% ../../nbs/engine/02_connection.ipynb #b0064410
+def _embedded_settings():
+    "The environment of clients that talk to a Hub on this machine; None means unset."
+    hosts = os.environ.get('NO_PROXY', os.environ.get('no_proxy', '')).split(',')
+    hosts = ','.join(dict.fromkeys([*filter(None, hosts), '127.0.0.1', 'localhost']))
+    unset = ('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'TRANSFORMERS_OFFLINE', 'HF_OIDC_RESOURCE',
+             'HF_HUB_DISABLE_IMPLICIT_TOKEN')
+    return {'HF_HUB_DISABLE_XET': '1', 'NO_PROXY': hosts, 'no_proxy': hosts} | dict.fromkeys(unset)
+
 def _settings(endpoint, token, cache=None, embedded=False):
     "The environment of a client that talks to `endpoint`; None means unset."
     env = {'HF_ENDPOINT': endpoint, 'HF_HUB_DISABLE_TELEMETRY': '1',
-           'HF_HUB_DISABLE_UPDATE_CHECK': '1',
-           'DISABLE_SAFETENSORS_CONVERSION': '1', 'HF_UPDATE_DOWNLOAD_COUNTS': '0',
-           'HUGGINGFACE_CO_STAGING': None}
+           'HF_HUB_DISABLE_UPDATE_CHECK': '1', 'DISABLE_SAFETENSORS_CONVERSION': '1',
+           'HF_UPDATE_DOWNLOAD_COUNTS': '0', 'HUGGINGFACE_CO_STAGING': None}
     if token: env['HF_TOKEN'] = token
     if not (sys.stderr and sys.stderr.isatty()):
         env |= {'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_DATASETS_DISABLE_PROGRESS_BARS': '1'}
-    # not huggingface.co: caches of its own, and never the login that was saved for the real one
-    if cache:
-        env |= {'HF_HUB_CACHE': str(cache/'hub'), 'HF_DATASETS_CACHE': str(cache/'datasets'),
-                'HF_ASSETS_CACHE': str(cache/'assets'), 'HF_XET_CACHE': str(cache/'xet'),
-                'HF_MODULES_CACHE': str(cache/'modules'), 'HF_TOKEN_PATH': str(cache/'token')}
-    if embedded:
-        hosts = [h for h in os.environ.get('NO_PROXY', os.environ.get('no_proxy', '')).split(',')
-                 if h]
-        hosts = ','.join(dict.fromkeys(hosts + ['127.0.0.1', 'localhost']))
-        env |= {'HF_HUB_DISABLE_XET': '1', 'NO_PROXY': hosts, 'no_proxy': hosts}
-        env |= dict.fromkeys(('HF_HUB_OFFLINE', 'HF_DATASETS_OFFLINE', 'TRANSFORMERS_OFFLINE',
-                              'HF_OIDC_RESOURCE',
-                              'HF_HUB_DISABLE_IMPLICIT_TOKEN'))
-    return env
+    if cache: env |= _cache_settings(cache)
+    return env | (_embedded_settings() if embedded else {})
 
+# %% ../../nbs/engine/02_connection.ipynb #ffdfc5aa
 _before = {}   # what the variables were before the first connect
 
 def _apply(env):
@@ -52,7 +55,7 @@ def _apply(env):
         if value is None: os.environ.pop(key, None)
         else: os.environ[key] = value
 
-# %% ../../nbs/engine/02_connection.ipynb #1a133de2
+# %% ../../nbs/engine/02_connection.ipynb #e9770fb8
 def _not_too_late(endpoint):
     "UserError if a client library was imported with other settings: it reads them only once."
     loaded = {m: getattr(sys.modules.get(m), a, None) for m, a in
@@ -60,27 +63,26 @@ def _not_too_late(endpoint):
     for module, there in loaded.items():
         if there and there.rstrip('/') != endpoint:
             raise UserError(f'{module.split(".")[0]} was imported before hub.connect() and is set '
-                            f'up for {there}, not for '
-                            f'{endpoint}: restart the kernel (or the process) and call '
-                            'hub.connect() first.')
+                            f'up for {there}, not for {endpoint}: restart the kernel (or the '
+                            'process) and call hub.connect() first.')
 
-# %% ../../nbs/engine/02_connection.ipynb #883a8177
+# %% ../../nbs/engine/02_connection.ipynb #d746bbb9
 _PREFIX = {'model': '', 'dataset': 'datasets/', 'space': 'spaces/'}
 
-def check_kind(kind):
+def check_kind(kind:str) -> str:
+    "Return the kind of repo; UserError where it is none of model, dataset and space."
     if kind not in _PREFIX:
         raise UserError(f"'{kind}' is not a kind of repo: use model, dataset or space.")
     return kind
 
-# %% ../../nbs/engine/02_connection.ipynb #da97d9e8
+# %% ../../nbs/engine/02_connection.ipynb #c6800f9e
 @dataclass(frozen=True)
 class Hub:
     "A Hub that the client libraries of this process are connected to."
-    endpoint: str                                   # its address, without a slash at the end
-    user: 'str|None'                                # who you are there; None: not signed in, public reading only
-    embedded: bool                                  # whether it is the one on this machine
-    data: 'Path|None' = field(default=None,
-                              repr=False)  # the folder where an embedded one keeps everything
+    endpoint: str                                          # its address, without a slash at the end
+    user: 'str|None'                                       # who you are there; None: not signed in, public reading only
+    embedded: bool                                         # whether it is the one on this machine
+    data: 'Path|None' = field(default=None, repr=False)    # the folder where an embedded one keeps everything
 
     @property
     def api(self) -> 'HfApi':
@@ -101,24 +103,56 @@ class Hub:
         who = f'signed in as `{self.user}`' if self.user else 'not signed in'
         return f'**{"Embedded Hub" if self.embedded else "Hub"}** at <{self.endpoint}>, {who}'
 
-# %% ../../nbs/engine/02_connection.ipynb #4b2b859d
+# %% ../../nbs/engine/02_connection.ipynb #1d4a551b
+def _whoami(endpoint, token=None):
+    "The user whom `token` belongs to; None without a token; UserError when the Hub does not let us in."
+    page = 'whoami-v2' if token else 'models?limit=1'
+    try: code, who, where = ask(f'{endpoint}/api/{page}', token, timeout=30)
+    except OSError as e:
+        raise UserError(f'{endpoint} does not answer ({e}): check the address and your network, or '
+                        'leave the address out to use the embedded Hub.') from None
+    oidc = os.environ.get('HF_OIDC_RESOURCE')              # set for a trusted publisher
+    if oidc and code in (401, 403): return re.sub('^(datasets|spaces)/', '', oidc).split('/')[0]
+    if code in (401, 403):
+        raise UserError(f'{endpoint} refuses the token ({code}): make one that may write at '
+                        f'{endpoint}/settings/tokens, and set HF_TOKEN to it or run `hf auth '
+                        'login`.')
+    if where:
+        raise UserError(f'{endpoint} redirects to {where.split("/api/")[0]}: connect to that '
+                        'address instead.')
+    if code != 200 or not isinstance(who, (dict, list)):
+        raise UserError(f'{endpoint} answers, but not as a Hub does (status {code}): check the '
+                        'address.')
+    return who.get('name') if isinstance(who, dict) else None
+
+# %% ../../nbs/engine/02_connection.ipynb #1c834c10
+def _token_before(endpoint):
+    "The token that you had set for `endpoint`: `HF_TOKEN` as it was before any `connect`, unless it is an embedded Hub's."
+    had = _before.get('HF_TOKEN', os.environ.get('HF_TOKEN')) or ''
+    if os.environ.get('HF_ENDPOINT', '').rstrip('/') == endpoint:
+        return os.environ.get('HF_TOKEN', had)
+    return '' if had.startswith(MARK) else had
+
+def _login():
+    "The token that the official client finds for huggingface.co: saved login, trusted publisher or Colab secret."
+    from huggingface_hub import get_token
+    token = get_token()
+    # processes we start cannot ask Colab
+    if token and 'google.colab' in sys.modules: os.environ['HF_TOKEN'] = token
+    return token
+
+# %% ../../nbs/engine/02_connection.ipynb #f1c1bfcb
 def _remote(endpoint, token=None):
     "Connect to a Hub that is running somewhere else."
     endpoint = endpoint.rstrip('/')
-    host = urlsplit(endpoint).hostname
     if not re.match(r'https?://[^/\s]+', endpoint):
         raise UserError(f"'{endpoint}' is not the address of a Hub: write it with https://, such "
-                        "as https://huggingface.co.")
+                        'as https://huggingface.co.')
     _not_too_late(endpoint)
-    real = host == 'huggingface.co'
+    real = urlsplit(endpoint).hostname == 'huggingface.co'
     cache = None if real else home()/'cache'/re.sub(r'\W+', '-', urlsplit(endpoint).netloc)
-    env, old = _settings(endpoint, None, cache), dict(os.environ)
-    had = _before.get('HF_TOKEN', old.get('HF_TOKEN')) or ''      # before any connect
-    if old.get('HF_ENDPOINT', '').rstrip('/') == endpoint: had = old.get('HF_TOKEN', had)
-    # an embedded Hub's: no business of this one
-    elif had.startswith(MARK): had = ''
-    token = token or had
-    _apply(env | {'HF_TOKEN': token or None})
+    token, old = token or _token_before(endpoint), dict(os.environ)
+    _apply(_settings(endpoint, None, cache) | {'HF_TOKEN': token or None})
     try:
         user = _whoami(endpoint, token)
         # imports the client, so: last
@@ -129,99 +163,74 @@ def _remote(endpoint, token=None):
             os.environ.update({key: old[key]}) if key in old else os.environ.pop(key, None)
         raise
 
-def _login():
-    "The token that the official client finds for huggingface.co: saved login, trusted publisher or Colab secret."
-    from huggingface_hub import get_token
-    token = get_token()
-    # processes we start cannot ask Colab
-    if token and 'google.colab' in sys.modules: os.environ['HF_TOKEN'] = token
-    return token
+# %% ../../nbs/engine/02_connection.ipynb #de2bf7dc
+def _hashes(path):
+    "Both names that a Hub may know a file by: the sha256 of its bytes, and git's name for it."
+    b = path.read_bytes()
+    return hashlib.sha256(b).hexdigest(), hashlib.sha1(b'blob %d\0' % len(b) + b).hexdigest()
 
-def _whoami(endpoint, token=None):
-    "The user whom `token` belongs to; None without a token; UserError when the Hub does not let us in."
-    page = 'whoami-v2' if token else 'models?limit=1'
-    try: code, who, where = ask(f'{endpoint}/api/{page}', token, timeout=30)
-    except OSError as e:
-        raise UserError(f'{endpoint} does not answer ({getattr(e, "reason", None) or e}): check '
-                        'the address and your '
-                        'network, or leave the address out to use the embedded Hub.') from None
-    # a trusted publisher's token may write one repo, and is nobody
-    oidc = os.environ.get('HF_OIDC_RESOURCE')
-    if oidc and code in (401, 403): return re.sub('^(datasets|spaces)/', '', oidc).split('/')[0]
-    if code in (401, 403):
-        raise UserError(f'{endpoint} refuses the token ({code}): make one that may write at '
-                        f'{endpoint}/settings/tokens, '
-                        'and set HF_TOKEN to it or run `hf auth login`.')
-    if where:
-        raise UserError(f'{endpoint} redirects to {where.split("/api/")[0]}: connect to that '
-                        'address instead.')
-    if code != 200 or not isinstance(who, (dict, list)):
-        raise UserError(f'{endpoint} answers, but not as a Hub does (status {code}): check the '
-                        'address.')
-    return who.get('name') if isinstance(who, dict) else None
+def _changes(api, repo_id, files, head):
+    "The operations that make the model repo hold these files and no others; `files`: path in the repo -> path here."
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+    there = {f.path: f.lfs.sha256 if f.lfs else f.blob_id
+             for f in api.list_repo_tree(repo_id, recursive=True, revision=head)
+             if hasattr(f, 'blob_id')}
+    return ([CommitOperationAdd(n, p) for n, p in files.items() if there.get(n) not in _hashes(p)]
+            + [CommitOperationDelete(n) for n in there if n not in files and n != '.gitattributes'])
 
-# %% ../../nbs/engine/02_connection.ipynb #17d6516a
+# %% ../../nbs/engine/02_connection.ipynb #17bc8b71
 def _seed(hub, folder, repo_id):
     "Put the files of `folder` into the model repo `repo_id`, unless they are there; one commit at most."
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob('*')) if p.is_file()}
-    key = hashlib.sha256(repr([(n, p.stat().st_size, p.stat().st_mtime_ns) for n,
-                               p in files.items()]).encode()).hexdigest()
+    key = hashlib.sha256(repr([(n, p.stat().st_size, p.stat().st_mtime_ns)
+                               for n, p in files.items()]).encode()).hexdigest()
     note = hub.data/f'seed-{repo_id.replace("/", "-")}.json'
     def done():
         _, info, _ = ask(f'{hub.endpoint}/api/models/{repo_id}', local_token(hub.data))
         try: return info is not None and json.loads(note.read_text()) == [key, info['sha']]
         except (OSError, ValueError, KeyError): return False
     if done(): return
-    with lock(note.with_suffix('.lock')):
+    with file_lock(note.with_suffix('.lock')):
         if done(): return
-        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
         api = hub.api
         api.create_repo(repo_id, exist_ok=True)
         head = api.model_info(repo_id).sha
-        there = {f.path: f.lfs.sha256 if f.lfs else f.blob_id
-                 for f in api.list_repo_tree(repo_id, recursive=True, revision=head)
-                 if hasattr(f, 'blob_id')}
-        ops = [CommitOperationAdd(n, p) for n, p in files.items() if there.get(n) not in _hashes(p)]
-        ops += [CommitOperationDelete(n) for n in there if n not in files and n != '.gitattributes']
-        if ops:
-            head = api.create_commit(repo_id, ops,
-                                     commit_message='Add the model shipped with hfflow',
-                                     parent_commit=head).oid
-        write(note, json.dumps([key, head]))
+        if ops := _changes(api, repo_id, files, head):
+            head = api.create_commit(repo_id, ops, parent_commit=head,
+                                     commit_message='Add the model shipped with hfflow').oid
+        write_atomic(note, json.dumps([key, head]), 0o600)
 
-def _hashes(path):
-    "Both names that a Hub may know a file by: the sha256 of its bytes, and git's name for it."
-    b = path.read_bytes()
-    return hashlib.sha256(b).hexdigest(), hashlib.sha1(b'blob %d\0' % len(b) + b).hexdigest()
+# %% ../../nbs/engine/02_connection.ipynb #87c9f083
+def _which(endpoint=None, data=None):
+    "The Hub that is meant: the address of one elsewhere and None, or None and the folder of an embedded one."
+    endpoint = str(endpoint or (None if data else os.environ.get('HFFLOW_HUB')) or '')
+    if endpoint and '://' not in endpoint and (endpoint[0] in '/~.' or Path(endpoint).is_dir()):
+        endpoint, data = '', endpoint                        # a folder: its embedded Hub
+    if loopback(endpoint):
+        here = status(data)
+        if here and here['url'] == endpoint.rstrip('/'): endpoint = ''
+    return (endpoint, None) if endpoint else (None, folder_of(data))
 
-# %% ../../nbs/engine/02_connection.ipynb #bed06093
+# %% ../../nbs/engine/02_connection.ipynb #33f936ba
+def _embedded(data):
+    "Connect to the embedded Hub of a folder, which is started if it does not run."
+    url = ensure(data)
+    _not_too_late(url)
+    _apply(_settings(url, local_token(data), data/'cache', embedded=True))
+    if 'google.colab' in sys.modules:                        # some clients ask for the Colab secret first: not for this Hub
+        from huggingface_hub.utils import _auth
+        _auth._IS_GOOGLE_COLAB_CHECKED = True
+    return Hub(url, 'you', True, data)
+
 def connect(endpoint:str=None,  # address of a Hub; default: `$HFFLOW_HUB`, else the embedded Hub
             token:str=None,     # for a Hub that is not embedded; default: HF_TOKEN, a Colab secret, or the saved login
             data=None,          # folder of the embedded Hub; default: `$HFFLOW_HOME/hub`
            ) -> Hub:
     "Connect the client libraries of this process to a Hub; call it before they are imported, as often as you like."
-    explicit = endpoint or data
-    endpoint = endpoint or (None if data else os.environ.get('HFFLOW_HUB')) or None
-    if endpoint and '://' not in str(endpoint) and (str(endpoint)[0] in '/~.'
-        or Path(endpoint).is_dir()):
-        endpoint, data = None, endpoint                        # a folder: its embedded Hub
-    if endpoint:
-        here = status(data) if loopback(str(endpoint)) else None
-        if not here or here['url'] != str(endpoint).rstrip('/'):
-            hub = _remote(str(endpoint), token)
-            # for the processes that this one starts
-            if explicit: os.environ['HFFLOW_HUB'] = hub.endpoint
-            return hub
-    data = folder_of(data)
-    url = ensure(data)
-    _not_too_late(url)
-    _apply(_settings(url, local_token(data), data/'cache', embedded=True))
-    if explicit: os.environ['HFFLOW_HUB'] = str(data)
-    # some clients ask for the Colab secret first: not for this Hub
-    if 'google.colab' in sys.modules:
-        from huggingface_hub.utils import _auth
-        _auth._IS_GOOGLE_COLAB_CHECKED = True
-    hub = Hub(url, 'you', True, data)
+    address, folder = _which(endpoint, data)
+    hub = _remote(address, token) if address else _embedded(folder)
+    # for the processes that this one starts
+    if endpoint or data: os.environ['HFFLOW_HUB'] = hub.endpoint if address else str(folder)
     shipped = package()/'assets'/'tiny-llama'
-    if (shipped/'config.json').exists(): _seed(hub, shipped, 'hfflow/tiny-llama')
+    if hub.embedded and (shipped/'config.json').exists(): _seed(hub, shipped, 'hfflow/tiny-llama')
     return hub

@@ -7,25 +7,25 @@ Docs: https://hfflow.github.io/hfflow/engine/drawing.html.md"""
 # %% auto #0
 __all__ = ['FLOW', 'flow_text', 'flow_mermaid', 'draw_flow']
 
-# %% ../../nbs/engine/05a_drawing.ipynb #c74e1cb6
-from .show import Table
+# %% ../../nbs/engine/05a_drawing.ipynb #ddf23de0
+from .show import AMBER, BLUE, GREEN, GREY, Table
 
-# %% ../../nbs/engine/05a_drawing.ipynb #1a53b52c
+# %% ../../nbs/engine/05a_drawing.ipynb #8b753f07
 FLOW = Table([
-    {'step': 'prepare',  'reads': 'raw files',                     'makes': 'clean, split rows',
-     'chapter': '02_data'},
-    {'step': 'register', 'reads': 'clean, split rows',             'makes': 'Dataset repo',
-     'chapter': '02_data'},
-    {'step': 'plan',     'reads': 'Dataset repo, base Model repo', 'makes': 'memory, time, cost',
-     'chapter': '06_plan'},
-    {'step': 'train',    'reads': 'Dataset repo, base Model repo', 'makes': 'LoRA adapter',
-     'chapter': '05_train'},
-    {'step': 'evaluate', 'reads': 'LoRA adapter, Dataset repo',    'makes': 'before and after',
-     'chapter': '07_evaluate'},
-    {'step': 'publish',  'reads': 'LoRA adapter, before and after', 'makes': 'Model repo',
-     'chapter': '08_publish'},
-    {'step': 'space',    'reads': 'Model repo',
-     'makes': 'Space repo, an app that answers', 'chapter': '09_spaces'},
+    {'step': 'prepare', 'reads': 'raw files', 'makes': 'clean, split rows',
+     'chapter': '04_prepare'},
+    {'step': 'register', 'reads': 'clean, split rows', 'makes': 'Dataset repo',
+     'chapter': '04_prepare'},
+    {'step': 'plan', 'reads': 'Dataset repo, base Model repo', 'makes': 'memory, time, cost',
+     'chapter': '11_plan'},
+    {'step': 'train', 'reads': 'Dataset repo, base Model repo', 'makes': 'LoRA adapter',
+     'chapter': '10_train'},
+    {'step': 'evaluate', 'reads': 'LoRA adapter, Dataset repo', 'makes': 'before and after',
+     'chapter': '12_evaluate'},
+    {'step': 'publish', 'reads': 'LoRA adapter, before and after', 'makes': 'Model repo',
+     'chapter': '13_publish'},
+    {'step': 'space', 'reads': 'Model repo', 'makes': 'Space repo, an app that answers',
+     'chapter': '14_spaces'},
 ])
 
 # %% ../../nbs/engine/05a_drawing.ipynb #e2a42ec8
@@ -72,69 +72,66 @@ def flow_mermaid() -> str:
   actions -. starts .-> prepare & train & app
 '''
 
-# %% ../../nbs/engine/05a_drawing.ipynb #cfeb0467
-_BLUE, _AMBER, _GREEN, _GREY = '#3b6ea8', '#d98c21', '#4c956c', '#6c757d'
-_LANES = (('GitHub', 'holds code,\norchestrates', 4.0, _GREY),
-          ('Compute', 'here, Colab,\nHF Jobs, clouds', 2.35, _AMBER),
-          ('Hub', 'stores, versions,\nhosts', .55, _BLUE))
+# %% ../../nbs/engine/05a_drawing.ipynb #4797e6c0
+_LANES = (('GitHub', 'holds code,\norchestrates', 4.0, GREY),
+          ('Compute', 'here, Colab,\nHF Jobs, clouds', 2.35, AMBER),
+          ('Hub', 'stores, versions,\nhosts', .55, BLUE))
 _BOXES = {  # name: (x of the centre, lane, width, text)
     'code': (3.0, 0, 2.0, 'code + flow.yaml'),
     'actions': (7.6, 0, 2.8, 'Actions\nchecks, starts, waits'),
     'raw': (2.45, 1, 1.2, 'raw files'), 'prepare': (4.3, 1, 1.4, 'prepare'),
-    'train': (6.9, 1, 1.5, 'train\nQLoRA'),
-    'evaluate': (9.2, 1, 1.4, 'evaluate'), 'app': (11.75, 1, 1.5, 'app\nanswers'),
-    'data': (4.3, 2, 1.6, 'Dataset\nrepo'), 'base': (6.9, 2, 1.6, 'base\nModel repo'),
-    'model': (9.2, 2, 1.6, 'Model\nrepo'), 'space': (11.75, 2, 1.5, 'Space\nrepo')}
+    'train': (6.9, 1, 1.5, 'train\nQLoRA'), 'evaluate': (9.2, 1, 1.4, 'evaluate'),
+    'app': (11.75, 1, 1.5, 'app\nanswers'), 'data': (4.3, 2, 1.6, 'Dataset\nrepo'),
+    'base': (6.9, 2, 1.6, 'base\nModel repo'), 'model': (9.2, 2, 1.6, 'Model\nrepo'),
+    'space': (11.75, 2, 1.5, 'Space\nrepo')}
 
-# %% ../../nbs/engine/05a_drawing.ipynb #25ce2c38
-def draw_flow(ax=None):  # matplotlib axes; a new figure of 11 x 5 inches by default
-    "Draw the flow: three lanes, solid arrows for data, dotted ones for what Actions starts; return the axes."
-    import matplotlib.pyplot as plt
+def _boxes(ax):
+    "Draw the lanes, and the boxes in them."
     from matplotlib.patches import FancyBboxPatch
-    if ax is None: ax = plt.subplots(figsize=(11, 5), layout='constrained')[1]
-    ax.set(xlim=(-.1, 12.85), ylim=(-.25, 4.85)); ax.axis('off')
     for title, role, y, color in _LANES:
         ax.add_patch(FancyBboxPatch((0, y-.5), 12.75, 1.05, boxstyle='round,pad=.08', fc=color,
                                     ec='none', alpha=.09))
         ax.text(.1, y+.12, title, color=color, weight='bold', size=14)
-        ax.text(.1, y-.2, role, color=_GREY, size=8, va='center')
+        ax.text(.1, y-.2, role, color=GREY, size=8, va='center')
     for x, lane, w, text in _BOXES.values():
-        color = _LANES[lane][3]
-        ax.add_patch(FancyBboxPatch((x-w/2, _LANES[lane][2]-.33), w, .7,
-                                    boxstyle='round,pad=.04,rounding_size=.12',
-                                    fc='white', ec=color, lw=1.6, zorder=3))
-        ax.text(x, _LANES[lane][2]+.02, text, ha='center', va='center', size=10, zorder=4,
-                linespacing=1.15)
-    _arrows(ax)
-    return ax
+        *_, y, color = _LANES[lane]
+        ax.add_patch(FancyBboxPatch((x-w/2, y-.33), w, .7, fc='white', ec=color, lw=1.6, zorder=3,
+                                    boxstyle='round,pad=.04,rounding_size=.12'))
+        ax.text(x, y+.02, text, ha='center', va='center', size=10, zorder=4, linespacing=1.15)
 
-# %% ../../nbs/engine/05a_drawing.ipynb #0c41240d
-def _arrows(ax):
-    "The arrows of `draw_flow`: from, to, label, where it starts and ends on each box."
-    def edge(name, side):
-        x, lane, w, _ = _BOXES[name]
-        y = _LANES[lane][2] + .02
-        return {'r': (x+w/2+.05, y), 'l': (x-w/2-.05, y), 't': (x, y+.4), 'b': (x, y-.4),
-                'c': (x-w/2+.2, y-.4)}[side]
-    def arrow(a, b, label='', color='#343a40', style='-', bend=0):
-        (p, q) = edge(*a), edge(*b)
-        ax.annotate('', q, p, zorder=5,
-            arrowprops=dict(arrowstyle='-|>', color=color, lw=1.5, ls=style, shrinkA=0, shrinkB=0,
-                    connectionstyle=f'arc3,rad={bend}'))
-        if label:
-            # beside an upright arrow, above a flat one
-            flat = p[1] == q[1]
-            ax.text((p[0]+q[0])/2 + (0 if flat else .1), (p[1]+q[1])/2 + (.16 if flat else 0),
-                    label, size=9, color=color,
-                    style='italic', va='center', ha='center' if flat else 'left', zorder=6)
-    arrow(('code', 'r'), ('actions', 'l'))
-    arrow(('raw', 'r'), ('prepare', 'l'))
-    arrow(('prepare', 'b'), ('data', 't'), 'register', _GREEN)
-    arrow(('data', 'r'), ('train', 'c'), 'rows')
-    arrow(('base', 't'), ('train', 'b'), 'in 4 bit')
-    arrow(('train', 'r'), ('evaluate', 'l'), 'adapter')
-    arrow(('evaluate', 'b'), ('model', 't'), 'publish', _GREEN)
-    arrow(('model', 'r'), ('space', 'l'), '@ commit')
-    arrow(('space', 't'), ('app', 'b'), 'runs as')
-    for name in ('prepare', 'train', 'app'):
-        arrow(('actions', 'b'), (name, 't'), color=_GREY, style=':')
+# %% ../../nbs/engine/05a_drawing.ipynb #60d0adc3
+def _edge(name, side):
+    "Where an arrow meets a box: the middle of a side, or near the lower left corner."
+    x, lane, w, _ = _BOXES[name]
+    y = _LANES[lane][2] + .02
+    return {'r': (x+w/2+.05, y), 'l': (x-w/2-.05, y), 't': (x, y+.4), 'b': (x, y-.4),
+            'c': (x-w/2+.2, y-.4)}[side]
+
+def _arrow(ax, start, end, label='', color='#343a40', style='-'):
+    "Draw an arrow between two boxes, each given as its name and a side; its label stands above a flat arrow, beside an upright one."
+    p, q = _edge(*start), _edge(*end)
+    ax.annotate('', q, p, zorder=5, arrowprops=dict(arrowstyle='-|>', color=color, lw=1.5, ls=style,
+                                                    shrinkA=0, shrinkB=0))
+    if not label: return
+    flat = p[1] == q[1]
+    ax.text((p[0]+q[0])/2 + (0 if flat else .1), (p[1]+q[1])/2 + (.16 if flat else 0), label,
+            size=9, color=color, style='italic', va='center', ha='center' if flat else 'left',
+            zorder=6)
+
+# %% ../../nbs/engine/05a_drawing.ipynb #fd6819fd
+_ARROWS = [(('code', 'r'), ('actions', 'l')), (('raw', 'r'), ('prepare', 'l')),
+           (('prepare', 'b'), ('data', 't'), 'register', GREEN),
+           (('data', 'r'), ('train', 'c'), 'rows'), (('base', 't'), ('train', 'b'), 'in 4 bit'),
+           (('train', 'r'), ('evaluate', 'l'), 'adapter'),
+           (('evaluate', 'b'), ('model', 't'), 'publish', GREEN),
+           (('model', 'r'), ('space', 'l'), '@ commit'), (('space', 't'), ('app', 'b'), 'runs as'),
+           *((('actions', 'b'), (name, 't'), '', GREY, ':') for name in ('prepare', 'train', 'app'))]
+
+def draw_flow(ax=None):  # matplotlib axes; a new figure of 11 x 5 inches by default
+    "Draw the flow: three lanes, solid arrows for data, dotted ones for what Actions starts; return the axes."
+    import matplotlib.pyplot as plt
+    if ax is None: ax = plt.subplots(figsize=(11, 5), layout='constrained')[1]
+    ax.set(xlim=(-.1, 12.85), ylim=(-.25, 4.85)); ax.axis('off')
+    _boxes(ax)
+    for arrow in _ARROWS: _arrow(ax, *arrow)
+    return ax
