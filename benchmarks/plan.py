@@ -90,7 +90,7 @@ def trained(config, rows, qlora, cfg, folder):
     loop = Loop(model, NoTokenizer(), rows, cfg, folder)
     def run():
         with loop.ready():
-            while loop.step < loop.total: loop.advance()
+            while loop.step < loop.data.total: loop.advance()
     return held(model), run
 
 

@@ -285,3 +285,15 @@ def test_all_splits_together_are_the_sum_of_the_splits():
     assert [getattr(both, k) for k in ("both", "gained", "lost", "neither")] == [2, 2, 1, 1] == [sum(getattr(e, k) for e in each) for k in ("both", "gained", "lost", "neither")]
     assert both.split == "all splits" and both.p == 1.0 and "all splits: **a**" in both._repr_markdown_()
     with pytest.raises(UserError, match="no row for 'c' on any split: it has 'a' on 's'"): ev.paired(rep, "a", "c")
+
+
+def test_a_report_says_which_system_is_which():
+    rows = [dict(prompt=str(i), completion="y") for i in range(4)]
+    systems = {"Before": lambda p: ["n"] * len(p), "mine": lambda p: ["y"] * len(p), "after": lambda p: ["y"] * len(p)}
+    told = ev.evaluate(systems, {"s": rows}, roles=dict(base="Before", tuned="mine"))
+    assert (told.role("base"), told.role("tuned")) == ("Before", "mine")
+    assert ev.Report.from_dict(json.loads(json.dumps(told.as_dict()))) == told
+    old = {k: v for k, v in told.as_dict().items() if k != "roles"}          # as an older version wrote it
+    assert (ev.Report.from_dict(old).role("base"), ev.Report.from_dict(old).role("tuned")) == ("Before", "after")
+    assert ev.Report([r for r in told.rows if r["system"] == "mine"]).role("tuned") is None
+    with pytest.raises(UserError, match="role of 'other'"): ev.evaluate(systems, {"s": rows}, roles=dict(base="other"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import test_flow_tasks as tasks
 from hfflow import flow, hub as hubs, publish
-from hfflow.engine import gate, recipe
+from hfflow.engine import gate, pushing, recipe
 from hfflow.cli import main
 from hfflow.evaluate import Report
 from hfflow.engine.gate import NotLearned, Verdict, judge, standing
@@ -181,6 +181,6 @@ def test_a_large_model_keeps_to_its_adapter_and_a_classifier_does_not(hub, monke
     sizes = {"causal": [(1e8, torch.float32), (2.6e8, torch.bfloat16), (6e8, None)], "classify": [(1e8, torch.float32), (6e8, torch.bfloat16), (8e9, torch.bfloat16)]}
     for task, known in sizes.items():
         for n, want in known:
-            monkeypatch.setattr(publish, "kind_and_size", lambda *a, n=n: (task, n))
+            monkeypatch.setattr(pushing, "kind_and_size", lambda *a, n=n: (task, n))
             assert publish.whole_dtype(tiny, task, ["a", "b"]) == want
     assert publish.whole_dtype(tiny, "causal", always=True) == torch.bfloat16

@@ -102,7 +102,7 @@ def test_a_missing_package_names_the_extra(monkeypatch, name, package):
         if module.startswith(package): raise ImportError(module)
         return real(module, *args)
 
-    monkeypatch.setattr(mt.importlib, "import_module", none)
+    monkeypatch.setattr(importlib, "import_module", none)
     asked = []
     with pytest.raises(UserError, match=r"pip install 'hfflow\[metrics\]'"):
         ev.evaluate({"a": lambda p: asked.append(p)}, {"s": [dict(prompt="x", completion="y")]}, metrics=mt.by_name(name))
@@ -209,7 +209,7 @@ def test_the_edges_of_an_interval():
 def test_same_seed_same_interval_and_thousands_of_draws_take_no_time():
     rng = random.Random(0)
     answers, refs = texts(1000, 1), texts(1000, 2)
-    rows = metrics.rows(mt.METRICS["f1"], *metrics.prepare(answers, refs))
+    rows = metrics.row_counts(mt.METRICS["f1"], *metrics.as_texts(answers, refs))
     start = time.process_time()
     first = metrics.interval(metrics._mean, rows, (0, 1), 0, 5000)
     assert time.process_time() - start < 1
@@ -398,7 +398,7 @@ def test_the_controls_of_a_task_and_what_is_said_where_one_is_missing(monkeypatc
     def none(module, *args):
         if module.startswith("sklearn"): raise ImportError(module)
         return real(module, *args)
-    monkeypatch.setattr(mt.importlib, "import_module", none)
+    monkeypatch.setattr(importlib, "import_module", none)
     assert list(mt.task_controls(MAIL, task, said.append)) == ["most frequent"]
     sentence, = said
     assert repr(name) in sentence and "needs scikit-learn, which is not installed" in sentence and sentence.endswith("pip install 'hfflow[metrics]'")

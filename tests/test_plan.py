@@ -1,5 +1,6 @@
 """The plan scales as it should, says what fits, and answers bad input in one sentence."""
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -89,7 +90,7 @@ def test_how_many_rows_how_long_and_how_large():
     p = pl.plan(llama(), gpu="cpu 1", rows=10, batch=4, max_len=64)
     n, length = p.largest_batch(most=10**5), p.longest_context()
     case = p.case
-    assert case.room(pl.replace(case.train, batch=n)) >= 0 > case.room(pl.replace(case.train, batch=n + n // 8 + 1))
+    assert case.room(replace(case.train, batch=n)) >= 0 > case.room(replace(case.train, batch=n + n // 8 + 1))
     assert length == 512 and p.largest_batch("cpu 2", most=10**5) > 1.5 * n and pl.plan(llama(), gpu="cpu 0", rows=9).largest_batch() == 0
     small, large, huge = llama(), llama(hidden_size=128), llama(hidden_size=8192, intermediate_size=28672, num_hidden_layers=40)
     assert pl.largest_model([large, huge, small], "cpu 1", batch=1, max_len=64).params["total"] == pl.plan(large, gpu="T4").params["total"]

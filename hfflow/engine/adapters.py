@@ -14,7 +14,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from .errors import UserError
-from .loading import dense_weight, heads, kind_of, load, need_libraries, read, task_name
+from .loading import (dense_weight, kind_of, load_in_bits, need_libraries, new_heads,
+                                   task_name, unadapted)
 from .validation import checked
 
 # %% ../../nbs/engine/32_adapters.ipynb #a0f82bba
@@ -65,7 +66,95 @@ def _fits(cfg, bits):
         raise UserError('full is True, so there is no adapter that dora or init could shape: leave '
                         'these out, or leave full out.')
 
+# %% ../../nbs/engine/32_adapters.ipynb #6b54e976
+def _experts(model):
+    "Names of the tensors that hold the weights of all experts of a layer."
+    return {'experts.' + n.rpartition('.experts.')[2] for n, p in model.named_parameters()
+            if p.dim() == 3 and '.experts.' in n}
+
+# %% ../../nbs/engine/32_adapters.ipynb #5c3c2324
+def _refuse(model, cfg, experts, apart):
+    "Refuse what peft cannot do with this model; `apart` are the layers that `unadapted` names."
+    name, moves = type(model).__name__, re.fullmatch(_MOVES_BASE, cfg.init)
+    if experts and (cfg.dora or cfg.dropout or moves):
+        raise UserError(f"The experts of {name} lie in one tensor, beside which dora, dropout, "
+                        "pissa and olora have no place: leave these out, or name other layers in "
+                        "targets, as in ['q_proj', 'v_proj'].")
+    if passed := apart & {*([cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)}:
+        raise UserError(f"targets has {', '.join(sorted(passed))}, whose weights {name} takes without "
+                        "calling the layer, so an adapter beside it may never be used: leave it out, "
+                        "or take 'all-linear'.")
+    if cfg.init == 'olora' and any(type(m).__name__ == 'Conv1D' for m in model.modules()):
+        raise UserError(f"init is 'olora', which peft has for linear layers alone, and those of "
+                        f"{name} are Conv1D: take init='pissa'.")
+    if cfg.dora and model.device.type == 'cpu' and any(kind_of(m) == 'int8' for m in model.modules()):
+        raise UserError('dora is True, but peft cannot read 8-bit weights on a CPU twice: set bits '
+                        'to 4, 16 or 32.')
+
+# %% ../../nbs/engine/32_adapters.ipynb #c84113fe
+_PEFT_TASK = {'causal': 'CAUSAL_LM', 'classify': 'SEQ_CLS', 'seq2seq': 'SEQ_2_SEQ_LM'}
+
+def _lora_config(model, cfg, origin, real):
+    "Write peft's settings for an adapter on this model; one that is not `real` has no numbers."
+    from peft import LoraConfig
+    every, apart = cfg.targets == 'all-linear', unadapted(model)
+    experts = _experts(model) if every else set()
+    _refuse(model, cfg, experts, apart)
+    task = _PEFT_TASK[task_name(type(model).__name__, model.config)]
+    # peft's class for seq2seq models knows input_ids alone
+    if model.main_input_name == 'input_features': task = None
+    moves = real and re.fullmatch(_MOVES_BASE, cfg.init)
+    return LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
+                      target_modules=cfg.targets if isinstance(cfg.targets, str)
+                      else [*cfg.targets],
+                      exclude_modules=sorted(apart) or None if every else None,
+                      target_parameters=sorted(experts) or None,
+                      modules_to_save=new_heads(model) or None, use_rslora=cfg.rslora,
+                      use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
+                      init_lora_weights=cfg.init if moves else True)
+
+# %% ../../nbs/engine/32_adapters.ipynb #3658b884
+def _start(peft, init, origin):
+    "Give A and B their start where it is not peft's own, and note it where the base was changed for it."
+    if init == 'loftq': return _loftq(peft, origin)
+    if not re.fullmatch(_MOVES_BASE, init): return
+    peft.hfflow_start = {n: p.detach().clone() for n, p in peft.named_parameters()
+                         if '.lora_A.' in n or '.lora_B.' in n}
+    # it is saved for the base as it was: see `save_adapter`
+    peft.peft_config['default'].init_lora_weights = True
+
+def _thin(matrix, r):
+    "The best pair of thin matrices (r rows, r columns) whose product is near `matrix`."
+    import torch
+    U, S, V = torch.svd_lowrank(matrix, min(2*r, *matrix.shape), niter=4)
+    s = S[:r].sqrt()
+    return (V[:, :r] * s).t(), U[:, :r] * s
+
+# %% ../../nbs/engine/32_adapters.ipynb #a2180b18
+def _loftq(peft, origin):
+    "Start with what rounding took away: s B A is a best thin matrix for W - round(W) (arXiv 2310.08659)."
+    from peft.tuners.lora import LoraLayer
+    if not origin:
+        raise UserError("init is 'loftq', which needs the weights from before rounding: load the "
+                        "base by load_base.")
+    base = peft.get_base_model()
+    task = task_name(type(base).__name__, base.config)
+    exact = load_in_bits(origin['name'], origin['revision'], 32, 'cpu', 'auto', task,
+                         len(base.config.id2label) if task == 'classify' else None)
+    for name, layer in base.named_modules():
+        inner = layer.get_base_layer() if isinstance(layer, LoraLayer) else None
+        if kind_of(inner) not in ('nf4', 'int8'): continue
+        A, B = layer.lora_A['default'].weight.data, layer.lora_B['default'].weight.data
+        rounded = dense_weight(inner).float()
+        lost = dense_weight(exact.get_submodule(name)).to(rounded) - rounded
+        a, b = _thin(lost / layer.scaling['default'], len(A))
+        A[:len(a)], B[:, :len(a)] = a, b
+        # DoRA's lengths are those of the weight as it begins
+        for variant in layer.lora_variant.values(): variant.init(layer, adapter_name='default')
+
 # %% ../../nbs/engine/32_adapters.ipynb #99b3a064
+_BITS = {'nf4': 4, 'int8': 8, 'full': 32, None: 32}
+
 def add_lora(model,                  # from `load_base`; changed in place
              cfg:QloraConfig=None,
              seed:int=0,             # of A's random start; B starts at zero
@@ -80,11 +169,7 @@ def add_lora(model,                  # from `load_base`; changed in place
     if real: _fits(cfg, min((_BITS[kind_of(m)] for m in model.modules()), default=32))
     if cfg.full: return model.requires_grad_(True)
     model.requires_grad_(False)
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        # peft says what it does by itself, and asks transformers for a name that is about to change
-        warnings.simplefilter('ignore', FutureWarning)
-        for text in ('fan_in_fan_out', 'The following (rank|alpha)_pattern'):
-            warnings.filterwarnings('ignore', text)
+    with torch.random.fork_rng(), _no_news():
         torch.manual_seed(seed)
         try: peft = get_peft_model(model, _lora_config(model, cfg, origin, real))
         except ValueError as e:
@@ -95,89 +180,40 @@ def add_lora(model,                  # from `load_base`; changed in place
     peft.hfflow_base = origin
     return peft
 
-# %% ../../nbs/engine/32_adapters.ipynb #c84113fe
-_BITS = {'nf4': 4, 'int8': 8, 'full': 32, None: 32}
-_PEFT_TASK = {'causal': 'CAUSAL_LM', 'classify': 'SEQ_CLS', 'seq2seq': 'SEQ_2_SEQ_LM'}
+# %% ../../nbs/engine/32_adapters.ipynb #cec9235c
+@contextmanager
+def _no_news():
+    "While inside, peft does not report what it does by itself, nor a name that is about to change."
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', FutureWarning)
+        for text in ('fan_in_fan_out', 'The following (rank|alpha)_pattern'):
+            warnings.filterwarnings('ignore', text)
+        yield
 
-def _lora_config(model, cfg, origin, real):
-    "peft's settings for an adapter on this model."
-    from peft import LoraConfig
-    # each holds the weights of all experts of a layer; peft adds them for some architectures alone
-    every, read = cfg.targets == 'all-linear', read(model)
-    experts = {'experts.' + n.rpartition('.experts.')[2] for n, p in model.named_parameters()
-               if p.dim() == 3 and '.experts.' in n} if every else set()
-    _refuse(model, cfg, experts, read)
-    task = _PEFT_TASK[task_name(type(model).__name__, model.config)]
-    # peft's class for seq2seq models knows input_ids alone
-    if model.main_input_name == 'input_features': task = None
-    return LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
-                      target_modules=cfg.targets if isinstance(cfg.targets, str)
-                      else [*cfg.targets],
-                      exclude_modules=sorted(read) or None if every else None,
-                      target_parameters=sorted(experts) or None,
-                      modules_to_save=heads(model) or None, use_rslora=cfg.rslora,
-                      use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
-                      init_lora_weights=cfg.init if real and
-                      re.fullmatch(_MOVES_BASE, cfg.init) else True)
-
-# %% ../../nbs/engine/32_adapters.ipynb #5c3c2324
-def _refuse(model, cfg, experts, read):
-    "Say what peft cannot do with this model."
-    name, moves = type(model).__name__, re.fullmatch(_MOVES_BASE, cfg.init)
-    if experts and (cfg.dora or cfg.dropout or moves):
-        raise UserError(f"The experts of {name} lie in one tensor, beside which dora, dropout, "
-                        "pissa and olora have no place: leave these out, or name other layers in "
-                        "targets, as in ['q_proj', 'v_proj'].")
-    if passed := read & {*([cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)}:
-        raise UserError(f"targets has {', '.join(sorted(passed))}, whose weights {name} takes without "
-                        "calling the layer, so an adapter beside it may never be used: leave it out, "
-                        "or take 'all-linear'.")
-    if cfg.init == 'olora' and any(type(m).__name__ == 'Conv1D' for m in model.modules()):
-        raise UserError(f"init is 'olora', which peft has for linear layers alone, and those of "
-                        f"{name} are Conv1D: take init='pissa'.")
-    if cfg.dora and model.device.type == 'cpu' and any(kind_of(m) == 'int8' for m in model.modules()):
-        raise UserError('dora is True, but peft cannot read 8-bit weights on a CPU twice: set bits '
-                        'to 4, 16 or 32.')
-
-# %% ../../nbs/engine/32_adapters.ipynb #3658b884
-def _start(peft, init, origin):
-    "Give A and B their start where it is not peft's own, and note it where the base was changed for it."
-    if init == 'loftq': return _loftq(peft, origin)
-    if not re.fullmatch(_MOVES_BASE, init): return
-    peft.hfflow_start = {n: p.detach().clone() for n, p in peft.named_parameters()
-                         if '.lora_A.' in n or '.lora_B.' in n}
-    # it is saved for the base as it was: see `save_adapter`
-    peft.peft_config['default'].init_lora_weights = True
-
-def _loftq(peft, origin):
-    "Start with what rounding took away: s B A is a best thin matrix for W - round(W) (arXiv 2310.08659)."
+# %% ../../nbs/engine/32_adapters.ipynb #4be8ed5a
+@contextmanager
+def _for_the_base(model):
+    "State of an adapter for its base as it is in its repo, whatever the adapter's start took out of it."
     import torch
-    from peft.tuners.lora import LoraLayer
-    if not origin:
-        raise UserError("init is 'loftq', which needs the weights from before rounding: load the "
-                        "base by load_base.")
-    base = peft.get_base_model()
-    task = task_name(type(base).__name__, base.config)
-    exact = load(origin['name'], origin['revision'], 32, 'cpu', 'auto', task,
-                  len(base.config.id2label) if task == 'classify' else None)
-    for name, layer in base.named_modules():
-        inner = layer.get_base_layer() if isinstance(layer, LoraLayer) else None
-        if kind_of(inner) not in ('nf4', 'int8'): continue
-        A, B = layer.lora_A['default'].weight.data, layer.lora_B['default'].weight.data
-        rounded, r = dense_weight(inner).float(), len(A)
-        lost = dense_weight(exact.get_submodule(name)).to(rounded) - rounded
-        U, S, V = torch.svd_lowrank(lost, min(2*r, *lost.shape), niter=4)
-        s = (S[:r] / layer.scaling['default']).sqrt()
-        A[:len(s)], B[:, :len(s)] = (V[:, :r] * s).t(), U[:, :r] * s
-        # DoRA's lengths are those of the weight as it begins
-        for variant in layer.lora_variant.values(): variant.init(layer, adapter_name='default')
+    start, cfg = getattr(model, 'hfflow_start', None), model.peft_config['default']
+    if start is None:
+        yield None
+        return
+    state = model.state_dict()
+    for name, first in start.items():
+        now, first = state[name], first.to(state[name])
+        state[name] = torch.cat((now, first), 0) if '.lora_A.' in name else torch.cat((now, -first), 1)
+    alpha = cfg.lora_alpha * (2**.5 if cfg.use_rslora else 2)
+    model.peft_config['default'] = replace(cfg, r=2*cfg.r, lora_alpha=alpha)
+    try: yield state
+    finally: model.peft_config['default'] = cfg
 
 # %% ../../nbs/engine/32_adapters.ipynb #1da85830
 def save_adapter(model,          # from `add_lora`
                  tok,            # its tokenizer, saved with it; None to leave it out
                  folder,         # made if absent
                 ) -> Path:
-    "Save what was trained (safetensors), the name and revision of its base, and the tokenizer; an adapter without its base."
+    "Save what was trained (safetensors), the base's name and revision, and the tokenizer; no base."
     from peft import PeftModel
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -198,23 +234,3 @@ def save_adapter(model,          # from `add_lora`
                   'problem_type': base.config.problem_type}
     (folder/'qlora.json').write_text(json.dumps(about, indent=1) + '\n')
     return folder
-
-# %% ../../nbs/engine/32_adapters.ipynb #4be8ed5a
-@contextmanager
-def _for_the_base(model):
-    "State of an adapter for its base as it is in its repo, whatever the adapter's start took out of it."
-    import torch
-    start, cfg = getattr(model, 'hfflow_start', None), model.peft_config['default']
-    if start is None:
-        yield None
-        return
-    # W - sB0A0 + sBA = W + s[B, -B0][A; A0]: a plain adapter of twice the rank
-    state = model.state_dict()
-    for name, first in start.items():
-        state[name] = torch.cat((state[name], first.to(state[name])),
-                                0) if '.lora_A.' in name else \
-            torch.cat((state[name], -first.to(state[name])), 1)
-    alpha = cfg.lora_alpha * (2**.5 if cfg.use_rslora else 2)
-    model.peft_config['default'] = replace(cfg, r=2*cfg.r, lora_alpha=alpha)
-    try: yield state
-    finally: model.peft_config['default'] = cfg

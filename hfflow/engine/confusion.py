@@ -7,14 +7,14 @@ Docs: https://hfflow.github.io/hfflow/engine/confusion.html.md"""
 # %% auto #0
 __all__ = ['Confusion', 'confusion', 'plot_confusion']
 
-# %% ../../nbs/engine/64_confusion.ipynb #54d6c01f
+# %% ../../nbs/engine/64_confusion.ipynb #c57c071b
 from collections import Counter
 from dataclasses import dataclass
 
-from .metrics import labels, per_label, prepare, ratio
+from .metrics import as_texts, known_labels, per_label, ratio
 from .reports import PALETTE
 
-# %% ../../nbs/engine/64_confusion.ipynb #d4cd11bc
+# %% ../../nbs/engine/64_confusion.ipynb #2337cc2f
 @dataclass(frozen=True)
 class Confusion:
     "How often each label was answered with each label."
@@ -33,26 +33,24 @@ class Confusion:
     def _repr_markdown_(self):
         "A line per label."
         out = ['| label | precision | recall | F1 | rows | no label |', '|---|---|---|---|---|---|']
-        return '\n'.join(out + [f"| {l} | {d['precision']:.3f} | {d['recall']:.3f} | {d['f1']:.3f} | "
-                                f"{d['n']} | {row[-1]} |"
+        return '\n'.join(out + [f"| {l} | {d['precision']:.3f} | {d['recall']:.3f} | {d['f1']:.3f} | {d['n']} | {row[-1]} |"
                                 for (l, d), row in zip(self.measures().items(), self.counts)])
 
     def plot(self, ax=None): return plot_confusion(self, ax)
 
-# %% ../../nbs/engine/64_confusion.ipynb #0f7c6d5d
+# %% ../../nbs/engine/64_confusion.ipynb #8ff75631
 def confusion(
     predictions: list,  # answers
     references: list,  # one label per row
     labels: 'list|None' = None,  # the known labels, in the order of the matrix; None: those of the references, sorted
 ) -> Confusion:  # counts, with a plot
     "Count which label was answered for which; answers that are no known label are counted too."
-    answers, refs = prepare(predictions, references)
-    labels = labels(refs, labels)
+    answers, refs = as_texts(predictions, references)
+    labels = known_labels(refs, labels)
     pairs = Counter((r, a if a in labels else None) for a, (r,) in zip(answers, refs))
-    return Confusion(tuple(labels),
-                     tuple(tuple(pairs[r, a] for a in (*labels, None)) for r in labels))
+    return Confusion(tuple(labels), tuple(tuple(pairs[r, a] for a in (*labels, None)) for r in labels))
 
-# %% ../../nbs/engine/64_confusion.ipynb #ddec3bf6
+# %% ../../nbs/engine/64_confusion.ipynb #1c701375
 def plot_confusion(
     c: Confusion,  # what `confusion` gave
     ax=None,  # matplotlib axes; None makes a figure
@@ -64,10 +62,8 @@ def plot_confusion(
     counts, k = np.array(c.counts), len(c.labels)
     share = ratio(counts, counts.sum(1, keepdims=True))
     if ax is None:
-        ax = Figure(figsize=(min(14, 2.6 + .85 * k), min(12, 1.5 + .62 * k)),
-                    layout='constrained').add_subplot()
-    image = ax.imshow(share, LinearSegmentedColormap.from_list('', ['white', PALETTE[0]]),
-                      vmin=0, vmax=1, aspect='auto')
+        ax = Figure(figsize=(min(14, 2.6 + .85 * k), min(12, 1.5 + .62 * k)), layout='constrained').add_subplot()
+    image = ax.imshow(share, LinearSegmentedColormap.from_list('', ['white', PALETTE[0]]), vmin=0, vmax=1, aspect='auto')
     if k <= 15:                                       # more cells than that hold no text
         for (i, j), n in np.ndenumerate(counts):
             ax.text(j, i, f'{n}\n{share[i, j]:.0%}', ha='center', va='center', fontsize=8,

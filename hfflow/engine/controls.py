@@ -7,30 +7,30 @@ Docs: https://hfflow.github.io/hfflow/engine/controls.html.md"""
 # %% auto #0
 __all__ = ['copy_control', 'controls', 'tfidf_control', 'nearest_control', 'task_controls']
 
-# %% ../../nbs/engine/66_controls.ipynb #2b55b42c
+# %% ../../nbs/engine/66_controls.ipynb #1e8e5e9f
 import warnings
 from typing import Callable
 
 from .errors import UserError
-from .metrics import missing, need
+from .metrics import is_missing, optional_package
 from .scores import UNSPACED, column, majority_control
 
-# %% ../../nbs/engine/66_controls.ipynb #d9170325
+# %% ../../nbs/engine/66_controls.ipynb #763d64e0
 def _last_text(prompt):
     "A prompt as one text; of a chat the last message."
     if isinstance(prompt, dict): prompt = prompt.get('messages')
     if isinstance(prompt, (list, tuple)) and prompt: prompt = prompt[-1].get('content')
     if isinstance(prompt, (list, tuple)):             # parts: texts among pictures or sounds
         prompt = ' '.join(p['text'] for p in prompt if isinstance(p, dict) and p.get('text'))
-    return '' if missing(prompt) else str(prompt)
+    return '' if is_missing(prompt) else str(prompt)
 
 def copy_control() -> Callable:  # a system: list of prompts -> list of answers
     "A system that answers each prompt with itself (of a chat: with its last message)."
-    def copy(prompts):
-        return [_last_text(p) for p in prompts]
+    def copy(prompts): return [_last_text(p) for p in prompts]
     copy.control = True
     return copy
 
+# %% ../../nbs/engine/66_controls.ipynb #529708a2
 def controls(
     references: list,  # of the rows that will be asked
 ) -> dict:  # name -> system
@@ -39,24 +39,22 @@ def controls(
     return {'copy of the prompt': copy_control(),
             'most frequent answer': majority_control([dict(completion=r) for r in first])}
 
-# %% ../../nbs/engine/66_controls.ipynb #58702aab
+# %% ../../nbs/engine/66_controls.ipynb #f307813d
 def _learned(train):
     "Texts and answers of training rows; of several references the first."
     texts, answers = column(train, 'prompt'), column(train, 'completion')
-    if not texts: raise UserError("The training split is empty, so no control can learn from it: "
-                                  "give a split with rows")
+    if not texts: raise UserError("The training split is empty, so no control can learn from it: give a split with rows")
     first = (a[0] if isinstance(a, (list, tuple)) and a else a for a in answers)
     return [_last_text(t) for t in texts], [str(a).strip() for a in first]
 
 def _constant(answers): return majority_control([dict(completion=a) for a in answers])
 
-# %% ../../nbs/engine/66_controls.ipynb #153b9e2f
+# %% ../../nbs/engine/66_controls.ipynb #cc41d92b
 def tfidf_control(
     train,  # rows with `prompt` and `completion`, which is a label
 ) -> Callable:  # a system: list of prompts -> list of labels
     "A system that learns labels from words: TF-IDF and logistic regression, of scikit-learn."
-    text, linear = (need(f'sklearn.{m}', 'tfidf_control')
-                    for m in ('feature_extraction.text', 'linear_model'))
+    text, linear = (optional_package(f'sklearn.{m}', 'tfidf_control') for m in ('feature_extraction.text', 'linear_model'))
     texts, labels = _learned(train)
     if (kinds := len(set(labels))) > 1000:
         raise UserError(f"The training rows have {kinds:,} different answers, and a classifier is "
@@ -74,12 +72,12 @@ def tfidf_control(
     learned.control = True
     return learned
 
-# %% ../../nbs/engine/66_controls.ipynb #82ead26b
+# %% ../../nbs/engine/66_controls.ipynb #3ee82474
 def nearest_control(
     train,  # rows with `prompt` and `completion`
 ) -> Callable:  # a system: list of prompts -> list of answers
     "A system that answers as the training row with the most similar prompt; of equal ones the first."
-    text = need('sklearn.feature_extraction.text', 'nearest_control')
+    text = optional_package('sklearn.feature_extraction.text', 'nearest_control')
     texts, answers = _learned(train)
     letters = text.TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 4), sublinear_tf=True)
     try: x = letters.fit_transform(texts)

@@ -74,7 +74,7 @@ def _lora_function():
 
     return LoraFunction
 
-# %% ../../nbs/engine/34_fused.ipynb #1f4b3fb7
+# %% ../../nbs/engine/34_fused.ipynb #4b1f3fb7
 def _plain_lora(layer):
     "Is this a LoRA layer that `fast_lora` can take over: one adapter, no dropout, no variant, a linear base?"
     from peft.tuners.lora import LoraLayer
@@ -92,9 +92,9 @@ def _plain_lora(layer):
 CACHE_LIMIT = 512 * 2**20   # bytes of de-quantised weights that are kept on a CPU without asking
 
 def dense_bytes(model) -> int:   # bytes
-    "Memory that the 4-bit layers of `model` would take when de-quantised."
-    return sum(l.in_features * l.out_features * (l.compute_dtype
-        or compute_dtype(l.weight.device.type)).itemsize
+    "Add up the memory that the 4-bit layers of `model` would take when de-quantised."
+    return sum(l.in_features * l.out_features
+               * (l.compute_dtype or compute_dtype(l.weight.device.type)).itemsize
                for l in model.modules() if kind_of(l) == 'nf4')
 
 # %% ../../nbs/engine/34_fused.ipynb #a0c0de03
@@ -110,8 +110,8 @@ _frozen, _numbers = WeakValueDictionary(), itertools.count()
 
 # %% ../../nbs/engine/34_fused.ipynb #a0c0de04
 @lru_cache
-def _lora_operator():
-    "The same as `_lora_function` for compiled graphs: an operator of tensors alone."
+def _operators():
+    "Output and gradients of a LoRA layer, each as an operator of tensors alone."
     import torch
     from torch import Tensor
     from torch.library import custom_op
@@ -133,7 +133,13 @@ def _lora_operator():
     lora.register_fake(lambda x, A, B, number: x.new_empty(*x.shape[:-1], B.shape[0]))
     backward.register_fake(lambda g, x, A, B, number, needed: (
         torch.empty_like(A), torch.empty_like(B), x.new_empty(x.shape if needed else 0)))
+    return lora, backward
 
+# %% ../../nbs/engine/34_fused.ipynb #4fd46e65
+@lru_cache
+def _lora_operator():
+    "The same as `_lora_function` for compiled graphs."
+    lora, backward = _operators()
     def keep(ctx, inputs, output): ctx.save_for_backward(*inputs)
     def back(ctx, g):
         needed = ctx.needs_input_grad[0]
@@ -141,6 +147,37 @@ def _lora_operator():
         return gx if needed else None, gA, gB, None
     lora.register_autograd(back, setup_context=keep)
     return lora
+
+# %% ../../nbs/engine/34_fused.ipynb #9648bd5d
+def _weight_of(inner, cache):
+    "A frozen weight as a function; may the forward pass keep it for the backward pass; its dtype."
+    # one that is split over processes is whole only while its layer runs: nothing of it is kept
+    whole = not hasattr(inner.weight, 'to_local')
+    if kind_of(inner) == 'full': return (lambda: inner.weight), whole, inner.weight.dtype
+    dtype = inner.compute_dtype or quant_state(inner).dtype
+    if not (cache and whole): return (lambda: dense_weight(inner, dtype)), False, dtype
+    dense = dense_weight(inner, dtype)
+    return (lambda: dense), True, dtype
+
+# %% ../../nbs/engine/34_fused.ipynb #d5231c81
+def _fast_forward(layer, cache):
+    "The forward of one LoRA layer; peft's own is used whenever the adapter is off, merged or another."
+    import torch
+    function, by_number = _lora_function(), _lora_operator()
+    inner, active, slow = layer.get_base_layer(), list(layer.active_adapters), layer.forward
+    A, B = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
+    scale = layer.scaling[active[0]]
+    weight, keep, dtype = _weight_of(inner, cache)
+    # the number finds it as long as this function holds it
+    number, frozen = torch.tensor(next(_numbers), device='cpu'), _Frozen(inner, weight, scale)
+    _frozen[number.item()] = frozen
+    def forward(self, x, *args, **kwargs):
+        if (args or kwargs or self.disable_adapters or self.merged or x.dtype != dtype
+                or self.active_adapters != active or torch.is_autocast_enabled(x.device.type)):
+            return slow(x, *args, **kwargs)
+        if torch.compiler.is_compiling(): return by_number(x, A, B, number)
+        return function.apply(x, A, B, scale, frozen.weight, inner.bias, keep)
+    return forward
 
 # %% ../../nbs/engine/34_fused.ipynb #f59898ac
 @contextmanager
@@ -159,32 +196,3 @@ def fast_lora(model,              # from `add_lora`
         yield model
     finally:
         for layer in changed: del layer.forward
-
-# %% ../../nbs/engine/34_fused.ipynb #9648bd5d
-def _fast_forward(layer, cache):
-    "The forward of one LoRA layer; peft's own is used whenever the adapter is off, merged or another."
-    import torch
-    function, by_number = _lora_function(), _lora_operator()
-    inner, active, slow = layer.get_base_layer(), list(layer.active_adapters), layer.forward
-    A, B = layer.lora_A[active[0]].weight, layer.lora_B[active[0]].weight
-    scale = layer.scaling[active[0]]
-    # one that is split over processes is whole only while its layer runs: nothing of it is kept
-    whole = not hasattr(inner.weight, 'to_local')
-    if kind_of(inner) == 'full':
-        weight, keep, dtype = (lambda: inner.weight), whole, inner.weight.dtype
-    else:
-        dtype = inner.compute_dtype or quant_state(inner).dtype
-        weight, keep = (lambda: dense_weight(inner, dtype)), bool(cache) and whole
-        if keep:
-            dense = weight()
-            weight = lambda: dense
-    # the number finds it as long as this function holds it
-    number, frozen = torch.tensor(next(_numbers), device='cpu'), _Frozen(inner, weight, scale)
-    _frozen[number.item()] = frozen
-    def forward(self, x, *args, **kwargs):
-        if (args or kwargs or self.disable_adapters or self.merged or x.dtype != dtype
-                or self.active_adapters != active or torch.is_autocast_enabled(x.device.type)):
-            return slow(x, *args, **kwargs)
-        if torch.compiler.is_compiling(): return by_number(x, A, B, number)
-        return function.apply(x, A, B, scale, frozen.weight, inner.bias, keep)
-    return forward

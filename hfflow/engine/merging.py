@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core import Artifact
 from .errors import UserError
-from .loading import base_of, dense_weight, kind_of, load_base, load_tokenizer, where
+from .loading import base_of, dense_weight, kind_of, load_base, load_tokenizer, locate
 
 # %% ../../nbs/engine/33_merging.ipynb #6dd7e8f7
 def file_of(where, filename):
@@ -35,35 +35,90 @@ def load_model(model:'Artifact|str|Path',   # an adapter or a full model: repo a
                dtype=None,                  # of the arithmetic; default: as `compute_dtype` says
               ) -> tuple:                   # model in eval mode, tokenizer
     "Load a model for inference; an adapter brings the base it was trained on, at that base's revision."
-    where = where(model)
+    where = locate(model)
     config, about = file_of(where, 'adapter_config.json'), file_of(where, 'qlora.json')
     about = json.loads(about.read_text()) if about else {}
     bits = bits or about.get('bits') or 16
     if config is None: net = load_base(model, bits, device, dtype=dtype)
-    else:
-        from peft import PeftModel
-        config = json.loads(config.read_text())
-        name, revision = config['base_model_name_or_path'], config.get('revision')
-        base = Artifact('model', name, revision,
-                        '') if revision and not Path(name).is_dir() else name
-        net = load_base(base, bits, device, about.get('task'), about.get('labels'), dtype)
-        if 'problem_type' in about: net.config.problem_type = about['problem_type']
-        origin = net.hfflow_base
-        # of two libraries to each other, about a name that will change
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore', FutureWarning)
-            net = PeftModel.from_pretrained(net, where[0], revision=where[1])
-        net.hfflow_base = origin
+    else: net = _on_its_base(where, json.loads(config.read_text()), about, bits, device, dtype)
     tok = load_tokenizer(model)
     # a classifier of several rows finds their ends by it
     if net.config.pad_token_id is None: net.config.pad_token_id = tok.pad_token_id
     return net.eval(), tok
 
+# %% ../../nbs/engine/33_merging.ipynb #39ef374c
+def _on_its_base(where, config, about, bits, device, dtype):
+    "The base that an adapter's files name, for the task they name, with the adapter on it."
+    from peft import PeftModel
+    name, revision = config['base_model_name_or_path'], config.get('revision')
+    pinned = revision and not Path(name).is_dir()
+    net = load_base(Artifact('model', name, revision, '') if pinned else name, bits, device,
+                    about.get('task'), about.get('labels'), dtype)
+    if 'problem_type' in about: net.config.problem_type = about['problem_type']
+    origin = net.hfflow_base
+    with warnings.catch_warnings():      # of two libraries to each other, about a name that will change
+        warnings.simplefilter('ignore', FutureWarning)
+        net = PeftModel.from_pretrained(net, where[0], revision=where[1])
+    net.hfflow_base = origin
+    return net
+
+# %% ../../nbs/engine/33_merging.ipynb #7237b78f
+def _dense_layer(layer, out):
+    "An ordinary layer in dtype `out` with the weight of a linear one and its adapters."
+    import torch
+    from torch import nn
+    from peft.tuners.lora import LoraLayer
+    from transformers.pytorch_utils import Conv1D
+    lora = isinstance(layer, LoraLayer)
+    inner = layer.get_base_layer() if lora else layer
+    w, bias = dense_weight(inner).float(), getattr(inner, 'bias', None)
+    for adapter in layer.active_adapters if lora else ():
+        if adapter not in layer.lora_A: continue
+        variant = layer.lora_variant.get(adapter)
+        more = variant.merge_safe(layer, adapter, w) if variant else layer.get_delta_weight(adapter)
+        if getattr(layer, 'fan_in_fan_out', False): more = more.t()
+        w = more.to(w) if variant else w + more.to(w)
+    conv = Conv1D in (type(inner), getattr(inner, 'source_cls', None))
+    with torch.device('meta'):
+        new = Conv1D(*w.shape) if conv else nn.Linear(*w.shape[::-1], bias=bias is not None)
+    new.weight = nn.Parameter((w.t() if conv else w).to(out).contiguous(), requires_grad=False)
+    if bias is not None: new.bias = nn.Parameter(bias.data.to(out), requires_grad=False)
+    return new
+
+# %% ../../nbs/engine/33_merging.ipynb #c9c255ab
+def _merged(layer, out):
+    "The ordinary layer that computes what this one does; the layer itself if it is one."
+    from torch import nn
+    from peft.tuners.lora import LoraLayer
+    from peft.utils import ModulesToSaveWrapper
+    if isinstance(layer, ModulesToSaveWrapper):
+        return layer.modules_to_save[layer.active_adapters[0]]
+    lora = isinstance(layer, LoraLayer)
+    inner = layer.get_base_layer() if lora else layer
+    if not lora and kind_of(inner) in (None, 'full'): return layer
+    if kind_of(inner) is not None: return _dense_layer(layer, out)
+    # an embedding, or the experts of a mixture; an output layer that is tied to the embedding
+    # keeps the weights it was trained with
+    if isinstance(inner, nn.Embedding):
+        inner.weight = nn.Parameter(inner.weight.clone(), requires_grad=False)
+    while isinstance(layer, LoraLayer):
+        layer.merge()
+        layer = layer.base_layer
+    return layer
+
 # %% ../../nbs/engine/33_merging.ipynb #936f855b
+_TRACES = ('hf_quantizer', 'is_quantized', 'is_loaded_in_4bit', 'is_loaded_in_8bit',
+           'quantization_method', 'peft_config', '_hf_peft_config_loaded')
+
+def _ends_of(model):
+    "Weights of the input and the output embeddings; empty where the model has not both."
+    ends = [f() for f in (model.get_input_embeddings, model.get_output_embeddings)]
+    return tuple(e.weight for e in ends if getattr(e, 'weight', None) is not None) if all(ends) else ()
+
 def merge(model,          # from `add_lora` or `load_model`; used up by the merge
           dtype=None,     # of the result; default: the dtype that training computed in
-         ) -> "'PreTrainedModel'":
-    "Add the adapter into the de-quantised base, the one it was trained against; the result is an ordinary 16- or 32-bit model."
+         ) -> "'PreTrainedModel'":   # in 16 or 32 bits, without adapter
+    "Add the adapter into the de-quantised base, the one it was trained against."
     import torch
     base = base_of(model)
     out = dtype or next(p.dtype for p in base.parameters() if p.dtype.is_floating_point)
@@ -71,56 +126,12 @@ def merge(model,          # from `add_lora` or `load_model`; used up by the merg
     with torch.no_grad():
         for name, layer in list(base.named_modules()):
             if '.base_layer' in name: continue
-            new = _merged(layer, out)
-            if new is layer: continue
-            parent, _, leaf = name.rpartition('.')
-            setattr(base.get_submodule(parent), leaf, new)
-    for attr in ('hf_quantizer', 'is_quantized', 'is_loaded_in_4bit', 'is_loaded_in_8bit',
-                 'quantization_method', 'peft_config', '_hf_peft_config_loaded'):
+            if (new := _merged(layer, out)) is not layer: base.set_submodule(name, new)
+    for attr in _TRACES:
         if attr in vars(base): delattr(base, attr)
     if hasattr(base.config, 'quantization_config'): del base.config.quantization_config
     base.config.dtype = out
     # not the buffers: rotary frequencies stay fp32
     for p in base.parameters(): p.data = p.data.to(out)
-    # one weight for both ends no longer, where the adapter has changed one of them
     if tied and not torch.equal(*_ends_of(base)): base.config.tie_word_embeddings = False
     return base.eval()
-
-def _ends_of(model):
-    "Weights of the input and the output embeddings; empty where the model has not both."
-    ends = [f() for f in (model.get_input_embeddings, model.get_output_embeddings)]
-    return tuple(e.weight for e in ends if getattr(e, 'weight', None) is not None) if all(ends) else ()
-
-# %% ../../nbs/engine/33_merging.ipynb #7237b78f
-def _merged(layer, out):
-    "The ordinary layer that computes what this one does; the layer itself if it is one."
-    import torch
-    from torch import nn
-    from peft.tuners.lora import LoraLayer
-    from peft.utils import ModulesToSaveWrapper
-    from transformers.pytorch_utils import Conv1D
-    if isinstance(layer, ModulesToSaveWrapper):
-        return layer.modules_to_save[layer.active_adapters[0]]
-    lora = isinstance(layer, LoraLayer)
-    inner = layer.get_base_layer() if lora else layer
-    if not lora and kind_of(inner) in (None, 'full'): return layer
-    if kind_of(inner) is None:                      # an embedding, or the experts of a mixture
-        # an output layer that is tied to it keeps the weights it was trained with
-        if isinstance(inner, nn.Embedding): inner.weight = nn.Parameter(inner.weight.clone(), requires_grad=False)
-        while isinstance(layer, LoraLayer):
-            layer.merge()
-            layer = layer.base_layer
-        return layer
-    w, bias = dense_weight(inner).float(), getattr(inner, 'bias', None)
-    for adapter in layer.active_adapters if lora else ():
-        if adapter not in layer.lora_A: continue
-        variant = layer.lora_variant.get(adapter)
-        w2 = variant.merge_safe(layer, adapter, w) if variant else layer.get_delta_weight(adapter)
-        if getattr(layer, 'fan_in_fan_out', False): w2 = w2.t()
-        w = w2.to(w) if variant else w + w2.to(w)
-    conv = Conv1D in (type(inner), getattr(inner, 'source_cls', None))
-    with torch.device('meta'):
-        new = Conv1D(*w.shape) if conv else nn.Linear(*w.shape[::-1], bias=bias is not None)
-    new.weight = nn.Parameter((w.t() if conv else w).to(out).contiguous(), requires_grad=False)
-    if bias is not None: new.bias = nn.Parameter(bias.data.to(out), requires_grad=False)
-    return new

@@ -8,15 +8,15 @@ Docs: https://hfflow.github.io/hfflow/engine/scores.html.md"""
 __all__ = ['UNSPACED', 'wilson', 'nearest_value', 'Score', 'score', 'squad_words', 'token_f1', 'row_f1', 'column',
            'majority_control']
 
-# %% ../../nbs/engine/60_scores.ipynb #a28b3a1b
+# %% ../../nbs/engine/60_scores.ipynb #9894a4a4
 import math, re, string, unicodedata
 from collections import Counter
 from dataclasses import dataclass, field
-
-from .errors import UserError
 from typing import Callable
 
-# %% ../../nbs/engine/60_scores.ipynb #0d001c55
+from .errors import UserError
+
+# %% ../../nbs/engine/60_scores.ipynb #d0811cf6
 def wilson(
     k: int,  # how many were right
     n: int,  # of how many; 0 gives (0, 1): nothing is known
@@ -29,10 +29,9 @@ def wilson(
     p, z2 = k / n, z * z
     mid, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # In exact arithmetic 0 right has lower bound 0 and all right has upper bound 1; floats miss both by 1e-17
-    return (0.0 if k == 0 else (mid - half) / (1 + z2 / n)), (1.0 if k == n
-        else (mid + half) / (1 + z2 / n))
+    return (0. if k == 0 else (mid - half) / (1 + z2 / n)), (1. if k == n else (mid + half) / (1 + z2 / n))
 
-# %% ../../nbs/engine/60_scores.ipynb #a577fb31
+# %% ../../nbs/engine/60_scores.ipynb #c54217e9
 def _mapping(text):
     "The YAML mapping in `text`, or None. Model output is not trusted: only plain values, and never an exception."
     import yaml
@@ -42,6 +41,7 @@ def _mapping(text):
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError): return None
     return d if isinstance(d, dict) and d else None
 
+# %% ../../nbs/engine/60_scores.ipynb #9c018555
 def nearest_value(answer, reference):
     "The reference as text; of several, the one that the answer equals, or else the first."
     if not isinstance(reference, (list, tuple)): return str(reference).strip()
@@ -53,7 +53,7 @@ def _rate(right, n):
     lo, hi = wilson(right, n)
     return dict(right=right, n=n, exact=right / n if n else 0.0, lo=lo, hi=hi)
 
-# %% ../../nbs/engine/60_scores.ipynb #423631ea
+# %% ../../nbs/engine/60_scores.ipynb #58c266f5
 @dataclass(frozen=True)
 class Score:
     "How many answers are right, with a 95 % interval, in all and per field."
@@ -67,16 +67,12 @@ class Score:
     hits: tuple = ()  # one bool per row, in order: what a paired comparison needs
     def _repr_markdown_(self):
         "The totals and a line per field."
-        out = [f'**{self.right} of {self.n} right: {self.exact:.1%}** (95 % interval {self.lo:.1%} '
-               f'to {self.hi:.1%})']
-        if self.fields:
-            out += ['', '| field | right | rate | 95 % interval |', '|---|---|---|---|']
-            out += [f"| {k} | {f['right']} of {f['n']} | {f['exact']:.1%} | {f['lo']:.1%} to "
-                    f"{f['hi']:.1%} |"
-                    for k, f in self.fields.items()]
-        return '\n'.join(out)
+        out = [f'**{self.right} of {self.n} right: {self.exact:.1%}** (95 % interval {self.lo:.1%} to {self.hi:.1%})']
+        if self.fields: out += ['', '| field | right | rate | 95 % interval |', '|---|---|---|---|']
+        return '\n'.join(out + [f"| {k} | {f['right']} of {f['n']} | {f['exact']:.1%} | {f['lo']:.1%} to {f['hi']:.1%} |"
+                                for k, f in self.fields.items()])
 
-# %% ../../nbs/engine/60_scores.ipynb #7cabfd64
+# %% ../../nbs/engine/60_scores.ipynb #b599f6e1
 def score(
     predictions: list,  # what the system answered
     references: list,  # what is right, in the same order: a text, or a list of texts of which any will do
@@ -98,17 +94,16 @@ def score(
         for k, v in want.items():
             total[str(k)] += 1
             right[str(k)] += got is not None and k in got and type(got[k]) is type(v) and got[k] == v
-    rate = _rate(sum(hits), len(hits))
-    return Score(n=rate['n'], exact=rate['exact'], lo=rate['lo'], hi=rate['hi'],
-                 right=rate['right'], hits=hits,
-                 fields={k: _rate(right[k], n) for k, n in total.items()},
-                 valid=valid if has_fields else None)
+    fields = {k: _rate(right[k], n) for k, n in total.items()}
+    return Score(**_rate(sum(hits), len(hits)), fields=fields, valid=valid if has_fields else None, hits=hits)
 
-# %% ../../nbs/engine/60_scores.ipynb #aad897d5
+# %% ../../nbs/engine/60_scores.ipynb #23a001ef
 #: Scripts written without spaces, as the inside of a character class of `re`:
 #: Thai and Lao, Burmese, Khmer, kana, and Han with its extensions
 UNSPACED = ('\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff'
             '\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff')
+
+def _is_punctuation(c): return c in string.punctuation or unicodedata.category(c)[0] == 'P'
 
 def squad_words(
     text: str,  # of any script
@@ -118,9 +113,7 @@ def squad_words(
     text = re.sub(r'\b(a|an|the)\b', ' ', ''.join(c for c in text if not _is_punctuation(c)))
     return re.sub(f'([{UNSPACED}])', r' \1 ', text).split()
 
-def _is_punctuation(c): return c in string.punctuation or unicodedata.category(c)[0] == 'P'
-
-# %% ../../nbs/engine/60_scores.ipynb #0593b3b2
+# %% ../../nbs/engine/60_scores.ipynb #125531d3
 def token_f1(
     answer: str,  # what the system said
     reference: str,  # what is right
@@ -131,14 +124,16 @@ def token_f1(
     same = (Counter(a) & Counter(r)).total()
     return 2 * same / (len(a) + len(r))
 
-# %% ../../nbs/engine/60_scores.ipynb #a3c53941
-def row_f1(answers, refs):
+def row_f1(
+    answers: list,  # None counts as the empty text
+    refs: list,  # a text, or a list of texts, per row
+) -> tuple:  # one figure per row, 4 digits
     "Token F1 of each row, the best over its references."
     lists = (r if isinstance(r, (list, tuple)) else [r] for r in refs)
     said = ('' if a is None else str(a) for a in answers)
     return tuple(round(max(token_f1(a, str(r)) for r in row), 4) for a, row in zip(said, lists))
 
-# %% ../../nbs/engine/60_scores.ipynb #d391544f
+# %% ../../nbs/engine/60_scores.ipynb #d05c01f6
 def column(
     rows,  # a Dataset, a list of dicts or a dict of lists
     name: str,  # of the column
@@ -147,28 +142,27 @@ def column(
     if not len(rows): return []
     try: return list(rows[name]) if not isinstance(rows, (list, tuple)) else [r[name] for r in rows]
     except KeyError:
-        raise UserError(f"There is no column {name!r} in the rows to evaluate: they need `prompt` "
-                        "and `completion`, "
+        raise UserError(f"There is no column {name!r} in the rows to evaluate: they need `prompt` and `completion`, "
                         "which data.prepare makes") from None
 
-# %% ../../nbs/engine/60_scores.ipynb #1c88df86
+# %% ../../nbs/engine/60_scores.ipynb #fed3c4d5
+def _common_fields(lines):
+    "The most frequent `key: value` line of each key that more than half of the answers have."
+    values = {}
+    for answer in lines:
+        for line in answer: values.setdefault(line.split(':')[0], Counter())[line] += 1
+    return '\n'.join(c.most_common(1)[0][0] for c in values.values() if c.total() * 2 > len(lines))
+
 def majority_control(
     train,  # rows with a `completion`: a datasets.Dataset or a list of dicts
 ) -> "'Callable'":  # a system: list of prompts -> list of answers
     "A system that always answers the most frequent value of each field (or the most frequent answer, if there are no fields)."
     answers = [str(c).strip() for c in column(train, 'completion')]
     if not answers:
-        raise UserError("The training split is empty, so nothing in it is most frequent: give a "
-                        "split with rows")
+        raise UserError("The training split is empty, so nothing in it is most frequent: give a split with rows")
     lines = [a.splitlines() for a in answers]
-    # flat `key: value` lines
-    if all(l and all(':' in x and x[:1].strip() for x in l) for l in lines):
-        values = {}
-        for l in lines:
-            for x in l: values.setdefault(x.split(':')[0], Counter())[x] += 1
-        best = '\n'.join(c.most_common(1)[0][0] for c in values.values()
-                         if c.total() * 2 > len(answers))
-    else: best = Counter(answers).most_common(1)[0][0]
+    flat = all(l and all(':' in x and x[:1].strip() for x in l) for l in lines)     # `key: value`, not indented
+    best = _common_fields(lines) if flat else Counter(answers).most_common(1)[0][0]
     def answer(prompts): return [best] * len(prompts)
     answer.control = True       # `evaluate` sees by this that a control is there
     return answer

@@ -1,4 +1,4 @@
-"""Classifiers, and models that read with one half and write with the other: their rows, their batches, their loss.
+"""Classifiers and encoder-decoders: their rows, their batches, their loss.
 
 Docs: https://hfflow.github.io/hfflow/engine/tasks.html.md"""
 
@@ -26,7 +26,7 @@ def task_of(model,    # with or without adapter
 
 # %% ../../nbs/engine/37_tasks.ipynb #3950b9eb
 def is_text(tok):
-    "The tokenizer of a processor, or the tokenizer itself."
+    "Return the tokenizer of a processor, or the tokenizer itself."
     return getattr(tok, 'tokenizer', tok)
 
 def _need(row, *columns):
@@ -50,15 +50,21 @@ def _label(value, config):
     return known[value]
 
 # %% ../../nbs/engine/37_tasks.ipynb #52e5764a
-def row_limit(config, max_len, *names):
-    "Longest text in tokens: `max_len`, or up to the last position that the model has learned."
+def row_limit(config,
+              max_len,     # asked for, or None
+              *names,      # settings in which an architecture may state its positions
+             ):            # None: no limit
+    "Return the longest text in tokens: `max_len`, or up to the last position that the model has learned."
     own = next((getattr(config, n) for n in names if getattr(config, n, None)), None)
     # RoBERTa counts its positions from behind the padding token
     if own and 'roberta' in config.model_type: own -= config.pad_token_id + 1
     return min((n for n in (max_len, own) if n), default=None)
 
-def row_ids(texts, tok, limit, ends=False):
-    "Token ids of texts as the tokenizer frames them, and how many were cut at the limit."
+def row_ids(texts, tok,
+            limit,            # longest text in tokens, or None
+            ends:bool=False,  # add an end where the tokenizer does not
+           ) -> tuple:        # lists of ids, number of texts that were cut
+    "Encode texts as the tokenizer frames them; an empty one is refused."
     long = tok([str(t) for t in texts])['input_ids'] if texts else []
     if ends: long = [i if i and i[-1] == tok.eos_token_id else [*i, tok.eos_token_id] for i in long]
     if [] in long:
@@ -94,6 +100,39 @@ def _features(row, extractor):
     made = extractor(audio, sampling_rate=rate, return_tensors='np')[extractor.model_input_names[0]]
     return made[0], len(audio) > getattr(extractor, 'n_samples', len(audio))
 
+# %% ../../nbs/engine/37_tasks.ipynb #e8f634f2
+def _heard(rows, tok, config):
+    "Features of rows of sound, and how many were cut."
+    extractor = _extractor(tok, config)
+    made = [_features(r, extractor) for r in rows]
+    return [{'input_features': f} for f, _ in made], sum(cut for _, cut in made)
+
+def _read(rows, tok, config, max_len):
+    "Token ids of rows of text, and how many were cut."
+    ids, cut = row_ids([_need(r, 'prompt', 'text') for r in rows], tok,
+                       row_limit(config, max_len, 'max_position_embeddings'))
+    return [{'input_ids': i} for i in ids], cut
+
+def _counted(out, labels, cut):
+    "What became of the rows; a classifier's row carries one label, a decoder's as many as its tokens."
+    lengths = [len(o.get('input_ids', ())) + len(o.get('labels', ())) for o in out]
+    return TokenStats(len(out), 0, sum(lengths), sum(labels), max(lengths), cut)
+
+# %% ../../nbs/engine/37_tasks.ipynb #a571478d
+def _classified(rows, tok, config, max_len):
+    "Rows of a classifier; what kind of labels they are is noted in its config, as transformers does."
+    ids, cut = row_ids([_need(r, 'text', 'prompt') for r in rows], tok,
+                       row_limit(config, max_len, 'max_position_embeddings'))
+    out = [{'input_ids': i, 'label': _label(_need(r, 'label'), config)} for i, r in zip(ids, rows)]
+    kinds = {type(o['label']) for o in out}
+    if len(kinds) > 1:
+        raise UserError("Some rows have one label and others a list of them: give lists to all.")
+    config.problem_type = ('multi_label_classification' if list in kinds else 'regression'
+                           if config.num_labels == 1 else 'single_label_classification')
+    # a classifier made of a causal model looks for the last token that is none
+    if config.pad_token_id is None: config.pad_token_id = tok.pad_token_id
+    return out, _counted(out, [1] * len(out), cut)
+
 # %% ../../nbs/engine/37_tasks.ipynb #029d2046
 def encode_rows(rows,              # a Dataset, or a list of dicts
                 tok,               # its tokenizer; a processor for speech models other than Whisper
@@ -106,47 +145,17 @@ def encode_rows(rows,              # a Dataset, or a list of dicts
     if not rows: raise UserError('There is nothing to learn from: the data set has no rows.')
     text = is_text(tok)
     if task == 'classify': return _classified(rows, text, config, max_len)
-    out, cut = [{} for _ in rows], 0
-    if base_of(model).main_input_name == 'input_features':
-        extractor = _extractor(tok, config)
-        for o, r in zip(out, rows):
-            o['input_features'], long = _features(r, extractor)
-            cut += long
-    else:
-        limit = row_limit(config, max_len, 'max_position_embeddings')
-        ids, cut = row_ids([_need(r, 'prompt', 'text') for r in rows], text, limit)
-        for o, i in zip(out, ids): o['input_ids'] = i
-    limit = row_limit(config, max_len, 'max_target_positions', 'max_position_embeddings')
-    answer = 'text' if 'input_features' in out[0] else 'completion'
-    labels, long = row_ids([_need(r, answer) for r in rows], text, limit, ends=True)
+    sound = base_of(model).main_input_name == 'input_features'
+    out, cut = _heard(rows, tok, config) if sound else _read(rows, text, config, max_len)
+    labels, long = row_ids([_need(r, 'text' if sound else 'completion') for r in rows], text,
+                           row_limit(config, max_len, 'max_target_positions',
+                                     'max_position_embeddings'), ends=True)
     for o, y in zip(out, labels):
-        # the decoder's first token is given, not learned: the model puts it in front
         o['labels'] = y[1:] if y[0] == config.decoder_start_token_id and len(y) > 1 else y
     return out, _counted(out, [len(o['labels']) for o in out], cut + long)
 
-# %% ../../nbs/engine/37_tasks.ipynb #a571478d
-def _classified(rows, tok, config, max_len):
-    "Rows of a classifier; what kind of labels they are is noted in its config, as transformers does."
-    ids, cut = row_ids([_need(r, 'text', 'prompt') for r in rows], tok,
-                    row_limit(config, max_len, 'max_position_embeddings'))
-    out = [{'input_ids': i, 'label': _label(_need(r, 'label'), config)} for i, r in zip(ids, rows)]
-    kinds = {type(o['label']) for o in out}
-    if len(kinds) > 1:
-        raise UserError("Some rows have one label and others a list of them: give lists to all.")
-    config.problem_type = ('multi_label_classification' if list in kinds else 'regression'
-                           if config.num_labels == 1 else 'single_label_classification')
-    # a classifier made of a causal model looks for the last token that is none
-    if config.pad_token_id is None: config.pad_token_id = tok.pad_token_id
-    return out, _counted(out, [1] * len(out), cut)
-
-def _counted(out, labels, cut):
-    "What became of the rows; a classifier's row carries one label, a decoder's as many as its tokens."
-    lengths = [len(o.get('input_ids', ())) + len(o.get('labels', ())) for o in out]
-    return TokenStats(len(out), 0, sum(lengths), sum(labels), max(lengths), cut)
-
-# %% ../../nbs/engine/37_tasks.ipynb #e22d8af9
 def is_encoded(data, tok, model, max_len=None):
-    "Encoded rows as they are; others by `encode_rows`."
+    "Return encoded rows as they are, others by `encode_rows`."
     if len(data) and not {'input_ids', 'input_features'}.isdisjoint(data[0]): return list(data)
     return encode_rows(data, tok, model, max_len)[0]
 
@@ -160,15 +169,17 @@ def task_collate(rows:list[dict],  # from `encode_rows`
     return {k: t.to(base_of(model).device) for k, t in _stacked(rows, pad_id, model).items()}
 
 def _stacked(rows, pad_id, model):
+    "The tensors of `task_collate`, on the CPU."
     import torch
     import torch.nn.functional as F
     from torch.nn.utils.rnn import pad_sequence
     base = base_of(model)
-    # both halves of a model may have positions for no more
-    most = [getattr(base.config, k, None) or math.inf for k in ('max_position_embeddings', 'max_target_positions')]
+    # encoder and decoder may have positions for no more
+    most = min(getattr(base.config, k, None) or math.inf
+               for k in ('max_position_embeddings', 'max_target_positions'))
     def pad(key, value):
         t = pad_sequence([torch.tensor(r[key]) for r in rows], True, value)
-        return F.pad(t, (0, ignored(t.shape[1], base, min(most))), value=value)
+        return F.pad(t, (0, ignored(t.shape[1], base, most)), value=value)
     if 'input_features' in rows[0]:
         sound = torch.stack([torch.as_tensor(r['input_features']) for r in rows])
         return {'input_features': sound.to(base.dtype), 'labels': pad('labels', -100)}
@@ -240,7 +251,7 @@ def task_counts(model,        # with or without adapter
 # %% ../../nbs/engine/37_tasks.ipynb #453d1f29
 def guessing(rows:list,   # from `encode_rows`
             ) -> float:   # in the unit of `task_loss` divided by its number: nats, or the variance of numbers
-    "Loss of whoever knows how often each label occurs, and nothing of the rows."
+    "Compute the loss of guessing by how often each label occurs, without looking at the rows."
     labels = [r['label'] if 'label' in r else r['labels'] for r in rows]
     if isinstance(labels[0], float): return statistics.pvariance(labels)
     if isinstance(labels[0], int): return _entropy(Counter(labels))

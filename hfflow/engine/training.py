@@ -7,21 +7,63 @@ Docs: https://hfflow.github.io/hfflow/engine/training.html.md"""
 # %% auto #0
 __all__ = ['fit']
 
-# %% ../../nbs/engine/46_training.ipynb #275cbabd
+# %% ../../nbs/engine/46_training.ipynb #0c925d27
 import os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
 from .adapters import save_adapter
-from .checkpoint import Pusher, find_checkpoint, pull_checkpoint
+from .checkpoint import find_checkpoint, pull_checkpoint
 from .errors import UserError
 from .loop import Loop
 from .optimizer import threads_for
-from .progress import Run, plot_loss, tracker
+from .progress import Run, plot_loss
 from .settings import TrainConfig
 from .tasks import is_encoded
 
-# %% ../../nbs/engine/46_training.ipynb #5b0c37cf
+# %% ../../nbs/engine/46_training.ipynb #a9b0ea6d
+def _clear(folder, resume):
+    "Make the folder; remove what a dead process left half-written, and everything if training starts anew."
+    (folder/'checkpoints').mkdir(parents=True, exist_ok=True)
+    for old in (folder/'checkpoints').glob('.*-*'): shutil.rmtree(old, ignore_errors=True)
+    if resume: return
+    shutil.rmtree(folder/'checkpoints')
+    for name in ('log.jsonl', 'loss.png'): (folder/name).unlink(missing_ok=True)
+    for name in ('adapter', 'tensorboard'): shutil.rmtree(folder/name, ignore_errors=True)
+
+def _begin(loop, resume, force):
+    "Put a loop where it shall begin: anew, at the newest checkpoint here, or at one on the Hub."
+    if loop.main:
+        _clear(loop.folder, resume)
+        source = resume if isinstance(resume, str) else loop.cfg.push_to
+        if resume and source: _fetch(source, loop.folder, must=source is resume)
+    loop.acc.wait_for_everyone()
+    loop.restore(force)
+
+def _fetch(source, folder, must):
+    "Fetch what a branch has newer; UserError if it was asked for and there is nothing."
+    found = pull_checkpoint(source, folder) or find_checkpoint(folder/'checkpoints')[0]
+    if must and not found:
+        raise UserError(f"There is no checkpoint at {source}, and none in {folder}: check the name "
+                        "(owner/name@branch), or leave resume out to start anew.")
+
+# %% ../../nbs/engine/46_training.ipynb #db2a2ce5
+@contextmanager
+def _threads(n):
+    "While inside, PyTorch computes with `n` threads."
+    import torch
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try: yield
+    finally: torch.set_num_threads(before)
+
+def _encoded(data, eval_data, model, tok, cfg):
+    "Rows and held-out rows, encoded."
+    if cfg.load_best and not eval_data:
+        raise UserError('load_best needs held-out rows to know which is best: give eval_data.')
+    return [d and is_encoded(d, tok, model, cfg.max_len) for d in (data, eval_data)]
+
+# %% ../../nbs/engine/46_training.ipynb #1e874f84
 def fit(model,                  # from `add_lora`; trained in place
         tok,                    # its tokenizer
         data,                   # rows, encoded or not
@@ -35,59 +77,14 @@ def fit(model,                  # from `add_lora`; trained in place
         planned_bytes:int=None, # shown beside the memory in use
        ) -> Run:
     "Train the adapter, and save it in `folder/adapter`."
-    import torch
     cfg, folder = cfg or TrainConfig(), Path(folder)
-    data = is_encoded(data, tok, model, cfg.max_len)
-    if eval_data is not None: eval_data = is_encoded(eval_data, tok, model, cfg.max_len)
-    if cfg.load_best and not eval_data:
-        raise UserError('load_best needs held-out rows to know which is best: give eval_data.')
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_for(cfg, int(os.environ.get('LOCAL_WORLD_SIZE', 1))))
-    try:
+    data, eval_data = _encoded(data, eval_data, model, tok, cfg)
+    with _threads(threads_for(cfg, int(os.environ.get('LOCAL_WORLD_SIZE', 1)))):
         loop = Loop(model, tok, data, cfg, folder, eval_data, digest, progress, planned_bytes)
-        with _opened(loop, resume, force): run = loop.run()
-    finally: torch.set_num_threads(before)
+        _begin(loop, resume, force)
+        with loop.connected(): run = loop.run()
     if loop.main:
         save_adapter(model, tok, folder/'adapter')
         plot_loss(run).savefig(folder/'loss.png', dpi=110)
     loop.acc.wait_for_everyone()
     return run
-
-# %% ../../nbs/engine/46_training.ipynb #10c88f57
-@contextmanager
-def _opened(loop, resume, force):
-    "The loop where it shall begin, with its log, its tracker and its line to the Hub; all closed afterwards."
-    cfg, folder = loop.cfg, loop.folder
-    if loop.main:
-        _clear(folder, resume)
-        source = resume if isinstance(resume, str) else cfg.push_to
-        if resume and source: _fetch(source, folder, must=source is resume)
-    loop.acc.wait_for_everyone()
-    loop.restore(force)
-    loop.open_log()
-    try:
-        if loop.main:
-            loop.tracker = tracker(cfg, folder, loop.step)
-            if cfg.push_to: loop.pusher = Pusher(cfg.push_to, folder, loop.say)
-        yield
-    finally:
-        if loop.pusher: loop.pusher.close()
-        if loop.tracker: loop.tracker.finish()
-        if loop.main: loop.log.close()
-
-def _fetch(source, folder, must):
-    "Fetch what a branch has newer; UserError if it was asked for and there is nothing."
-    found = pull_checkpoint(source, folder) or find_checkpoint(folder/'checkpoints')[0]
-    if must and not found:
-        raise UserError(f"There is no checkpoint at {source}, and none in {folder}: check the name "
-                        "(owner/name@branch), or leave resume out to start anew.")
-
-# %% ../../nbs/engine/46_training.ipynb #1e04f632
-def _clear(folder, resume):
-    "Make the folder; remove what a dead process left half-written, and everything if training starts anew."
-    (folder/'checkpoints').mkdir(parents=True, exist_ok=True)
-    for old in (folder/'checkpoints').glob('.*-*'): shutil.rmtree(old, ignore_errors=True)
-    if resume: return
-    shutil.rmtree(folder/'checkpoints')
-    for name in ('log.jsonl', 'loss.png'): (folder/name).unlink(missing_ok=True)
-    for name in ('adapter', 'tensorboard'): shutil.rmtree(folder/name, ignore_errors=True)
