@@ -1,4 +1,4 @@
-"""What a layer computes besides its products becomes a few kernels: less to read and write, less to keep for the backward pass, the same result.
+"""What a layer computes besides its matrix products becomes a few kernels: fewer bytes to move and to keep, the same result.
 
 Docs: https://hfflow.github.io/hfflow/engine/compiled.html.md"""
 
