@@ -59,10 +59,10 @@ def test_what_fills_a_shape_changes_nothing(saved, kind, more, monkeypatch):
     def seen(n, *args):
         sizes.add(plain(n, *args))
         return plain(n, *args)
-    monkeypatch.setattr(loss, "_rounded", seen)
+    monkeypatch.setattr(attention, "rounded_up", seen)
     filled = learn(made(), kind, 3, **more)
     assert sizes and all(n % 32 == 0 for n in sizes)
-    monkeypatch.setattr(loss, "_rounded", lambda n, *_: n)
+    monkeypatch.setattr(attention, "rounded_up", lambda n, *_: n)
     assert filled == pytest.approx(learn(made(), kind, 3, **more), rel=.01)
 
 
@@ -77,7 +77,7 @@ def test_the_gradient_of_a_filled_batch_is_that_of_the_batch(saved, monkeypatch)
         total.backward()
         return n, total.item(), {k: p.grad.clone() for k, p in model.named_parameters() if p.requires_grad}
     a = gradient()
-    monkeypatch.setattr(loss, "_rounded", lambda n, *_: -(-n // 64) * 64 + 64)
+    monkeypatch.setattr(attention, "rounded_up", lambda n, *_: -(-n // 64) * 64 + 64)
     b = gradient()
     assert a[0] == b[0] and a[1] == pytest.approx(b[1], rel=1e-5)
     assert all((a[2][k] - b[2][k]).norm() <= 1e-4 * a[2][k].norm() for k in a[2])

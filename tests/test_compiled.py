@@ -8,7 +8,7 @@ import torch
 import zoo
 from test_train import ROWS, log, start, steps, sub
 
-import hfflow.fused as fused
+from hfflow.engine import fused
 from hfflow.engine.compiled import compile_units, compiled, compiler_missing
 from hfflow.engine.fused import fast_lora
 from hfflow.hub import UserError

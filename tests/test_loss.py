@@ -6,10 +6,10 @@ import tinychat
 import torch
 import zoo
 
-import hfflow.loss as loss_module
-from hfflow.hub import UserError
+from hfflow.engine import attention, loss as loss_module
 from hfflow.engine.attention import packed_attention
-from hfflow.engine.loss import batch_loss, batch_tokens, make_batch
+from hfflow.engine.loss import batch_loss, batch_tokens, make_batch, paths_of
+from hfflow.hub import UserError
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
 from hfflow.tokens import collate, encode_dataset, pack
 
@@ -50,7 +50,7 @@ def test_loss_and_gradients_are_those_of_full_logits_with_a_mask(kind, monkeypat
     padded = collate(rows, 1)
     want = plain_loss(model, padded)
     wanted = grads(model, want)
-    paths = loss.paths_of(model)
+    paths = paths_of(model)
     assert paths.causal and paths.packed == (kind in APART) and paths.split
     for batch in (padded, make_batch(model, rows, 1)):
         loss, n = batch_loss(model, batch)
@@ -63,7 +63,7 @@ def test_loss_and_gradients_are_those_of_full_logits_with_a_mask(kind, monkeypat
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2", "granite", "cohere"])
 def test_capped_and_scaled_logits_are_found_in_bf16_too(kind):
-    paths, exact = loss.paths_of(zoo.model(kind).bfloat16()), loss.paths_of(zoo.model(kind))
+    paths, exact = paths_of(zoo.model(kind).bfloat16()), paths_of(zoo.model(kind))
     assert paths.split and paths.scale == pytest.approx(exact.scale, rel=1e-2)
 
 
@@ -82,7 +82,7 @@ def test_smoothed_labels_are_those_of_pytorch(kind, monkeypatch):
 
 def test_documents_of_equal_length_share_one_call(monkeypatch):
     calls, attend = [], attention._attend
-    monkeypatch.setattr(loss_module, "_attend", lambda q, *a: calls.append(tuple(q.shape)) or attend(q, *a))
+    monkeypatch.setattr(attention, "_attend", lambda q, *a: calls.append(tuple(q.shape)) or attend(q, *a))
     model = zoo.model("llama")
     batch = make_batch(model, rows_of((9, 4, 9, 4, 4)), 1)
     calls.clear()

@@ -52,7 +52,7 @@ def test_each_of_several_processes_loads_on_its_own_gpu(base, monkeypatch):
     def load(name, revision, bits, device, *rest):
         asked.append(device)
         raise KeyboardInterrupt
-    monkeypatch.setattr("hfflow.qlora._load", load)
+    monkeypatch.setattr("hfflow.engine.loading.load_in_bits", load)
     monkeypatch.setenv("LOCAL_RANK", "1")
     for device in ("cuda", "cpu", "cuda:0"):
         with pytest.raises(KeyboardInterrupt): load_base(base, device=device)
@@ -502,8 +502,7 @@ def test_a_model_without_its_output_layer_is_refused(tmp_path):
 
 
 def test_a_classifiers_head_stays_exact_in_half_precision(zoo_base, tmp_path, monkeypatch):
-    import hfflow.qlora as qlora
-    monkeypatch.setattr(qlora, "compute_dtype", lambda device=None: torch.bfloat16)
+    monkeypatch.setattr("hfflow.engine.loading.compute_dtype", lambda device=None: torch.bfloat16)
     for kind in ("roberta", "gpt2_labels"):
         model = add_lora(load_base(zoo_base(kind), 4), QloraConfig(rank=4))
         heads = {n: p for n, p in learning(model).items() if "lora_" not in n}

@@ -1,4 +1,4 @@
-"""What a layer computes besides its products becomes a few kernels: less to read and write, less to keep for the backward pass, the same result.
+"""What a layer computes besides its matrix products becomes a few kernels: fewer bytes to move and to keep, the same result.
 
 Docs: https://hfflow.github.io/hfflow/engine/compiled.html.md"""
 
@@ -36,7 +36,7 @@ def compiler_missing(device:str='cpu',   # or cuda
 # %% ../../nbs/engine/40_compiled.ipynb #c0a1e111
 def compile_units(model,     # with or without adapter
                  ) -> list:  # modules
-    "Choose what is compiled as one: each layer, but of one whose MLP is computed for some positions alone each part."
+    "Choose what is compiled as one: each layer, or its parts where its MLP is computed at some positions only."
     from transformers.modeling_layers import GradientCheckpointingLayer
     paths = paths_of(model) if task_of(model) == 'causal' else None
     apart = paths.layer if paths and paths.mlp is not None else None
