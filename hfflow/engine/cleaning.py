@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
-from .columns import NUMBER, TEXTS, by_name, match_columns, plain_name, text_of
+from .columns import NUMBER, TEXTS, by_plain_name, match_columns, plain_name, text_of
 from .errors import UserError
 
 # %% ../../nbs/engine/14_cleaning.ipynb #6603f786
@@ -124,7 +124,7 @@ def _columns(tables, cfg, task):
     for i in sorted(range(len(tables)), key=lambda i: -_strictness(tables[i].split)):
         t = tables[i]
         if not t.rows: continue
-        mine = by_name(t.columns)
+        mine = by_plain_name(t.columns)
         own = {c: c for c in t.columns}
         same = ({r: own.get(c, mine.get(plain_name(c))) for r, c in old.items()} for old in chosen)
         uses[i] = next((use for use in same if None not in use.values()), None)

@@ -15,7 +15,7 @@ from ..core import Artifact, provenance
 from .connection import connect
 from .errors import UserError
 from .prepare import Prepared
-from .readers import fetch
+from .readers import load_at
 
 # %% ../../nbs/engine/16_register.ipynb #e8a94991
 def dataset_card(prepared:Prepared,
@@ -178,14 +178,14 @@ def register(prepared:Prepared,
 def load(data:'Artifact|str',   # a Dataset repo, or its name: then its newest version
         ) -> "'DatasetDict'":
     "Download a Dataset repo at its commit; all its splits."
-    return fetch(Artifact.at('dataset', data) if isinstance(data, str) else data)
+    return load_at(Artifact.at('dataset', data) if isinstance(data, str) else data)
 
 # %% ../../nbs/engine/16_register.ipynb #a8fdbc3f
 def stream(data:'Artifact|str',   # a Dataset repo, or its name: then its newest version
            split='train',         # one of its splits
           ) -> "'IterableDataset'":
     "Read the rows of a split one after the other, without downloading it first."
-    splits = fetch(Artifact.at('dataset', data) if isinstance(data, str) else data, streaming=True)
+    splits = load_at(Artifact.at('dataset', data) if isinstance(data, str) else data, streaming=True)
     if split not in splits:
         raise UserError(f"{data} has no split '{split}', only {', '.join(splits)}: use one of these.")
     return splits[split]
