@@ -539,6 +539,23 @@ def test_registering_twice_is_one_commit_and_the_plain_client_loads_it(me, repo,
     assert {f for f in me.api.list_repo_files(repo, repo_type="dataset") if "values" in f} == set()
 
 
+def test_a_data_file_that_somebody_removed_is_put_back(me, repo):
+    p = ready(ROWS)
+    a = register(p, repo)
+    me.api.delete_file("data/test-00000-of-00001.parquet", repo, repo_type="dataset")
+    me.api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.txt", repo_id=repo, repo_type="dataset")      # not ours: it stays
+    b = register(p, repo)
+    assert b != a and load(b)["test"].to_list() == p.splits["test"].to_list()
+    assert "notes.txt" in me.api.list_repo_files(repo, repo_type="dataset") and register(p, repo) == b
+
+
+def test_the_card_says_what_is_in_it(me):
+    labels = data.dataset_card(ready(ROWS, validation_size=0), "you/card", "mit", labels=("a", "b"))
+    assert "license: mit" in labels and "answer `completion`, one of `a`, `b`. The column" in labels and "text-classification" in labels
+    assert "| train | 36 |\n| test | 4 |\n\nThe first" in labels and '\n    {\n     "prompt": "question' in labels
+    assert "from 1 raw file; `lineage.json`" in labels and "@" not in data.dataset_card(ready(ROWS), "you/card").split("---")[1]
+
+
 def test_conversations_survive_the_hub(me, repo):
     turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
     p = ready([{"messages": turns}, *({"messages": turns[:1] + [{"role": "assistant", "content": "x"}]} for _ in range(1))],
