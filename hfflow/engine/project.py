@@ -101,7 +101,7 @@ def _trust(cfg, writes, env):
     who = connection.Hub('https://huggingface.co', cfg.namespace, False)
     return _RESOURCE[writes] + getattr(_repos(cfg, who), f'{writes}_id')
 
-# %% ../../nbs/engine/89_project.ipynb #2db986ea
+# %% ../../nbs/engine/89_project.ipynb #08587e17
 def _one_sentence(kind, error, trace):
     "Print a UserError as one sentence, anything else as usual."
     if not issubclass(kind, UserError): return sys.__excepthook__(kind, error, trace)
@@ -165,7 +165,7 @@ def _base_env():
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
     return {k: v for k, v in os.environ.items() if k not in ours} | {'CI': 'true', 'PATH': path}
 
-# %% ../../nbs/engine/89_project.ipynb #0d5576de
+# %% ../../nbs/engine/89_project.ipynb #405e27fc
 def rehearse(folder='.',            # of the project
              workflow='check.yml',  # in its .github/workflows
              until:str=None,        # name of the last step to run; default: all
