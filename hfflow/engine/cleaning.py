@@ -65,17 +65,20 @@ class CleanReport:
         cell = lambda s: re.sub(r'([|`*_<>\[\]])', r'\\\1', ' '.join(str(s).split()))
         kept = ', '.join(f'{s} {n}' for s, n in self.kept.items())
         out = [f'**{self.read} rows read, {sum(self.kept.values())} kept** ({kept})', '']
-        rows = [f'| {r} | {n} | {REASONS[r]} | {cell(self.examples[r])} |' for r, n in self.dropped.items()]
-        if rows: out += ['| dropped | rows | why | first of them |', '|---|---:|---|---|', *rows, '']
+        rows = [f'| {r} | {n} | {REASONS[r]} | {cell(self.examples[r])} |'
+                for r, n in self.dropped.items()]
+        if rows:
+            out += ['| dropped | rows | why | first of them |', '|---|---:|---|---|', *rows, '']
         return '\n'.join(out + [f'- {cell(c)}' for c in self.columns])
 
 # %% ../../nbs/engine/14_cleaning.ipynb #82a32b26
 # what a turn may hold beside its role and content
 TURN = ('tool_calls', 'tool_call_id', 'name', 'reasoning_content', 'weight')
-_ROLE = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant', 'observation': 'tool'}
+_ROLE = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant',
+         'observation': 'tool'}
 
 def _turns(value):
-    "A conversation as a list of role and content that ends with an answer; empty if there is no answer."
+    "A conversation as a list of role and content that ends with an answer; empty if there is none."
     if isinstance(value, str):
         try: value = json.loads(value)
         except ValueError: return []
@@ -83,15 +86,17 @@ def _turns(value):
     for t in value if isinstance(value, (list, tuple)) else []:
         if not isinstance(t, dict): return []
         who = str(t.get('role') or t.get('from') or '').lower()
-        turns.append({'role': _ROLE.get(who, who), 'content': text_of(t.get('content', t.get('value')))}
+        turns.append({'role': _ROLE.get(who, who),
+                      'content': text_of(t.get('content', t.get('value')))}
                      | {k: text_of(t[k]) for k in TURN if t.get(k) not in (None, '', [])})
     while turns and turns[-1]['role'] != 'assistant': turns.pop()
     return turns
 
 # %% ../../nbs/engine/14_cleaning.ipynb #e8bb7268
 def _row(raw, use):
-    "One raw row as prompt and completion, and messages if it has several turns; None if one of them is empty."
-    if 'messages' in use: return _said(_turns(raw.get(use['messages'])), text_of(raw.get(use.get('tools'))))
+    "One raw row as prompt and completion (and messages); None if one of them is empty."
+    if 'messages' in use:
+        return _said(_turns(raw.get(use['messages'])), text_of(raw.get(use.get('tools'))))
     text = {role: text_of(raw.get(column)) for role, column in use.items()}
     prompt = '\n\n'.join(filter(None, (text.get('prompt'), text.get('input'))))
     if not text['completion'] or ('prompt' in use and not prompt): return None
@@ -104,8 +109,8 @@ def _said(turns, tools):
     if not turns: return None
     said = [t['content'] or t.get('tool_calls', '') for t in turns]
     row = {'prompt': '\n'.join(said[:-1]), 'completion': said[-1]}
-    if tools or [t['role'] for t in turns] != ['user', 'assistant'] or any(len(t) > 2 for t in turns):
-        row['messages'] = turns
+    short = [t['role'] for t in turns] == ['user', 'assistant'] and all(len(t) == 2 for t in turns)
+    if tools or not short: row['messages'] = turns
     if tools: row['tools'] = tools
     return row if row['completion'] and (row['prompt'] or len(turns) == 1) else None
 
@@ -191,7 +196,7 @@ def _distinct(groups, drop):
 
 # %% ../../nbs/engine/14_cleaning.ipynb #7bc35150
 def _carve(splits, name, size, seed, task=None):
-    "Move the part `size` of the training rows, at least one but never all, into a split of its own."
+    "Move a part of the training rows, at least one but never all, into a split of its own."
     rows = splits['train']
     n = min(max(round(len(rows) * size), 1), len(rows) - 1) if size else 0
     if n < 1: return
@@ -206,7 +211,7 @@ def _carve(splits, name, size, seed, task=None):
     splits['train'] = [r for r in rows if _key(r) not in chosen]
 
 def _put_aside(splits, cfg, task):
-    "The splits with one for testing and one for validation, the strictest first, none of them empty."
+    "The splits with some for testing and validation, the strictest first, none empty."
     for name, size in (('test', cfg.test_size), ('validation', cfg.validation_size)):
         if not any(rows for s, rows in splits.items() if s.startswith(name)):
             _carve(splits, name, size, cfg.seed, task)
@@ -240,15 +245,17 @@ def _column_notes(table, use, task, given, same):
 
 def _notes(tables, uses, task, given, same):
     "What the report says of all tables, each thing once."
-    notes = [n for t, use in zip(tables, uses) if use for n in _column_notes(t, use, task, given, same)]
+    notes = [n for t, use in zip(tables, uses) if use
+             for n in _column_notes(t, use, task, given, same)]
     return tuple(dict.fromkeys(notes + _label_notes(same) + [n for t in tables for n in t.notes]))
 
 # %% ../../nbs/engine/14_cleaning.ipynb #803e7728
 def _need_training(splits, source, read, counts):
     "Refuse what leaves nothing to train on."
     if not any(splits.values()):
-        raise UserError(f"Nothing is left of '{source}' after cleaning ({read} rows read"
-                        + ''.join(f', {n} {r}' for r, n in counts.items()) + '): look at the files.')
+        why = ''.join(f', {n} {r}' for r, n in counts.items())
+        raise UserError(f"Nothing is left of '{source}' after cleaning ({read} rows read{why}): "
+                        'look at the files.')
     if not splits.get('train'):
         raise UserError(f"'{source}' has no rows to train on, only "
                         f"{', '.join(s for s in splits if splits[s])}: "

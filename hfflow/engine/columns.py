@@ -210,7 +210,7 @@ def match_columns(columns,            # names as found
                   completion=None,    # same for the completion
                   table='The table',  # how to call it in an error
                   task=None,          # 'classify': the prompt is a text, the completion its label
-                  rows=(),            # dicts: what the columns hold decides where their names do not
+                  rows=(),            # dicts: what columns hold decides where their names do not
                  ) -> dict:           # role (prompt, input, completion, messages, tools) -> column
     "Find the columns that hold prompt and completion, or the conversation."
     columns, held, wanted = list(columns), _held(columns, rows), (prompt, completion)

@@ -17,7 +17,8 @@ import hfflow
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #026b5ab2
 FIELDS = ('base', 'data', 'preset', 'rank', 'epochs', 'bits')
-DEFAULTS = dict(base='Qwen/Qwen3-0.6B', data='flow-writer', preset='auto', rank=16, epochs=3, bits=4)
+DEFAULTS = dict(base='Qwen/Qwen3-0.6B', data='flow-writer', preset='auto', rank=16, epochs=3,
+                bits=4)
 RAW = Path(hfflow.__file__).parent/'assets'/'flow-writer'     # raw files and grammar, as shipped
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #27788ee8
@@ -218,7 +219,7 @@ def _typed(text, said, names, rng, say):
 # %% ../../nbs/engine/10_flowwriter.ipynb #88bcb2c1
 def request(rng:random.Random,        # its state decides the row
             new_values:bool=False,    # names and ranks that training never sees
-            new_phrases:bool=False,   # half of all phrases and frames from the part that training never sees
+            new_phrases:bool=False,   # half of all phrases and frames, too
            ) -> dict:                 # {'request', 'config'}
     "Make one request and the configuration that it means."
     g, cfg, said, part = grammar(), dict(DEFAULTS), {}, {}
@@ -252,8 +253,9 @@ def _dirty(train, tests, rng):
           dict(request=train[1]['request'] + '?', config='')] * 4
     for rows in tests: c += rng.sample(rows, 8)                         # test rows
     for p in (a, b, c): rng.shuffle(p)
-    return ([{'Request': r['request'], 'Config ': r['config']} for r in a], b,   # other names
-            [dict(r, annotator=rng.choice(['ann', 'bo', 'cy'])) for r in c])     # nobody asked for it
+    # other names, and a column that nobody asked for
+    return ([{'Request': r['request'], 'Config ': r['config']} for r in a], b,
+            [dict(r, annotator=rng.choice(['ann', 'bo', 'cy'])) for r in c])
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #56345fde
 def _rows_to(path, rows):
@@ -265,7 +267,7 @@ def _rows_to(path, rows):
             out = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
             out.writeheader(); out.writerows(rows)
 
-def write_raw(folder:'str|Path',   # gets train-1.csv, train-2.jsonl, train-3.csv, test_values.jsonl, test_phrasings.csv
+def write_raw(folder:'str|Path',   # gets three files to train on and two to test on
               rows:int=9000,       # training rows before the dirt
               tests:int=300,       # rows in each generated test file
               seed:int=0,          # the same seed writes the same bytes
@@ -283,13 +285,15 @@ def write_raw(folder:'str|Path',   # gets train-1.csv, train-2.jsonl, train-3.cs
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #c34ad7f9
 _NAME = re.compile(r'[\w.-]+/[\w.-]*\w|[\w-]+\.(?:csv|jsonl|json|parquet|txt)\b')
-_FAMILY = {'tiny': 'hfflow/tiny-llama', 'qwen': 'Qwen/Qwen3-0.6B', 'llama': 'meta-llama/Llama-3.2-1B',
-           'gemma': 'google/gemma-3-1b-pt', 'smol': 'HuggingFaceTB/SmolLM2-135M',
-           'mistral': 'mistralai/Mistral-7B-v0.3', 'phi': 'microsoft/Phi-4-mini-instruct'}
+_FAMILY = {'tiny': 'hfflow/tiny-llama', 'qwen': 'Qwen/Qwen3-0.6B',
+           'llama': 'meta-llama/Llama-3.2-1B', 'gemma': 'google/gemma-3-1b-pt',
+           'smol': 'HuggingFaceTB/SmolLM2-135M', 'mistral': 'mistralai/Mistral-7B-v0.3',
+           'phi': 'microsoft/Phi-4-mini-instruct'}
 _LARGER = [('qwen', '1.7', 'Qwen/Qwen3-1.7B'), ('qwen', '4b', 'Qwen/Qwen3-4B'),
            ('qwen', '8b', 'Qwen/Qwen3-8B'), ('llama', '3b', 'meta-llama/Llama-3.2-3B'),
            ('llama', '8b', 'meta-llama/Llama-3.1-8B'), ('gemma', '4b', 'google/gemma-3-4b-pt'),
-           ('smol', '360', 'HuggingFaceTB/SmolLM2-360M'), ('smol', '1.7', 'HuggingFaceTB/SmolLM2-1.7B')]
+           ('smol', '360', 'HuggingFaceTB/SmolLM2-360M'),
+           ('smol', '1.7', 'HuggingFaceTB/SmolLM2-1.7B')]
 _MACHINE = [('cpu', r'cpu|laptop|no gpu|without a|processor'), ('t4', r't4|colab'), ('l4', r'\bl4'),
             ('a100', 'a100|ampere'), ('h200', 'h200|hopper')]
 
@@ -317,8 +321,9 @@ def regex_control(text:str) -> str:   # the six lines
     for preset, pattern in _MACHINE:
         if re.search(pattern, rest): cfg['preset'] = preset; break
     cfg['rank'] = _said_number(r'\b(?:rank|r)\b\W*(?:of|is|to|be)?\W*N\b', rest, DEFAULTS['rank'])
-    once = 1 if re.search('once|single epoch', rest) else 2 if 'twice' in rest else DEFAULTS['epochs']
-    cfg['epochs'] = _said_number(r'\bN (?:full )?(?:epoch|pass|round|time)', rest, once)
+    once = re.search('once|single epoch', rest)
+    times = 1 if once else 2 if 'twice' in rest else DEFAULTS['epochs']
+    cfg['epochs'] = _said_number(r'\bN (?:full )?(?:epoch|pass|round|time)', rest, times)
     if re.search(r'8.?bit|int8|eight bit', rest): cfg['bits'] = 8
     if re.search(r'16.?bit|bf16|fp16|half|unquant|no quant|without quant', rest): cfg['bits'] = 16
     return config_text(cfg)

@@ -40,11 +40,13 @@ def _dataset_dict(splits):
             r.setdefault('messages', [dict(role='user', content=r['prompt']),
                                       dict(role='assistant', content=r['completion'])])
         held = {k for r in every for t in r['messages'] for k in t}
-        types['messages'] = List({k: Value('string') for k in ('role', 'content', *TURN) if k in held})
+        fields = [k for k in ('role', 'content', *TURN) if k in held]
+        types['messages'] = List({k: Value('string') for k in fields})
         if any('tools' in r for r in every):
             types['tools'] = Value('string')
             for r in every: r.setdefault('tools', None)
-    return DatasetDict({s: Dataset.from_list(rows, features=Features(types)) for s, rows in splits.items()})
+    return DatasetDict({s: Dataset.from_list(rows, features=Features(types))
+                        for s, rows in splits.items()})
 
 # %% ../../nbs/engine/15_prepare.ipynb #d83d5512
 def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
@@ -56,7 +58,7 @@ def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
     cfg = cfg or DataConfig()
     if source is None: source = cfg.source
     named = isinstance(source, (str, Path))
-    if named and Path(source).expanduser().exists(): name = Path(source).name    # no path of this machine
+    if named and Path(source).expanduser().exists(): name = Path(source).name    # no whole path
     else: name = str(source) if named or isinstance(source, Artifact) else type(source).__name__
     # `datasets` reads once, when it is imported, which Hub it talks to
     if 'datasets' not in sys.modules: connect()

@@ -28,11 +28,12 @@ def _name(text):
 
 def _fill(folder, name):
     "Write the template's files into `folder`."
-    for src in sorted(p for p in TEMPLATE.rglob('*') if p.is_file() and '__pycache__' not in p.parts):
+    for src in sorted(p for p in TEMPLATE.rglob('*')
+                      if p.is_file() and '__pycache__' not in p.parts):
         path = folder/src.relative_to(TEMPLATE).as_posix().replace('dot-', '.').removesuffix('.in')
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = src.read_text(encoding='utf-8')
-        path.write_text(text.replace('@NAME@', name).replace('@VERSION@', hfflow.__version__), encoding='utf-8')
+        text = src.read_text(encoding='utf-8').replace('@NAME@', name)
+        path.write_text(text.replace('@VERSION@', hfflow.__version__), encoding='utf-8')
 
 def _sample(folder, rows=300, tests=40):
     "Put a few raw rows of the default task into `folder`, as a start to replace."
@@ -75,7 +76,9 @@ def choose_mode(namespace,   # of flow-hub.yaml; None: nobody to publish as
     return 'jobs' if env.get('GITHUB_ACTIONS') == 'true' and token.startswith('hf_') else 'runner'
 
 # %% ../../nbs/engine/89_project.ipynb #737b3d69
-def _repos(cfg, hub): return work.Work(cfg, hub, Path('.'), progress=False)   # which names them for the flow
+def _repos(cfg, hub):
+    "What knows the names that the flow gives to its repos."
+    return work.Work(cfg, hub, Path('.'), progress=False)
 
 @dataclass(frozen=True)
 class Project:
@@ -96,7 +99,7 @@ class Project:
 _RESOURCE = {'dataset': 'datasets/', 'model': '', 'space': 'spaces/'}
 
 def _trust(cfg, writes, env):
-    "The value of HF_OIDC_RESOURCE for a step that writes one repo, or None where a token or nothing is there."
+    "The value of HF_OIDC_RESOURCE for a step that writes one repo; None where it is not needed."
     if not writes or env.get('HF_TOKEN') or not env.get('ACTIONS_ID_TOKEN_REQUEST_URL'): return None
     who = connection.Hub('https://huggingface.co', cfg.namespace, False)
     return _RESOURCE[writes] + getattr(_repos(cfg, who), f'{writes}_id')
@@ -133,7 +136,8 @@ def summarize(report,    # what `flow.run` returned
               project,   # what `open_project` returned
              ):
     "Print what a step did, and put it on the page of the workflow run."
-    done = ', '.join(f'{s} {status}' for s, status in report.status().items() if status != 'skipped')
+    done = ', '.join(f'{stage} {status}' for stage, status in report.status().items()
+                     if status != 'skipped')
     said = f'{project.mode} on {report.hub}: {done}'
     print(said)
     for a in report.artifacts: print(f'  {a}')

@@ -26,7 +26,7 @@ class RawTable:
     split: str              # train, validation, test or test_...
     columns: tuple          # names as in the file
     rows: list = field(repr=False)  # a dict per row
-    lines: list = field(repr=False) # where each row begins: line of a text file, else row number; from 1
+    lines: list = field(repr=False) # where each row begins, from 1: line of a text file, or number
     labels: dict = field(default_factory=dict,
                          repr=False)   # column -> names of its classes, where the data have them
     notes: tuple = ()       # what the report shall say of how it was read
@@ -124,7 +124,8 @@ def _json(data, name):
     except ValueError as e:
         if isinstance(e, UserError): raise
         if e.msg == 'Extra data': return _jsonl(data, name)     # JSON-lines that is called .json
-        raise UserError(f'{name} cannot be read as JSON (line {e.lineno}: {e.msg}): repair that line.') from None
+        raise UserError(f'{name} cannot be read as JSON (line {e.lineno}: {e.msg}): '
+                        'repair that line.') from None
     if isinstance(found, dict):                                # {"data": [...]}
         lists = [v for v in found.values() if isinstance(v, list) and v and isinstance(v[0], dict)]
         found = lists[0] if len(lists) == 1 else [found]
@@ -138,7 +139,8 @@ def _parquet(data, name):
     import pyarrow as pa, pyarrow.parquet as pq
     try: rows = pq.read_table(io.BytesIO(data)).to_pylist()
     except (pa.ArrowException, OSError) as e:
-        raise UserError(f'{name} cannot be read as Parquet ({str(e).splitlines()[0]}): write it again.') from None
+        raise UserError(f'{name} cannot be read as Parquet ({str(e).splitlines()[0]}): '
+                        'write it again.') from None
     return _names(rows), rows, list(range(1, len(rows) + 1))
 
 def _txt(data, name):
@@ -165,7 +167,8 @@ def _raw_files(root):
 def _read_file(path, name, names):
     "The table of one file, `names` being those of all."
     if path.suffix.lower() not in READERS:
-        raise UserError(f"'{name}' is of no kind that can be read: use one of {', '.join(READERS)}.")
+        raise UserError(f"'{name}' is of no kind that can be read: use one of "
+                        f"{', '.join(READERS)}.")
     try: data = path.read_bytes()
     except OSError as e:
         raise UserError(f"'{name}' cannot be read ({e.strerror}): check its permissions.") from None
@@ -191,10 +194,11 @@ def _read_splits(splits):
 
 def _read_split(name, ds, notes):
     "The table of one split."
-    classes = {c: f.names for c, f in ds.features.items() if hasattr(f, 'names') and hasattr(f, 'int2str')}
+    classes = {c: f.names for c, f in ds.features.items() if hasattr(f, 'int2str')}   # ClassLabel
     rows = ds.with_format(None).to_list()
     for c, names in classes.items():
-        for r in rows: r[c] = names[r[c]] if isinstance(r[c], int) and 0 <= r[c] < len(names) else None
+        known = dict(enumerate(names))                   # -1 is no label
+        for r in rows: r[c] = known.get(r[c])
     return RawTable(name, split_of(name), tuple(ds.column_names), rows,
                     list(range(1, len(rows) + 1)), classes, notes)
 
@@ -233,7 +237,8 @@ def _read_named(source, progress):
                     "repo as owner/name.")
 
 # %% ../../nbs/engine/12_readers.ipynb #a7eaa292
-def read_raw(source,          # file, folder, 'owner/name' of a Dataset repo, 'flow-writer', DatasetDict, Dataset, list of dicts
+def read_raw(source,          # file, folder, 'owner/name' of a Dataset repo, 'flow-writer',
+                              # DatasetDict, Dataset, list of dicts
              progress=False,  # show a bar
             ) -> list:        # a `RawTable` for each file or split
     "Read raw rows from wherever they are, without changing them."
