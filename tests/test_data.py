@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 
 from hfflow import data, hub
-from hfflow.engine import readers
+from hfflow.engine import readers, register as registering
 from hfflow.data import DataConfig, clean, key, label_names, load, match_columns, prepare, read_raw, register, split_of, stream
 from hfflow.hub import Artifact, UserError
 
@@ -93,8 +93,8 @@ def test_files_are_read_in_the_order_of_their_names(tmp_path, monkeypatch):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(json.dumps(ROWS[0] | {"completion": name}) + "\n" + json.dumps(ROWS[1]))
     one = ready(tmp_path).report
-    real = data.Path.rglob
-    monkeypatch.setattr(data.Path, "rglob", lambda self, pattern: reversed(list(real(self, pattern))))
+    real = readers.Path.rglob
+    monkeypatch.setattr(readers.Path, "rglob", lambda self, pattern: reversed(list(real(self, pattern))))
     assert ready(tmp_path).report == one and [f[0] for f in one.files] == ["a.jsonl", "b.jsonl", "sub/c.jsonl"]
 
 
@@ -331,7 +331,7 @@ def test_refused_sources(tmp_path, me):
 def test_unreadable_file(tmp_path, monkeypatch):
     p = refused("a.csv", "prompt,completion\na,b\n", tmp_path)
     def no(self): raise PermissionError(13, "Permission denied")
-    monkeypatch.setattr(data.Path, "read_bytes", no)
+    monkeypatch.setattr(readers.Path, "read_bytes", no)
     with pytest.raises(UserError, match="'a.csv' cannot be read .Permission denied."): ready(p)
 
 
@@ -539,6 +539,23 @@ def test_registering_twice_is_one_commit_and_the_plain_client_loads_it(me, repo,
     assert {f for f in me.api.list_repo_files(repo, repo_type="dataset") if "values" in f} == set()
 
 
+def test_a_data_file_that_somebody_removed_is_put_back(me, repo):
+    p = ready(ROWS)
+    a = register(p, repo)
+    me.api.delete_file("data/test-00000-of-00001.parquet", repo, repo_type="dataset")
+    me.api.upload_file(path_or_fileobj=b"x", path_in_repo="notes.txt", repo_id=repo, repo_type="dataset")      # not ours: it stays
+    b = register(p, repo)
+    assert b != a and load(b)["test"].to_list() == p.splits["test"].to_list()
+    assert "notes.txt" in me.api.list_repo_files(repo, repo_type="dataset") and register(p, repo) == b
+
+
+def test_the_card_says_what_is_in_it(me):
+    labels = data.dataset_card(ready(ROWS, validation_size=0), "you/card", "mit", labels=("a", "b"))
+    assert "license: mit" in labels and "answer `completion`, one of `a`, `b`. The column" in labels and "text-classification" in labels
+    assert "| train | 36 |\n| test | 4 |\n\nThe first" in labels and '\n    {\n     "prompt": "question' in labels
+    assert "from 1 raw file; `lineage.json`" in labels and "@" not in data.dataset_card(ready(ROWS), "you/card").split("---")[1]
+
+
 def test_conversations_survive_the_hub(me, repo):
     turns = [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]
     p = ready([{"messages": turns}, *({"messages": turns[:1] + [{"role": "assistant", "content": "x"}]} for _ in range(1))],
@@ -548,7 +565,7 @@ def test_conversations_survive_the_hub(me, repo):
 
 def test_several_shards(me, repo, monkeypatch):
     p = ready([{"prompt": f"{i}", "completion": "x" * 50} for i in range(50)])
-    monkeypatch.setattr(data, "SHARD", 1000)
+    monkeypatch.setattr(registering, "SHARD", 1000)
     a = register(p, repo)
     assert len([f for f in me.api.list_repo_files(repo, repo_type="dataset") if "train" in f]) > 1
     assert load(a)["train"].to_list() == p.splits["train"].to_list()
@@ -575,7 +592,7 @@ def test_refused_repos_leave_nothing(me, repo, monkeypatch):
     with pytest.raises(UserError, match="You may not write to 'somebody/x'.*such as you/x"): register(p, "somebody/x")
     with pytest.raises(UserError, match="is no name for a repo"): register(p, "a/b/c")
     def full(*args): raise OSError(28, "No space left on device")
-    monkeypatch.setattr(data, "_parquets", full)
+    monkeypatch.setattr(registering, "_parquets", full)
     with pytest.raises(UserError, match="could not be written .No space left on device., and nothing was published"): register(p, repo)
     assert not me.api.repo_exists(repo, repo_type="dataset")
 

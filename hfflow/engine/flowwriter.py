@@ -19,11 +19,11 @@ import hfflow
 FIELDS = ('base', 'data', 'preset', 'rank', 'epochs', 'bits')
 DEFAULTS = dict(base='Qwen/Qwen3-0.6B', data='flow-writer', preset='auto', rank=16, epochs=3,
                 bits=4)
-# the raw files and the grammar, as shipped
-RAW = Path(hfflow.__file__).parent/'assets'/'flow-writer'
+RAW = Path(hfflow.__file__).parent/'assets'/'flow-writer'     # raw files and grammar, as shipped
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #27788ee8
-def config_text(cfg: dict) -> str:  # six lines, no newline at the end
+def config_text(cfg:dict,   # a value for each of FIELDS
+               ) -> str:    # six lines, no newline at the end
     "Write a configuration as the `flow.yaml` that the model learns to answer."
     return '\n'.join(f'{f}: {cfg[f]}' for f in FIELDS)
 
@@ -34,25 +34,30 @@ def grammar() -> dict:
     return yaml.safe_load((RAW/'grammar.yaml').read_text(encoding='utf-8'))
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #ee42616b
-def pick(rng: random.Random, phrases: 'dict | list',
-         kept: bool = False) -> str:  # `kept`: from the part that training never sees
-    "One phrase of a list, or of the part of it that is asked for."
+def pick(rng:random.Random,       # its state decides
+         phrases:'dict|list',     # a list, or one with the parts `seen` and `kept`
+         kept:bool=False,         # from the part that training never sees
+        ) -> str:
+    "Draw one phrase of a list, or of the part of it that is asked for."
     if isinstance(phrases, list): return rng.choice(phrases)
     return rng.choice(phrases.get('kept', phrases['seen']) if kept else phrases['seen'])
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #90ba85ee
 def _cased(name, rng):
+    "A name in one of the ways people write capitals."
     r = rng.random()
-    return name.title() if r < .12 else name.capitalize() if r < .2 else name.upper() if r < .22 and len(name) < 9 else name
+    if r < .12: return name.title()
+    if r < .2: return name.capitalize()
+    return name.upper() if r < .22 and len(name) < 9 else name
 
 def _word(rng, words, new, share):
     "A word of a list or, for `share` of the calls, one made of syllables."
     if rng.random() >= share: return pick(rng, words, new)
-    return ''.join(rng.choice(grammar()['names']['syllable'])
-        for _ in range(rng.randint(2, 3))) + rng.choice('nrsltxk' if new else ['', 'n', 'r', 's'])
+    syllables = [rng.choice(grammar()['names']['syllable']) for _ in range(rng.randint(2, 3))]
+    return ''.join(syllables) + rng.choice('nrsltxk' if new else ['', 'n', 'r', 's'])
 
-def owner(rng: random.Random, new: bool = False) -> str:
-    "An invented user or organisation."
+def owner(rng:random.Random, new:bool=False) -> str:
+    "Invent a user or an organisation; `new` draws from the words that training never sees."
     g = grammar()['names']
     name = _word(rng, g['org'], new, .3)
     if rng.random() < .4: name += rng.choice(['-', '-', '', '_']) + rng.choice(g['org_tail'])
@@ -60,8 +65,8 @@ def owner(rng: random.Random, new: bool = False) -> str:
     return _cased(name, rng)
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #25832513
-def dataset_name(rng: random.Random, new: bool = False) -> str:
-    "An invented data set: `owner/name`, a file, or a bare name."
+def dataset_name(rng:random.Random, new:bool=False) -> str:
+    "Invent a data set: `owner/name`, a file, or a bare name."
     g = grammar()['names']
     name, sep = _word(rng, g['topic'], new, .12), rng.choice('--_')
     if rng.random() < .5: name = pick(rng, g['kind'], new) + sep + name
@@ -71,40 +76,45 @@ def dataset_name(rng: random.Random, new: bool = False) -> str:
     if r < .78: return name + '.' + rng.choice(['csv', 'csv', 'jsonl', 'json', 'parquet', 'txt'])
     return name if re.search('[-_]', name) else f'{name}{sep}{rng.choice(g["data_tail"])}'
 
-def model_name(rng: random.Random, new: bool = False) -> str:
-    "An invented base model, `owner/name-size`."
+def model_name(rng:random.Random, new:bool=False) -> str:
+    "Invent a base model, `owner/name-size`."
     g = grammar()['names']
     name = _cased(_word(rng, g['org'], new, .4), rng) + '-' + rng.choice(g['size'])
     if rng.random() < .3: name += '-' + rng.choice(['instruct', 'base', 'v2', 'chat', 'it', 'v0.1'])
     return f'{owner(rng, new)}/{name}'
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #bf5b6763
-def _quoted(name, rng):
+def _in_quotes(name, rng):
+    "A name, one time in ten in quotes."
     r = rng.random()
     return f'`{name}`' if r < .04 else f'"{name}"' if r < .08 else f"'{name}'" if r < .1 else name
 
-def value(field: str, rng: random.Random,
-          new: bool = False) -> tuple:  # (what it means, how it is said)
+def value(field:str,          # one of FIELDS
+          rng:random.Random,
+          new:bool=False,     # names and numbers that training never sees
+         ) -> tuple:          # (what it means, how it is said)
     "Draw a value for a field."
     v = grammar()['values'].get(field)
     if field == 'data' or field == 'base' and rng.random() < (.5 if new else .36):
         name = (dataset_name if field == 'data' else model_name)(rng, new)
-        return name, _quoted(name, rng)
+        return name, _in_quotes(name, rng)
     if field in ('base', 'preset', 'bits'):
         weights = [1 if k == 'auto' or k == 8 else 3 for k in v] if field != 'base' else None
         means = rng.choices(list(v), weights)[0]
         return means, rng.choice(v[means])
-    means = int(pick(rng, v, new and rng.random() < .5))
-    words = grammar()['number_words']
-    said = words[means] if means in words and rng.random() < (.15 if field == 'rank'
-        else .4) else str(means)
-    return means, said
+    means, words = int(pick(rng, v, new and rng.random() < .5)), grammar()['number_words']
+    as_word = means in words and rng.random() < (.15 if field == 'rank' else .4)
+    return means, words[means] if as_word else str(means)
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #abe14218
-# already a phrase of its own
+# what is a phrase already
 _WHOLE = re.compile(r"(in|with|at|using|do|don't|keep|load|not|without|no|zero|you) ")
 
-def phrase(field: str, means, said: str, rng: random.Random, kept: bool = False) -> str:
+def phrase(field:str,          # one of FIELDS
+           means, said:str,    # from `value`
+           rng:random.Random,
+           kept:bool=False,    # in words that training never sees
+          ) -> str:
     "Say a value in a few words."
     g = grammar()
     p = pick(rng, g['phrases'][field], kept)
@@ -118,6 +128,7 @@ def phrase(field: str, means, said: str, rng: random.Random, kept: bool = False)
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #5d4c6684
 def _asides(rng, say):
+    "Remarks with numbers that mean nothing here; mostly none."
     n = dict(k=[120, 300, 900, 1200, 2000, 4000, 5000, '10k', '50k', 20000],
              l=[256, 512, 1024, 2048, 4096], b=[1, 2, 4, 8, 16, 32], h=[2, 3, 5, 'two', 'six', 12])
     return [say('aside').format(**{k: rng.choice(v) for k, v in n.items()})
@@ -129,12 +140,13 @@ def _joined(parts, rng, sep=None):
         parts = [*parts[:-2], parts[-2] + rng.choice([' and ', ', and ', ', then ']) + parts[-1]]
     return (sep or rng.choice([', ', ', ', ', ', ' ', ' ', ' and ', ', '])).join(parts)
 
+# %% ../../nbs/engine/10_flowwriter.ipynb #3b507f70
 def _capital(text, said):
     "A capital first letter, but never on a name, which has to stay as it is."
-    return text if any(text.startswith(said[f]) for f in ('base', 'data')
-                       if f in said) else text[0].upper() + text[1:]
+    names = [said[f] for f in ('base', 'data') if f in said]
+    return text if any(map(text.startswith, names)) else text[0].upper() + text[1:]
 
-def _lead(fields, said, part, thing, rng, say):
+def _lead(fields, said, thing, rng, say):
     "`fine-tune THING on DATA`, and the fields that it has not said."
     rest, words = list(fields), [say('lead'), thing]
     if 'data' in rest and rng.random() < .6:
@@ -143,16 +155,21 @@ def _lead(fields, said, part, thing, rng, say):
                               'with the data of', 'on my', 'for', 'over']), said['data']]
     return ' '.join(words), rest
 
-# %% ../../nbs/engine/10_flowwriter.ipynb #d76ddfc6
 def _keys(fields, said, rng):
+    "The fields as `key: value`, in one of the ways people write that."
     other = dict(base='model', preset='gpu', bits='precision', data='dataset')
-    line = lambda f: rng.choice([f, f, other.get(f, f)]) + rng.choice([': ', '=', ' = ',
-        ': ']) + said[f]
+    line = lambda f: (rng.choice([f, f, other.get(f, f)])
+                      + rng.choice([': ', '=', ' = ', ': ']) + said[f])
     return rng.choice(['\n', ', ', '\n', '; ', ' | ']).join(line(f) for f in fields)
 
-def compose(frame: str, said: dict, part: dict, rng: random.Random,
-            say) -> str:  # `said`: field -> value as said; `part`: field -> phrase
-    "Put the phrases into a frame; `say(name)` draws from the grammar's `sentence` lists."
+# %% ../../nbs/engine/10_flowwriter.ipynb #d76ddfc6
+def compose(frame:str,      # one of the grammar's frames
+            said:dict,      # field -> value as said
+            part:dict,      # field -> phrase
+            rng:random.Random,
+            say,            # `say(name)` draws from the grammar's `sentence` lists
+           ) -> str:
+    "Put the phrases into a frame."
     fields, thing, asides = list(part), say('thing'), _asides(rng, say)
     rng.shuffle(fields)
     row = lambda fs, sep=None: _joined([part[f] for f in fs] + asides, rng, sep)
@@ -162,26 +179,29 @@ def compose(frame: str, said: dict, part: dict, rng: random.Random,
     if frame == 'semicolons': return row(fields, '; ')
     if frame == 'list': return row(fields)
     if frame == 'reverse': return row(fields) + '. ' + say('lead') + ' ' + thing
-    if frame == 'thing': head, rest = _lead(fields, said, part, thing, rng, say)
-    else:
-        head, rest = _lead([f for f in fields if f != 'base'], said, part, said.get('base', thing),
-                           rng, say)
+    if frame != 'thing':                          # the lead names the base
+        thing, fields = said.get('base', thing), [f for f in fields if f != 'base']
+    return _sentence(frame, said, part, asides, row, *_lead(fields, said, thing, rng, say), rng)
+
+# %% ../../nbs/engine/10_flowwriter.ipynb #4d054bd5
+def _sentence(frame, said, part, asides, row, head, rest, rng):
+    "A lead `head`, and the fields `rest` around it."
     if frame == 'sentences':
         return '. '.join(_capital(s, said) if rng.random() < .8 else s
                          for s in [head, *(part[f] for f in rest), *asides])
     if not rest and not asides: return head
     if frame == 'lead2': return row(rest) + rng.choice([', ', ': ', ' - ', '; ', ', ']) + head
     if frame == 'mixed':
-        k = rng.randint(0, len(rest))
-        return ', '.join([*(part[f] for f in rest[:k]), head, *(part[f] for f in rest[k:]),
-                          *asides])
+        k, parts = rng.randint(0, len(rest)), [part[f] for f in rest]
+        return ', '.join([*parts[:k], head, *parts[k:], *asides])
     return head + rng.choice([' ', ', ', ', ', ': ', '; ', ' - ', '. ']) + row(rest)
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #a3c3ffd6
 def _typo(word, rng):
+    "Two letters swapped, one lost, or one doubled."
     i, r = rng.randrange(1, len(word) - 1), rng.random()
-    return word[:i] + (word[i+1] + word[i] + word[i+2:] if r < .4 else word[i+1:] if r < .75
-                       else word[i] + word[i:])
+    if r < .4: return word[:i] + word[i+1] + word[i] + word[i+2:]
+    return word[:i] + (word[i+1:] if r < .75 else word[i] + word[i:])
 
 def _typed(text, said, names, rng, say):
     "The same text as somebody typed it."
@@ -197,11 +217,10 @@ def _typed(text, said, names, rng, say):
     return text
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #88bcb2c1
-def request(
-    rng: random.Random,      # its state decides the row
-    new_values: bool = False,  # names and ranks that training never sees
-    new_phrases: bool = False,  # half of all phrases and frames from the part that training never sees
-) -> dict:                   # {'request', 'config'}
+def request(rng:random.Random,        # its state decides the row
+            new_values:bool=False,    # names and ranks that training never sees
+            new_phrases:bool=False,   # half of all phrases and frames, too
+           ) -> dict:                 # {'request', 'config'}
     "Make one request and the configuration that it means."
     g, cfg, said, part = grammar(), dict(DEFAULTS), {}, {}
     kept = lambda: new_phrases and rng.random() < .5
@@ -223,7 +242,24 @@ def _unique(n, rng, taken, **kw):
         if row['request'].lower() not in taken: taken.add(row['request'].lower()); rows.append(row)
     return rows
 
-def _write(path, rows):
+def _dirty(train, tests, rng):
+    "The training rows as three people keep them, each with mistakes of their own."
+    third = len(train) // 3
+    a, b, c = train[:third], train[third:2*third], train[2*third:]
+    for p in (a, b, c): p += rng.sample(p, third // 50)                 # duplicates, to the letter
+    a += [dict(r, request='  ' + r['request'].upper() + ' ')
+          for r in rng.sample(a, third // 100)]                         # and nearly so
+    b += [dict(request='', config=train[0]['config']),
+          dict(request=train[1]['request'] + '?', config='')] * 4
+    for rows in tests: c += rng.sample(rows, 8)                         # test rows
+    for p in (a, b, c): rng.shuffle(p)
+    # other names, and a column that nobody asked for
+    return ([{'Request': r['request'], 'Config ': r['config']} for r in a], b,
+            [dict(r, annotator=rng.choice(['ann', 'bo', 'cy'])) for r in c])
+
+# %% ../../nbs/engine/10_flowwriter.ipynb #56345fde
+def _rows_to(path, rows):
+    "Write rows as CSV or JSON-lines."
     with open(path, 'w', encoding='utf-8', newline='') as f:
         if path.suffix == '.jsonl':
             for row in rows: f.write(json.dumps(row, ensure_ascii=False) + '\n')
@@ -231,67 +267,50 @@ def _write(path, rows):
             out = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
             out.writeheader(); out.writerows(rows)
 
-# %% ../../nbs/engine/10_flowwriter.ipynb #56345fde
-def write_raw(
-    folder: 'str | Path',  # gets train-1.csv, train-2.jsonl, train-3.csv, test_values.jsonl, test_phrasings.csv
-    rows: int = 9000,      # training rows before the dirt
-    tests: int = 300,      # rows in each generated test file
-    seed: int = 0,         # the same seed writes the same bytes
-) -> list:
+def write_raw(folder:'str|Path',   # gets three files to train on and two to test on
+              rows:int=9000,       # training rows before the dirt
+              tests:int=300,       # rows in each generated test file
+              seed:int=0,          # the same seed writes the same bytes
+             ) -> list:            # paths of the files
     "Write the raw files of flow-writer, planted dirt included."
     folder, rng, taken = Path(folder), random.Random(seed), set()
     folder.mkdir(parents=True, exist_ok=True)
-    values, phrasings = _unique(tests, rng, taken, new_values=True), _unique(tests, rng, taken,
-        new_phrases=True)
-    train = _unique(rows, rng, taken)
-    third = len(train) // 3
-    parts = [train[:third], train[third:2*third], train[2*third:]]
-    # duplicates, to the letter
-    for p in parts: p += rng.sample(p, third // 50)
-    parts[0] += [dict(r, request='  ' + r['request'].upper() + ' ')
-                 for r in rng.sample(parts[0], third // 100)]  # and nearly so
-    parts[1] += [dict(request='', config=train[0]['config']),
-                 dict(request=train[1]['request'] + '?', config='')] * 4
-    # test rows in a training file
-    parts[2] += rng.sample(values, 8) + rng.sample(phrasings, 8)
-    for p in parts: rng.shuffle(p)
-    # other column names
-    parts[0] = [{'Request': r['request'], 'Config ': r['config']} for r in parts[0]]
-    # a column nobody asked for
-    parts[2] = [dict(r, annotator=rng.choice(['ann', 'bo', 'cy'])) for r in parts[2]]
-    files = {'train-1.csv': parts[0], 'train-2.jsonl': parts[1], 'train-3.csv': parts[2],
+    values = _unique(tests, rng, taken, new_values=True)
+    phrasings = _unique(tests, rng, taken, new_phrases=True)
+    a, b, c = _dirty(_unique(rows, rng, taken), (values, phrasings), rng)
+    files = {'train-1.csv': a, 'train-2.jsonl': b, 'train-3.csv': c,
              'test_values.jsonl': values, 'test_phrasings.csv': phrasings}
-    for name, content in files.items(): _write(folder/name, content)
+    for name, content in files.items(): _rows_to(folder/name, content)
     return [folder/name for name in files]
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #c34ad7f9
 _NAME = re.compile(r'[\w.-]+/[\w.-]*\w|[\w-]+\.(?:csv|jsonl|json|parquet|txt)\b')
 _FAMILY = {'tiny': 'hfflow/tiny-llama', 'qwen': 'Qwen/Qwen3-0.6B',
-    'llama': 'meta-llama/Llama-3.2-1B', 'gemma': 'google/gemma-3-1b-pt',
-    'smol': 'HuggingFaceTB/SmolLM2-135M',
-           'mistral': 'mistralai/Mistral-7B-v0.3', 'phi': 'microsoft/Phi-4-mini-instruct'}
+           'llama': 'meta-llama/Llama-3.2-1B', 'gemma': 'google/gemma-3-1b-pt',
+           'smol': 'HuggingFaceTB/SmolLM2-135M', 'mistral': 'mistralai/Mistral-7B-v0.3',
+           'phi': 'microsoft/Phi-4-mini-instruct'}
 _LARGER = [('qwen', '1.7', 'Qwen/Qwen3-1.7B'), ('qwen', '4b', 'Qwen/Qwen3-4B'),
-    ('qwen', '8b', 'Qwen/Qwen3-8B'), ('llama', '3b', 'meta-llama/Llama-3.2-3B'),
-    ('llama', '8b', 'meta-llama/Llama-3.1-8B'),
-           ('gemma', '4b', 'google/gemma-3-4b-pt'), ('smol', '360', 'HuggingFaceTB/SmolLM2-360M'),
+           ('qwen', '8b', 'Qwen/Qwen3-8B'), ('llama', '3b', 'meta-llama/Llama-3.2-3B'),
+           ('llama', '8b', 'meta-llama/Llama-3.1-8B'), ('gemma', '4b', 'google/gemma-3-4b-pt'),
+           ('smol', '360', 'HuggingFaceTB/SmolLM2-360M'),
            ('smol', '1.7', 'HuggingFaceTB/SmolLM2-1.7B')]
 _MACHINE = [('cpu', r'cpu|laptop|no gpu|without a|processor'), ('t4', r't4|colab'), ('l4', r'\bl4'),
             ('a100', 'a100|ampere'), ('h200', 'h200|hopper')]
 
-def _number(pattern, text, default):
+def _said_number(pattern, text, default):
+    "The number that stands at `N` in a pattern, in digits or as a word."
     words = {w: n for n, w in grammar()['number_words'].items()}
-    m = re.search(pattern.replace('N',
-        r'(\d+|' + '|'.join(sorted(words, key=len, reverse=True)) + ')'), text)
-    return default if not m else int(words.get(m[1], m[1]))
+    any_number = r'(\d+|' + '|'.join(sorted(words, key=len, reverse=True)) + ')'
+    m = re.search(pattern.replace('N', any_number), text)
+    return int(words.get(m[1], m[1])) if m else default
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #7bc61ee6
-def regex_control(text: str) -> str:  # the six lines
+def regex_control(text:str) -> str:   # the six lines
     "Answer a request with regular expressions: the control that every model has to beat."
-    cfg, low, names = dict(DEFAULTS), text.lower(), _NAME.findall(text)
-    models = [n for n in names
-        if re.search(r'-\d+(\.\d+)?[bm]\b|-(base|small|large|mini)\b', n.lower()) and '/' in n]
+    cfg, rest, names = dict(DEFAULTS), text.lower(), _NAME.findall(text)
+    models = [n for n in names if '/' in n
+              and re.search(r'-\d+(\.\d+)?[bm]\b|-(base|small|large|mini)\b', n.lower())]
     datas = [n for n in names if n not in models]
-    rest = low
     for n in names: rest = rest.replace(n.lower(), ' ')
     for word, base in _FAMILY.items():
         if word in rest: cfg['base'] = base; break
@@ -301,9 +320,10 @@ def regex_control(text: str) -> str:  # the six lines
     if datas: cfg['data'] = datas[0]
     for preset, pattern in _MACHINE:
         if re.search(pattern, rest): cfg['preset'] = preset; break
-    cfg['rank'] = _number(r'\b(?:rank|r)\b\W*(?:of|is|to|be)?\W*N\b', rest, DEFAULTS['rank'])
-    cfg['epochs'] = _number(r'\bN (?:full )?(?:epoch|pass|round|time)', rest,
-        1 if re.search('once|single epoch', rest) else 2 if 'twice' in rest else DEFAULTS['epochs'])
+    cfg['rank'] = _said_number(r'\b(?:rank|r)\b\W*(?:of|is|to|be)?\W*N\b', rest, DEFAULTS['rank'])
+    once = re.search('once|single epoch', rest)
+    times = 1 if once else 2 if 'twice' in rest else DEFAULTS['epochs']
+    cfg['epochs'] = _said_number(r'\bN (?:full )?(?:epoch|pass|round|time)', rest, times)
     if re.search(r'8.?bit|int8|eight bit', rest): cfg['bits'] = 8
     if re.search(r'16.?bit|bf16|fp16|half|unquant|no quant|without quant', rest): cfg['bits'] = 16
     return config_text(cfg)

@@ -24,9 +24,29 @@ from .readers import read_raw
 @dataclass(frozen=True)
 class Prepared:
     "A cleaned, split data set, and the report of how it came about."
-    splits: dict   # a DatasetDict with the columns prompt, completion, source ('file:line'); messages if there are longer conversations, tools if they call any
+    # a DatasetDict with the columns prompt, completion, source ('file:line');
+    # messages if there are longer conversations, tools if they call any
+    splits: dict
     report: CleanReport
     def _repr_markdown_(self): return self.report._repr_markdown_()
+
+def _dataset_dict(splits):
+    "A `DatasetDict` of cleaned rows, with the same columns in each split."
+    from datasets import Dataset, DatasetDict, Features, List, Value
+    types = {c: Value('string') for c in ('prompt', 'completion', 'source')}
+    every = [r for rows in splits.values() for r in rows]
+    if any('messages' in r for r in every):
+        for r in every:
+            r.setdefault('messages', [dict(role='user', content=r['prompt']),
+                                      dict(role='assistant', content=r['completion'])])
+        held = {k for r in every for t in r['messages'] for k in t}
+        fields = [k for k in ('role', 'content', *TURN) if k in held]
+        types['messages'] = List({k: Value('string') for k in fields})
+        if any('tools' in r for r in every):
+            types['tools'] = Value('string')
+            for r in every: r.setdefault('tools', None)
+    return DatasetDict({s: Dataset.from_list(rows, features=Features(types))
+                        for s, rows in splits.items()})
 
 # %% ../../nbs/engine/15_prepare.ipynb #d83d5512
 def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
@@ -37,26 +57,13 @@ def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
     "Read raw rows, clean and split them."
     cfg = cfg or DataConfig()
     if source is None: source = cfg.source
-    name = Path(source).name if isinstance(source,
-        (str, Path)) and Path(source).expanduser().exists() else \
-           str(source) if isinstance(source, (str, Artifact)) else type(source).__name__
-    # which Hub it talks to is read once, when it is imported
+    named = isinstance(source, (str, Path))
+    if named and Path(source).expanduser().exists(): name = Path(source).name    # no whole path
+    else: name = str(source) if named or isinstance(source, Artifact) else type(source).__name__
+    # `datasets` reads once, when it is imported, which Hub it talks to
     if 'datasets' not in sys.modules: connect()
     splits, report = clean(read_raw(source, progress), cfg, name, progress, task)
-    from datasets import Dataset, DatasetDict, Features, List, Value
-    types = {c: Value('string') for c in ('prompt', 'completion', 'source')}
-    if any('messages' in r for rows in splits.values() for r in rows):
-        every = [r for rows in splits.values() for r in rows]
-        for r in every:
-            r.setdefault('messages', [dict(role='user', content=r['prompt']),
-                                      dict(role='assistant', content=r['completion'])])
-        held = {k for r in every for t in r['messages'] for k in t}
-        types['messages'] = List({k: Value('string') for k in ('role', 'content', *TURN) if k in held})
-        if any('tools' in r for r in every):
-            types['tools'] = Value('string')
-            for r in every: r.setdefault('tools', None)
-    return Prepared(DatasetDict({s: Dataset.from_list(rows, features=Features(types)) for s,
-                                 rows in splits.items()}), report)
+    return Prepared(_dataset_dict(splits), report)
 
 # %% ../../nbs/engine/15_prepare.ipynb #4ff9ce1d
 def need_prompts(prepared:Prepared,
@@ -73,7 +80,7 @@ def need_prompts(prepared:Prepared,
 
 # %% ../../nbs/engine/15_prepare.ipynb #1749eb2d
 def label_names(prepared:Prepared,
-                labels=None,   # their names in the order of their numbers; None: see above
+                labels=None,   # their names in the order of their numbers; None: found
                ) -> list:      # at least two names, each with a training row
     "Name the labels that a classifier is to learn from the completions."
     need_prompts(prepared, 'classify')

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/project.html.md"""
 __all__ = ['TEMPLATE', 'init', 'choose_mode', 'Project', 'open_project', 'summarize', 'steps', 'rehearse']
 
 # %% ../../nbs/engine/89_project.ipynb #9be0c5e1
-import os, re, subprocess, sys, tempfile
+import csv, os, re, subprocess, sys, tempfile, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +26,18 @@ def _name(text):
     "A name that the Hub accepts for a repo: letters, digits, dash, dot, underscore."
     return re.sub(r'[^\w.-]+', '-', text.strip()).strip('-.')[:80]
 
+def _fill(folder, name):
+    "Write the template's files into `folder`."
+    for src in sorted(p for p in TEMPLATE.rglob('*')
+                      if p.is_file() and '__pycache__' not in p.parts):
+        path = folder/src.relative_to(TEMPLATE).as_posix().replace('dot-', '.').removesuffix('.in')
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = src.read_text(encoding='utf-8').replace('@NAME@', name)
+        path.write_text(text.replace('@VERSION@', hfflow.__version__), encoding='utf-8')
+
 def _sample(folder, rows=300, tests=40):
     "Put a few raw rows of the default task into `folder`, as a start to replace."
-    import csv, json
+    folder.mkdir()
     with open(RAW/'train-1.csv', newline='', encoding='utf-8') as src, \
          open(folder/'train.csv', 'w', newline='', encoding='utf-8') as out:
         writer = csv.writer(out, lineterminator='\n')
@@ -45,16 +54,14 @@ def init(folder,          # new or empty
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"'{folder}' is not empty: name a new folder, or empty it first.")
     name = _name(name or folder.resolve().name)
-    if not name: raise UserError(f"The project needs a name of letters and digits: add --name, for example --name my-project.")
+    if not name:
+        raise UserError('The project needs a name of letters and digits: add --name, for example '
+                        '--name my-project.')
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.resolve().parent, prefix='.hfflow-') as tmp:
         tmp = Path(tmp)
-        for src in sorted(p for p in TEMPLATE.rglob('*') if p.is_file() and '__pycache__' not in p.parts):
-            path = tmp/src.relative_to(TEMPLATE).as_posix().replace('dot-', '.').removesuffix('.in')
-            path.parent.mkdir(parents=True, exist_ok=True)
-            text = src.read_text(encoding='utf-8')
-            path.write_text(text.replace('@NAME@', name).replace('@VERSION@', hfflow.__version__), encoding='utf-8')
-        (tmp/'data').mkdir(); _sample(tmp/'data')
+        _fill(tmp, name)
+        _sample(tmp/'data')
         folder.mkdir(exist_ok=True)
         for p in tmp.iterdir(): os.replace(p, folder/p.name)
     return sorted(p for p in folder.rglob('*') if p.is_file())
@@ -69,6 +76,10 @@ def choose_mode(namespace,   # of flow-hub.yaml; None: nobody to publish as
     return 'jobs' if env.get('GITHUB_ACTIONS') == 'true' and token.startswith('hf_') else 'runner'
 
 # %% ../../nbs/engine/89_project.ipynb #737b3d69
+def _repos(cfg, hub):
+    "What knows the names that the flow gives to its repos."
+    return work.Work(cfg, hub, Path('.'), progress=False)
+
 @dataclass(frozen=True)
 class Project:
     "The project of a folder, as this run carries it out."
@@ -77,23 +88,28 @@ class Project:
     cfg: 'FlowConfig'
     hub: 'Hub'
 
-    def _id(self, what):
-        return getattr(work.Work(self.cfg, self.hub, Path('.'), False), f'{what}_id')
     @property
-    def dataset_id(self) -> str: return self._id('dataset')
+    def dataset_id(self) -> str: return _repos(self.cfg, self.hub).dataset_id
     @property
-    def model_id(self) -> str: return self._id('model')
+    def model_id(self) -> str: return _repos(self.cfg, self.hub).model_id
     @property
-    def space_id(self) -> str: return self._id('space')
+    def space_id(self) -> str: return _repos(self.cfg, self.hub).space_id
 
 # %% ../../nbs/engine/89_project.ipynb #cb2fa90e
 _RESOURCE = {'dataset': 'datasets/', 'model': '', 'space': 'spaces/'}
 
 def _trust(cfg, writes, env):
-    "The value of HF_OIDC_RESOURCE for a step that writes one repo, or None where a token or nothing is there."
+    "The value of HF_OIDC_RESOURCE for a step that writes one repo; None where it is not needed."
     if not writes or env.get('HF_TOKEN') or not env.get('ACTIONS_ID_TOKEN_REQUEST_URL'): return None
     who = connection.Hub('https://huggingface.co', cfg.namespace, False)
-    return _RESOURCE[writes] + getattr(work.Work(cfg, who, Path('.'), False), f'{writes}_id')
+    return _RESOURCE[writes] + getattr(_repos(cfg, who), f'{writes}_id')
+
+# %% ../../nbs/engine/89_project.ipynb #08587e17
+def _one_sentence(kind, error, trace):
+    "Print a UserError as one sentence, anything else as usual."
+    if not issubclass(kind, UserError): return sys.__excepthook__(kind, error, trace)
+    print(f"{'::error::' if os.environ.get('GITHUB_ACTIONS') == 'true' else 'error: '}{error}",
+          file=sys.stderr)
 
 # %% ../../nbs/engine/89_project.ipynb #a2a97344
 def open_project(writes:str=None,   # dataset, model or space: the one repo that this step writes
@@ -115,20 +131,14 @@ def open_project(writes:str=None,   # dataset, model or space: the one repo that
     return Project(mode, real.name, cfg,
                    connection.connect(os.environ.get('HFFLOW_HUB') or 'https://huggingface.co'))
 
-# %% ../../nbs/engine/89_project.ipynb #72ffc772
-def _one_sentence(kind, error, trace):
-    "Print a UserError as one sentence, anything else as usual."
-    if not issubclass(kind, UserError): return sys.__excepthook__(kind, error, trace)
-    print(f"{'::error::' if os.environ.get('GITHUB_ACTIONS') == 'true' else 'error: '}{error}",
-          file=sys.stderr)
-
 # %% ../../nbs/engine/89_project.ipynb #238c6fa9
 def summarize(report,    # what `flow.run` returned
               project,   # what `open_project` returned
              ):
     "Print what a step did, and put it on the page of the workflow run."
-    said = f'{project.mode} on {report.hub}: ' + ', '.join(f'{s} {status}' for s,
-        status in report.status().items() if status != 'skipped')
+    done = ', '.join(f'{stage} {status}' for stage, status in report.status().items()
+                     if status != 'skipped')
+    said = f'{project.mode} on {report.hub}: {done}'
     print(said)
     for a in report.artifacts: print(f'  {a}')
     if page := os.environ.get('GITHUB_STEP_SUMMARY'):
@@ -140,37 +150,43 @@ def steps(workflow) -> Table:   # path of a workflow file
     "List the `run:` steps of a workflow in order: job, name, command, environment."
     import yaml
     found = yaml.safe_load(Path(workflow).read_text(encoding='utf-8'))
-    return Table({'job': job, 'name': s.get('name', s['run'].splitlines()[0]), 'run': s['run'], 
+    return Table({'job': job, 'name': s.get('name', s['run'].splitlines()[0]), 'run': s['run'],
                   'env': {**(body.get('env') or {}), **(s.get('env') or {})}}
                  for job, body in found['jobs'].items() for s in body['steps'] if 'run' in s)
 
 # %% ../../nbs/engine/89_project.ipynb #6eca3282
+def _run_step(step, folder, env):
+    "Run one step as GitHub would; return its exit status and the lines it printed."
+    given = {k: re.sub(r'\$\{\{.*?\}\}', '', str(v)) for k, v in step['env'].items()}
+    ran = subprocess.run(['bash', '-eo', 'pipefail', '-c', step['run']], cwd=folder,
+                         env=_base_env() | given | (env or {}), text=True, encoding='utf-8',
+                         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    return ran.returncode, ran.stdout.strip().splitlines() or ['']
+
+def _base_env():
+    "The environment of a runner: this one, without tokens and addresses of a Hub."
+    ours = ('HF_TOKEN', 'HF_OIDC_RESOURCE', 'HFFLOW_HUB', 'HF_ENDPOINT')
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
+    return {k: v for k, v in os.environ.items() if k not in ours} | {'CI': 'true', 'PATH': path}
+
+# %% ../../nbs/engine/89_project.ipynb #405e27fc
 def rehearse(folder='.',            # of the project
              workflow='check.yml',  # in its .github/workflows
              until:str=None,        # name of the last step to run; default: all
              env:dict=None,         # further environment variables
             ) -> Table:             # one row per step: name, seconds, last line it printed
     "Run the `run:` steps of a workflow here, in order, as GitHub would; UserError where one fails."
-    import time
-    todo, done, folder = steps(Path(folder)/'.github/workflows'/workflow), Table(), Path(folder).resolve()
+    folder, done = Path(folder).resolve(), Table()
+    todo = steps(folder/'.github/workflows'/workflow)
     names = [s['name'] for s in todo]
     if until and until not in names:
         raise UserError(f"{workflow} has no step '{until}'; it has: {', '.join(names)}.")
-    base = {k: v for k, v in os.environ.items()
-            if k not in ('HF_TOKEN', 'HF_OIDC_RESOURCE', 'HFFLOW_HUB', 'HF_ENDPOINT')}
-    base |= {'CI': 'true', 'PATH': os.pathsep.join([str(Path(sys.executable).parent),
-        os.environ.get('PATH', '')])}
     for s in todo:
-        given = {k: re.sub(r'\$\{\{.*?\}\}', '', str(v)) for k, v in s['env'].items()}
         start = time.perf_counter()
-        ran = subprocess.run(['bash', '-eo', 'pipefail', '-c', s['run']], cwd=folder,
-                             env=base | given | (env or {}), text=True,
-                             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                             stderr=subprocess.STDOUT, encoding='utf-8')
-        lines = ran.stdout.strip().splitlines() or ['']
-        if ran.returncode:
-            raise UserError(f"step '{s['name']}' of {workflow} failed with status "
-                            f"{ran.returncode}: " + ' / '.join(lines[-3:]))
+        status, lines = _run_step(s, folder, env)
+        if status:
+            raise UserError(f"step '{s['name']}' of {workflow} failed with status {status}: "
+                            + ' / '.join(lines[-3:]))
         done.append({'step': s['name'], 'seconds': round(time.perf_counter() - start, 1),
                      'said': lines[-1].strip()})
         if s['name'] == until: break

@@ -11,20 +11,22 @@ __all__ = ['SPLIT_WORDS', 'split_words', 'split_of', 'split_notes']
 import re
 from pathlib import Path
 
-# %% ../../nbs/engine/11_splits.ipynb #9ac33000
+# %% ../../nbs/engine/11_splits.ipynb #5810f9c1
 SPLIT_WORDS = {w: split for split, words in {
     'train': ('train', 'training'), 'test': ('test', 'testing'),
     'validation': ('validation', 'valid', 'val', 'dev', 'eval', 'evaluation')}.items()
     for w in words}
 
-def split_words(name):
-    "The part of a path that has words of a split in it, the file's name first, and what they mean."
+def split_words(name:str,    # path of a raw file, or name of a split
+               ) -> tuple:   # (the part of the path that has them, the splits that they mean)
+    "Find the words of a split in a path, in the file's name first."
     parts = Path(name).parts
     for part in [Path(parts[-1]).stem, *reversed(parts[:-1])]:
         found = [SPLIT_WORDS[w] for w in re.split(r'[\W\d_]+', part.lower()) if w in SPLIT_WORDS]
         if found: return part, found
     return '', []
 
+# %% ../../nbs/engine/11_splits.ipynb #9ac33000
 def split_of(name:str,   # path of a raw file, or name of a split
             ) -> str:    # train, validation, test or test_...
     "Tell the split from a file's name or, failing that, from its folder's."
@@ -34,8 +36,10 @@ def split_of(name:str,   # path of a raw file, or name of a split
     return found[0] if found else 'train'
 
 # %% ../../nbs/engine/11_splits.ipynb #8b31a30e
-def split_notes(name, names):
-    "What the report says of the split of a file among others, where its name leaves it open."
+def split_notes(name:str,     # path of a raw file
+                names,        # the paths of all raw files
+               ) -> list:     # sentences, mostly none
+    "Say how the split of a file was chosen, where its name leaves it open."
     part, found = split_words(name)
     if len(set(found)) > 1:
         return [f"{name}: '{part}' has the words of two splits, used for {split_of(name)}"]
