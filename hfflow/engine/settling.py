@@ -7,13 +7,13 @@ Docs: https://hfflow.github.io/hfflow/engine/settling.html.md"""
 # %% auto #0
 __all__ = ['FITTED', 'settle']
 
-# %% ../../nbs/engine/80a_settling.ipynb #f6ed2209
+# %% ../../nbs/engine/80a_settling.ipynb #8cc74fc9
 from dataclasses import replace
 
 from .flowconfig import FlowConfig
 from .recipe import recipe
 
-# %% ../../nbs/engine/80a_settling.ipynb #376b6dc1
+# %% ../../nbs/engine/80a_settling.ipynb #a766cdb4
 def settle(
     cfg: FlowConfig,
     base,                                  # an Artifact, or a folder
@@ -33,5 +33,5 @@ def settle(
     if 'batch' in suits: suits['accumulation'] = 1
     return replace(cfg, train=replace(cfg.train, **suits), lora=lora, minutes=minutes, left_open=())
 
-# %% ../../nbs/engine/80a_settling.ipynb #394afaa0
+# %% ../../nbs/engine/80a_settling.ipynb #a5feaf65
 FITTED = ('batch', 'accumulation', 'checkpointing')    # what may change without changing the steps
