@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/engine/store.html.md"""
 # %% auto #0
 __all__ = ['digest', 'plain', 'again', 'StageResult', 'write_atomic', 'Store']
 
-# %% ../../nbs/engine/81_store.ipynb #ece28ec7
+# %% ../../nbs/engine/81_store.ipynb #b33efa67
 import hashlib, json, os
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import get_args, get_type_hints
 
 import hfflow
 
-# %% ../../nbs/engine/81_store.ipynb #f74ab249
+# %% ../../nbs/engine/81_store.ipynb #c4f4d768
 def digest(
     **parts                                 # JSON values
 ) -> str:                                   # 16 hex digits
@@ -23,7 +23,7 @@ def digest(
     text = json.dumps({'hfflow': hfflow.__version__, **parts}, sort_keys=True, default=str, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-# %% ../../nbs/engine/81_store.ipynb #50c95221
+# %% ../../nbs/engine/81_store.ipynb #6ae6f43f
 def plain(x):
     "Return a result as JSON values: by its own `as_dict`, or field by field."
     if hasattr(x, 'as_dict'): x = x.as_dict()
@@ -32,15 +32,16 @@ def plain(x):
 
 def again(kind, values):
     "Make an object of the class `kind` from what `plain` has made of one; TypeError or KeyError where it was another."
-    if values is None: return None
+    if not isinstance(values, dict): raise TypeError(f'{values!r} is no {kind.__name__}')
     if hasattr(kind, 'from_dict'): return kind.from_dict(values)
     hints = get_type_hints(kind)
     def part(name, value):
-        inner = next((t for t in (hints[name], *get_args(hints[name])) if is_dataclass(t)), None)
-        return again(inner, value) if inner else value
+        kinds = (hints[name], *get_args(hints[name]))
+        inner = next((t for t in kinds if is_dataclass(t)), None)
+        return value if inner is None or value is None and type(None) in kinds else again(inner, value)
     return kind(**{k: part(k, v) for k, v in values.items()})
 
-# %% ../../nbs/engine/81_store.ipynb #ecdfa671
+# %% ../../nbs/engine/81_store.ipynb #a96f8087
 @dataclass(frozen=True)
 class StageResult:
     "What one stage did."
@@ -60,7 +61,7 @@ def write_atomic(path: Path, text: str):
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-# %% ../../nbs/engine/81_store.ipynb #e40b00c1
+# %% ../../nbs/engine/81_store.ipynb #261bb4f5
 class Store:
     "The results of a run's stages, each under its digest."
     def __init__(self, folder): self.folder = Path(folder)

@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/engine/work.html.md"""
 # %% auto #0
 __all__ = ['Place', 'pinned', 'Material', 'Work', 'Stage', 'stage', 'run_stage', 'Interrupted', 'stopped', 'alone']
 
-# %% ../../nbs/engine/84_work.ipynb #8951217e
+# %% ../../nbs/engine/84_work.ipynb #6bb77d8a
 import sys, time
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,7 +20,7 @@ from .flowconfig import FlowConfig, slug
 from .settling import FITTED, settle
 from .store import StageResult, Store, again, digest, plain
 
-# %% ../../nbs/engine/84_work.ipynb #5dab7999
+# %% ../../nbs/engine/84_work.ipynb #12dfac62
 class Place:
     "Where a run reads and writes: the Hub, its three repos there, and a folder here."
     def __init__(self, cfg: FlowConfig, hub, folder: Path):
@@ -45,7 +45,7 @@ class Place:
         except (RepositoryNotFoundError, RevisionNotFoundError): return False
         return True
 
-# %% ../../nbs/engine/84_work.ipynb #cb150776
+# %% ../../nbs/engine/84_work.ipynb #0761b5d6
 def pinned(base: str, hub) -> Artifact:
     "Return a base model, `name` or `name@revision`, at its commit; UserError with what is near where there is none."
     repo_id, _, revision = base.partition('@')
@@ -59,7 +59,7 @@ def pinned(base: str, hub) -> Artifact:
                 f'the embedded Hub holds {some}; for other models add --hub https://huggingface.co')
         raise UserError(f"base is '{base}', which is not on {hub.endpoint}: {hint}") from e
 
-# %% ../../nbs/engine/84_work.ipynb #763b0f00
+# %% ../../nbs/engine/84_work.ipynb #ee2c1966
 class Material(Place):
     "What a run is made of, read when it is first needed."
     def __init__(self, cfg, hub, folder, bars=False):
@@ -90,7 +90,7 @@ class Material(Place):
         "The splits that are held out for testing."
         return {name: rows for name, rows in self.splits.items() if name.startswith('test')}
 
-# %% ../../nbs/engine/84_work.ipynb #4a30f3ba
+# %% ../../nbs/engine/84_work.ipynb #84c9b851
 class Work(Material):
     "The state of one run, which its stages share."
     def __init__(self, cfg: FlowConfig, hub, folder: Path, progress=True, force=False):
@@ -122,7 +122,7 @@ class Work(Material):
         steps = {'max_steps': plan.steps} if self.settled.minutes else {}
         return replace(self.settled.train, **{k: plan.setting[k] for k in FITTED}, **steps)
 
-# %% ../../nbs/engine/84_work.ipynb #d3c9ffab
+# %% ../../nbs/engine/84_work.ipynb #f2009989
 @dataclass(frozen=True)
 class Stage:
     "One step of the flow."
@@ -139,15 +139,16 @@ class Stage:
 
     def read(self, w, kept: 'StageResult | None'):
         "Return what was kept, as an object; None where there is nothing, another version wrote it, or it is gone."
-        try: result = kept and again(self.kind, kept.result)
+        if kept is None: return None
+        try: result = again(self.kind, kept.result)
         except (KeyError, TypeError, ValueError): return None
-        return result if result is not None and self.there(w, result) else None
+        return result if self.there(w, result) else None
 
 def stage(name, kind, inputs, line, there=lambda w, result: True):
     "Make the decorated function a stage of the flow."
     return lambda work: Stage(name, kind, inputs, work, line, there)
 
-# %% ../../nbs/engine/84_work.ipynb #067d476d
+# %% ../../nbs/engine/84_work.ipynb #b8aa633b
 def run_stage(w, stage: Stage, store: Store) -> StageResult:
     "Keep the stage's result or make it, and remember it in `w.done`."
     key = stage.key(w)
@@ -162,7 +163,7 @@ def run_stage(w, stage: Stage, store: Store) -> StageResult:
     w.done[stage.name] = result
     return new
 
-# %% ../../nbs/engine/84_work.ipynb #70f8f678
+# %% ../../nbs/engine/84_work.ipynb #18ec49b4
 class Interrupted(KeyboardInterrupt):
     "Ctrl-C during a run; its text says what is done and how to go on."
 
