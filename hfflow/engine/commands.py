@@ -27,7 +27,8 @@ class _Group(typer.core.TyperGroup):
 _PLAIN = dict(no_args_is_help=True, rich_markup_mode=None, add_completion=False)
 
 app = typer.Typer(name='hfflow', cls=_Group, pretty_exceptions_enable=False, **_PLAIN,
-                  context_settings={'help_option_names': ['-h', '--help'], 'max_content_width': 100},
+                  context_settings={'help_option_names': ['-h', '--help'],
+                                    'max_content_width': 100},
                   help='''Raw data in, fine-tuned model and answering Space out; on this machine or on huggingface.co.
 
 \b
@@ -37,7 +38,8 @@ app = typer.Typer(name='hfflow', cls=_Group, pretty_exceptions_enable=False, **_
   hfflow doctor                 is everything there?
 
 Every command has --help with an example; --debug shows where an error came from.''')
-hub_app = typer.Typer(**_PLAIN, help='''The embedded Hub: run it, look after it, exchange repos with others.
+hub_app = typer.Typer(**_PLAIN,
+                      help='''The embedded Hub: run it, look after it, exchange repos with others.
 
 \b
   hfflow hub start
@@ -60,7 +62,8 @@ def switch(*flags, help, kind=bool):
     "Annotate an option that is on or off."
     return Annotated[kind, typer.Option(*flags, help=help)]
 
-HubOpt = option('--hub', 'URL', 'The Hub; without it the embedded one. The real one: https://huggingface.co')
+HubOpt = option('--hub', 'URL', 'The Hub; without it the embedded one. The real one: '
+                'https://huggingface.co')
 Json = switch('--json', help='Print JSON.')
 
 # %% ../../nbs/engine/90_commands.ipynb #23f69770
@@ -93,7 +96,8 @@ def _failed(e, debug) -> int:
     from hfflow.engine.faults import chain_of, explain
     if any(isinstance(x, KeyboardInterrupt) for x in chain_of(e)): return _fail(_STOPPED, 130)
     if debug: import traceback; traceback.print_exception(e)
-    if hasattr(e, 'format_message'): return _fail(_usage(e) if getattr(e, 'exit_code', 2) == 2 else e.format_message())
+    if hasattr(e, 'format_message'): return _fail(_usage(e) if getattr(e, 'exit_code', 2) == 2
+                                                  else e.format_message())
     if isinstance(e, UserError): return _fail(e, getattr(e, 'code', 2))
     if isinstance(e, ModuleNotFoundError) and not (e.name or '').startswith('hfflow'):
         return _fail(f'{e}: `hfflow doctor` says which package is missing, and how to install it.')
@@ -115,7 +119,8 @@ def main(
         # a terminal without UTF-8 is no reason to fail
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     try:
-        code = typer.main.get_command(app)(args=[a for a in args if a != '--debug'], prog_name='hfflow', standalone_mode=False)
+        code = typer.main.get_command(app)(args=[a for a in args if a != '--debug'],
+                                           prog_name='hfflow', standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except (_Ended, KeyboardInterrupt, BrokenPipeError, typer.Abort) as e: return _interrupted(e)
@@ -144,16 +149,20 @@ def find(hub, repo, kinds):
 def port_free(port, host='127.0.0.1'):
     "Raise where another program listens on the port."
     if not 0 <= port <= 65535:
-        raise UserError(f'port {port} does not exist: choose one from 1024 to 65535, or 0 for any free one.')
+        raise UserError(f'port {port} does not exist: choose one from 1024 to 65535, or 0 for any '
+                        'free one.')
     import socket
     with socket.socket() as s:
         if os.name != 'nt': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))
         except OSError as e:
             raise UserError({
-                errno.EADDRINUSE: f'port {port} is taken by another program: choose another with --port, or --port 0 for any free one.',
-                errno.EACCES: f'port {port} is reserved for administrators: choose one from 1024 up.',
-            }.get(e.errno, f'cannot listen on {host}:{port} ({e.strerror}): --host 127.0.0.1 is this machine.')) from None
+                errno.EADDRINUSE: f'port {port} is taken by another program: choose another with '
+                '--port, or --port 0 for any free one.',
+                errno.EACCES: f'port {port} is reserved for administrators: choose one from 1024 '
+                'up.',
+            }.get(e.errno, f'cannot listen on {host}:{port} ({e.strerror}): --host 127.0.0.1 is '
+                  'this machine.')) from None
 
 def until_stopped(running):
     "Wait for Ctrl-C, or until the app ends by itself."

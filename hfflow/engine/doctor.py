@@ -16,7 +16,8 @@ from .commands import HubOpt, Json, app, print_table
 from .errors import UserError
 
 # %% ../../nbs/engine/93_doctor.ipynb #d4218bf5
-PACKAGES = ('torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'datasets', 'huggingface_hub', 'safetensors',
+PACKAGES = ('torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'datasets',
+            'huggingface_hub', 'safetensors',
             'gradio', 'starlette', 'uvicorn', 'pygit2', 'pydantic', 'yaml', 'matplotlib')
 
 def _needed() -> dict:
@@ -48,7 +49,8 @@ def _package(name, lowest) -> tuple:
 def _python() -> list:
     "The rows of Python and of hfflow."
     ok = sys.version_info >= (3, 10)
-    return [('python', 'ok' if ok else 'missing', sys.version.split()[0], '' if ok else 'hfflow needs Python 3.10 or newer'),
+    return [('python', 'ok' if ok else 'missing', sys.version.split()[0], '' if ok
+             else 'hfflow needs Python 3.10 or newer'),
             ('hfflow', 'ok', hfflow.__version__, '')]
 
 def _packages() -> list:
@@ -66,15 +68,18 @@ def _cpu() -> list:
     best = next((f for f in units if f in cpu_flags()), 'no vector unit that we know')
     bf16 = compute_dtype('cpu').itemsize == 2
     return [('cpu', 'ok', f'{threads_for(TrainConfig())} cores, {best}',
-             '' if bf16 else 'no bf16 hardware: the CPU computes in fp32, which is slower but right')]
+             '' if bf16 else 'no bf16 hardware: the CPU computes in fp32, which is slower but '
+             'right')]
 
 def _gpu() -> list:
     "The row of the GPU."
     from hfflow.engine.flowconfig import gpu_gib
     try: gib = gpu_gib()
     except Exception as e:
-        return [('gpu', 'note', type(e).__name__, 'PyTorch cannot use it: install the CUDA build of torch that fits the driver')]
-    if not gib: return [('gpu', 'note', 'none', 'the cpu preset needs none; for larger bases see `hfflow plan MODEL --gpu T4`')]
+        return [('gpu', 'note', type(e).__name__, 'PyTorch cannot use it: install the CUDA build '
+                 'of torch that fits the driver')]
+    if not gib: return [('gpu', 'note', 'none', 'the cpu preset needs none; for larger bases see '
+                         '`hfflow plan MODEL --gpu T4`')]
     import torch
     return [('gpu', 'ok', f'{torch.cuda.get_device_name(0)}, {gib:.0f} GiB',
              '' if torch.cuda.is_bf16_supported() else 'no bf16: it computes in fp16')]
@@ -87,16 +92,19 @@ def _enough(name, gib, need) -> tuple:
 def _memory() -> list:
     "The row of the memory."
     import psutil
-    return [_enough('memory', psutil.virtual_memory().available / 2**30, 'the default flow needs about 2 GiB')]
+    return [_enough('memory', psutil.virtual_memory().available / 2**30,
+                    'the default flow needs about 2 GiB')]
 
 def _disk() -> list:
     "The rows of the disk, and of the home folder where nobody may write there."
     import shutil
     from hfflow.engine.process import home
     place = next(p for p in [home(), *home().parents] if p.exists())
-    rows = [_enough('disk', shutil.disk_usage(place).free / 2**30, 'the default flow needs about 1 GiB; a 8B base 16 GiB')]
+    rows = [_enough('disk', shutil.disk_usage(place).free / 2**30, 'the default flow needs about 1 '
+                    'GiB; a 8B base 16 GiB')]
     if os.access(place, os.W_OK): return rows
-    return rows + [('home', 'missing', 'not writable', 'set HFFLOW_HOME to a folder that belongs to you')]
+    return rows + [('home', 'missing', 'not writable', 'set HFFLOW_HOME to a folder that belongs '
+                    'to you')]
 
 # %% ../../nbs/engine/93_doctor.ipynb #86945f17
 def _hub(remote) -> tuple:
@@ -115,7 +123,8 @@ def _hub_rows(hub) -> list:
     token = bool(os.environ.get('HF_TOKEN')) or (home/'token').is_file()
     return [_hub(hub or os.environ.get('HFFLOW_HUB')),
             ('token', 'ok', 'there is one', '') if token else
-            ('token', 'note', 'none', 'needed only for huggingface.co: set HF_TOKEN, or `hf auth login`')]
+            ('token', 'note', 'none', 'needed only for huggingface.co: set HF_TOKEN, or `hf auth '
+             'login`')]
 
 # %% ../../nbs/engine/93_doctor.ipynb #a6f9f637
 @app.command()
@@ -126,12 +135,15 @@ def doctor(hub: HubOpt = None, as_json: Json = False):
       hfflow doctor
       hfflow doctor --hub https://huggingface.co
     '''
-    rows = [r for check in (_python, _packages, _cpu, _gpu, _memory, _disk) for r in check()] + _hub_rows(hub)
+    rows = [r for check in (_python, _packages, _cpu, _gpu, _memory, _disk)
+            for r in check()] + _hub_rows(hub)
     bad = [r[0] for r in rows if r[1] == 'missing']
-    if as_json: print(json.dumps([dict(zip(('check', 'status', 'found', 'todo'), r)) for r in rows], indent=1))
+    if as_json: print(json.dumps([dict(zip(('check', 'status', 'found', 'todo'), r)) for r in rows],
+                                 indent=1))
     else: print_table(rows)
     if bad:
-        raise UserError(f"{len(bad)} of {len(rows)} checks failed ({', '.join(bad)}): do what stands beside them, "
+        raise UserError(f"{len(bad)} of {len(rows)} checks failed ({', '.join(bad)}): do what "
+                        "stands beside them, "
                         'then run `hfflow doctor` again.')
 
 @app.command()

@@ -28,7 +28,8 @@ def _names(e): return {c.__name__ for c in type(e).__mro__}
 def _disk(e, where, later):
     "Say what is wrong with files and ports, or None."
     name, number = getattr(e, 'filename', None), getattr(e, 'errno', None)
-    if number == errno.ENOSPC or any(x in str(e) for x in ('No space left on device', 'os error 28')):
+    if number == errno.ENOSPC or any(x in str(e) for x in ('No space left on device',
+                                                           'os error 28')):
         return f'the disk is full while writing below {Path(where)}: free some space and {later}'
     if number == errno.EADDRINUSE:
         return 'the port is taken by another program: choose another one, or 0 for any free port.'
@@ -39,13 +40,14 @@ def _disk(e, where, later):
 
 def _memory(e):
     "Say what to do where memory ran out, or None."
-    if 'OutOfMemoryError' in _names(e) or isinstance(e, MemoryError) or 'DefaultCPUAllocator' in str(e):
+    if _names(e) & {'OutOfMemoryError', 'MemoryError'} or 'DefaultCPUAllocator' in str(e):
         return ('out of memory: lower train.batch (and raise train.accumulation) or train.max_len, '
                 'or take a smaller base; `hfflow plan` predicts what fits.')
 
 # %% ../../nbs/engine/82_faults.ipynb #a47886dc
-_UNREACHED = {'ConnectError', 'ConnectTimeout', 'ReadTimeout', 'ConnectionError', 'NewConnectionError', 'ReadError',
-              'RemoteProtocolError', 'LocalEntryNotFoundError', 'OfflineModeIsEnabled', 'CloseError'}
+_UNREACHED = {'ConnectError', 'ConnectTimeout', 'ReadTimeout', 'ConnectionError', 'CloseError',
+              'NewConnectionError', 'ReadError', 'RemoteProtocolError', 'LocalEntryNotFoundError',
+              'OfflineModeIsEnabled'}
 _ABSENT = {'RepositoryNotFoundError', 'RevisionNotFoundError', 'RemoteEntryNotFoundError'}
 
 def _remote(e, at, later):
@@ -76,4 +78,5 @@ def explain(
     chain, later = chain_of(error), 'run the same command again; finished stages are kept.'
     for e in chain:
         if isinstance(e, UserError): return str(e)
-    return next(filter(None, (_disk(e, where, later) or _remote(e, at, later) or _memory(e) for e in chain)), None)
+    return next(filter(None, (_disk(e, where, later) or _remote(e, at, later) or _memory(e)
+                              for e in chain)), None)

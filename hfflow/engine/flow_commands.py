@@ -13,17 +13,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import List, Optional
 
-from .commands import (HubOpt, Json, app, argument, find, number, option, port_free, print_table,
+from .commands import (HubOpt, Json, app, argument, find, number, option, port_free,
+                                    print_table,
                                     switch, terminal, until_stopped)
 from .errors import UserError
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #8ad58834
-_Config = argument('[FLOW.YAML]', 'The config; without it ./flow.yaml where there is one, else the default flow.')
+_Config = argument('[FLOW.YAML]', 'The config; without it ./flow.yaml where there is one, else the '
+                   'default flow.')
 _Report = option('--report', 'FILE.json', 'Also write the report to this file.', Optional[Path])
 _Workdir = option('--workdir', 'DIR', 'Results and checkpoints go below DIR/runs.', Path)
-_Set = option('--set', 'KEY=VALUE', 'One setting, such as train.max_steps=50; may be repeated.', Optional[List[str]])
-_Force = switch('--force', help='Do again what is done already; go on with an interrupted training even if other versions began it.')
-_Example = option('--example', 'NAME', 'In place of a config: reviews, a real encoder on real film reviews.')
+_Set = option('--set', 'KEY=VALUE', 'One setting, such as train.max_steps=50; may be repeated.',
+              Optional[List[str]])
+_Force = switch('--force', help='Do again what is done already; go on with an interrupted training '
+                'even if other versions began it.')
+_Example = option('--example', 'NAME', 'In place of a config: reviews, a real encoder on real film '
+                  'reviews.')
 _Quiet = switch('--quiet', '-q', help='Print only the table at the end.')
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #8fcf415f
@@ -36,9 +41,11 @@ def overrides(
     for pair in pairs or []:
         key, eq, value = pair.partition('=')
         if not eq or not key.strip():
-            raise UserError(f'--set {pair} has no value: write it as --set key=value, for example --set train.max_steps=50')
+            raise UserError(f'--set {pair} has no value: write it as --set key=value, for example '
+                            '--set train.max_steps=50')
         *section, last = key.strip().split('.')
-        if len(section) > 1: raise UserError(f'--set {key} is too deep: a key has at most one dot, as in train.max_steps')
+        if len(section) > 1: raise UserError(f'--set {key} is too deep: a key has at most one dot, '
+                                             'as in train.max_steps')
         try: value = yaml.safe_load(value)
         except yaml.YAMLError: pass
         (found.setdefault(section[0], {}) if section else found)[last] = value
@@ -49,10 +56,12 @@ def _loaded(source, pairs, hub, example=None):
     "Load the config that a command was given."
     from hfflow.engine import connection, examples, flowconfig
     given = overrides(pairs)
-    if example and source: raise UserError(f'both {source} and --example {example} were given: keep one of them')
+    if example and source: raise UserError(f'both {source} and --example {example} were given: '
+                                           'keep one of them')
     if example:
         # base and data of the user's own take the place of the example's
-        source = examples.example(example, connection.connect(hub), given.pop('base', None), given.pop('data', None))
+        source = examples.example(example, connection.connect(hub), given.pop('base', None),
+                                  given.pop('data', None))
     elif source is not None: source = Path(source)
     elif Path('flow.yaml').is_file(): source = 'flow.yaml'
     return flowconfig.load(source, embedded=flowconfig.is_embedded(hub), **given)
@@ -61,7 +70,8 @@ def _flow(config, hub, report, workdir, pairs, force, quiet, until=None, example
     "Run the flow up to a stage and print its report."
     from hfflow.engine import gate, running
     cfg = _loaded(config, pairs, hub, example)
-    try: made = running.run(cfg, hub, workdir, report, progress=not quiet, stages=until, force=force)
+    try: made = running.run(cfg, hub, workdir, report, progress=not quiet, stages=until,
+                            force=force)
     except gate.NotLearned as e:
         print(f'\n{e.report}\n')          # the figures that say so
         raise
@@ -69,8 +79,9 @@ def _flow(config, hub, report, workdir, pairs, force, quiet, until=None, example
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #3062cdcf
 @app.command()
-def run(config: _Config = None, hub: HubOpt = None, report: _Report = None, workdir: _Workdir = Path('.'),
-        settings: _Set = None, example: _Example = None, force: _Force = False, quiet: _Quiet = False):
+def run(config: _Config = None, hub: HubOpt = None, report: _Report = None,
+        workdir: _Workdir = Path('.'), settings: _Set = None, example: _Example = None,
+        force: _Force = False, quiet: _Quiet = False):
     '''Run the whole flow: data, training, figures, model, Space.
 
     A second run does again only what has changed.
@@ -87,8 +98,9 @@ def run(config: _Config = None, hub: HubOpt = None, report: _Report = None, work
 # %% ../../nbs/engine/91_flow_commands.ipynb #8d0be082
 def _until(stage, help, example):
     "Make the command that runs the flow up to a stage."
-    def command(config: _Config = None, hub: HubOpt = None, report: _Report = None, workdir: _Workdir = Path('.'),
-                settings: _Set = None, force: _Force = False, quiet: _Quiet = False):
+    def command(config: _Config = None, hub: HubOpt = None, report: _Report = None,
+                workdir: _Workdir = Path('.'), settings: _Set = None, force: _Force = False,
+                quiet: _Quiet = False):
         _flow(config, hub, report, workdir, settings, force, quiet, stage)
     command.__name__, command.__doc__ = stage, f'{help}\n\n\b\n  {example}'
     return app.command()(command)
@@ -126,7 +138,8 @@ def _base_and_rows(cfg, with_data, hub):
     is_path = base.is_dir() or cfg.base.startswith(('.', '/', '~'))
     if is_path and not with_data: return base, known
     # a plan writes nothing, so nobody has to be signed in
-    w = work.Work(replace(cfg, namespace=cfg.namespace or 'you'), connection.connect(hub), Path('.'), False)
+    w = work.Work(replace(cfg, namespace=cfg.namespace or 'you'), connection.connect(hub),
+                  Path('.'), False)
     if not is_path: base = w.base
     if with_data:
         known['labels'] = stages.STAGES['prepare'].work(w).labels
@@ -140,13 +153,23 @@ def _at_most(cfg, base):
     return replace(cfg, train=replace(cfg.train, max_len=min(cfg.train.max_len, most)))
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #65c910c7
-_Model = argument('MODEL_OR_FOLDER', 'A model on the Hub, a folder with its config.json, or a flow.yaml; without it the default flow.')
-_Gpu = option('--gpu', 'NAME', "Predict for this GPU, such as T4, L4, A100 or H200, for 'cpu 16' or 'apple 24'; without it for this machine.")
-_Preset = option('--preset', 'NAME', 'Settings by name: cpu, t4, l4, a100, h200; auto takes a smaller batch where one is needed. '
+_Model = argument('MODEL_OR_FOLDER', 'A model on the Hub, a folder with its config.json, or a '
+                  'flow.yaml; without it the default flow.')
+_Gpu = option('--gpu', 'NAME', "Predict for this GPU, such as T4, L4, A100 or H200, for 'cpu 16' "
+              "or 'apple 24'; without it for this machine.")
+_Preset = option('--preset', 'NAME', 'Settings by name: cpu, t4, l4, a100, h200; auto takes a '
+                 'smaller batch where one is needed. '
                                      'Without it those for the device.')
 _Recompute = switch('--checkpointing/--no-checkpointing', kind=Optional[bool],
                     help='Compute activations twice instead of keeping them.')
-_Source = option('--data', 'SOURCE', 'Count the rows and lengths of this data: a file, a folder, a data set on the Hub, or flow-writer.')
+_Source = option('--data', 'SOURCE', 'Count the rows and lengths of this data: a file, a folder, a '
+                 'data set on the Hub, or flow-writer.')
+
+_Compare = switch('--compare', help='Also show LoRA and full training, with and without '
+                  'checkpointing.')
+_Offers = switch('--offers', help='Also show each machine that HF Jobs rents.')
+
+def _some(**options): return {k: v for k, v in options.items() if v is not None}
 
 def _shown_plan(made, offers, others, as_json):
     "Print a plan, and the tables that were asked for: `others` has other ways to train."
@@ -160,12 +183,16 @@ def _shown_plan(made, offers, others, as_json):
 # %% ../../nbs/engine/91_flow_commands.ipynb #c46ff37b
 @app.command()
 def plan(model: _Model = None, gpu: _Gpu = None, preset: _Preset = None,
-         max_len: number('--max-len', 'Longest example, in tokens.') = None, batch: number('--batch', 'Examples at once.') = None,
-         accumulation: number('--accumulation', 'Batches per optimizer step.') = None, checkpointing: _Recompute = None,
-         rank: number('--rank', 'Rank of the LoRA update.') = None, bits: number('--bits', 'Bits per frozen weight: 4, 8, 16 or 32.') = None,
-         rows: number('--rows', 'Training rows, where the data is not known yet.') = None, data: _Source = None,
-         compare: switch('--compare', help='Also show LoRA and full training, with and without checkpointing.') = False,
-         offers: switch('--offers', help='Also show each machine that HF Jobs rents.') = False, as_json: Json = False, hub: HubOpt = None):
+         max_len: number('--max-len', 'Longest example, in tokens.') = None,
+         batch: number('--batch', 'Examples at once.') = None,
+         accumulation: number('--accumulation', 'Batches per optimizer step.') = None,
+         checkpointing: _Recompute = None,
+         rank: number('--rank', 'Rank of the LoRA update.') = None,
+         bits: number('--bits', 'Bits per frozen weight: 4, 8, 16 or 32.') = None,
+         rows: number('--rows', 'Training rows, where the data is not known yet.') = None,
+         data: _Source = None,
+         compare: _Compare = False, offers: _Offers = False,
+         as_json: Json = False, hub: HubOpt = None):
     '''Predict memory, time and cost before anything runs.
 
     Ends with exit code 1 where it does not fit.
@@ -176,9 +203,10 @@ def plan(model: _Model = None, gpu: _Gpu = None, preset: _Preset = None,
       hfflow plan Qwen/Qwen3-8B --data reviews.csv --offers --hub https://huggingface.co
       hfflow plan flow.yaml --json
     '''
-    some = lambda **options: {k: v for k, v in options.items() if v is not None}
-    sizes = some(max_len=max_len, batch=batch, accumulation=accumulation, checkpointing=checkpointing)
-    cfg = _plan_config(model, gpu, preset, {**some(rank=rank, bits=bits, data=data), 'train': sizes}, hub)
+    given = _some(rank=rank, bits=bits, data=data)
+    given['train'] = _some(max_len=max_len, batch=batch, accumulation=accumulation,
+                           checkpointing=checkpointing)
+    cfg = _plan_config(model, gpu, preset, given, hub)
     if preset not in (None, 'auto') and cfg.preset != 'cpu': gpu = gpu or cfg.preset
     made, others = _predicted(cfg, model, gpu, rows, data is not None, max_len, compare, hub)
     _shown_plan(made, offers, others, as_json)
@@ -192,21 +220,26 @@ def _predicted(cfg, model, gpu, rows, has_data, max_len, compare, hub):
     base, known = _base_and_rows(cfg, has_data or is_file and rows is None, hub)
     if not is_file and max_len is None: cfg = _at_most(cfg, base)
     made = stages.predict(cfg, base, gpu=gpu, rows=rows, **known)
-    if not is_file: made = replace(made, notes=(f'What was not given is from the preset {cfg.preset}', *made.notes))
+    if not is_file: made = replace(made, notes=(f'What was not given is from the preset '
+                                                f'{cfg.preset}', *made.notes))
     if not compare: return made, None
-    return made, planning.compare(base, gpu, qlora=cfg.lora, train=made.case.train, dataset=made.case.data,
+    return made, planning.compare(base, gpu, qlora=cfg.lora, train=made.case.train,
+                                  dataset=made.case.data,
                                   task=cfg.model.task, labels=known['labels'])
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #67c946fd
 @app.command()
 def data(
-    source: argument('SOURCE', 'A file or folder of CSV, JSON-lines, JSON, Parquet or text; a data set on the Hub; or flow-writer.', str),
-    repo: option('--repo', 'ID', 'Register it under this id; a name alone goes to your account. Without it nothing is pushed.') = None,
-    prompt: option('--prompt', 'COLUMN', 'The column with the requests, where it is not found by itself.') = None,
+    source: argument('SOURCE', 'A file or folder of CSV, JSON-lines, JSON, Parquet or text; a data '
+                     'set on the Hub; or flow-writer.', str),
+    repo: option('--repo', 'ID', 'Register it under this id; a name alone goes to your account. '
+                 'Without it nothing is pushed.') = None,
+    prompt: option('--prompt', 'COLUMN', 'The column with the requests, where it is not found by '
+                   'itself.') = None,
     completion: option('--completion', 'COLUMN', 'The column with the answers.') = None,
-    task: option('--task', 'NAME', 'What for: causal, classify (texts and labels) or seq2seq.') = None,
-    private: switch('--private', help='Make the repo private.') = False,
-    hub: HubOpt = None,
+    task: option('--task', 'NAME',
+                 'What for: causal, classify (texts and labels) or seq2seq.') = None,
+    private: switch('--private', help='Make the repo private.') = False, hub: HubOpt = None,
 ):
     '''Check, clean, split and register raw data.
 
@@ -217,11 +250,13 @@ def data(
     from hfflow.engine import connection, register
     connected = connection.connect(hub)
     prepared, labels, name = _cleaned(source, connected, task, prompt, completion)
-    user = connected.user
     if repo is None:
         as_task = f' --task {task}' if task else ''
-        return print(f"\nnot registered; to do so: hfflow data {source}{as_task} --repo {user or 'you'}/{name}")
-    made = register.register(prepared, repo if '/' in repo else f'{user}/{repo}', private=private, labels=labels)
+        return print(f"\nnot registered; to do so: hfflow data {source}{as_task} --repo "
+                     f"{connected.user or 'you'}/{name}")
+    made = register.register(prepared, repo if '/' in repo else f'{connected.user}/{repo}',
+                             private=private,
+                             labels=labels)
     print(f'\nregistered {made.repo_id} @ {made.short}\n{made.url}')
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #142e12f8
@@ -229,7 +264,8 @@ def _cleaned(source, hub, task, prompt, completion):
     "Prepare raw data as the flow does, and print what became of it; the rows, the labels of a classifier, and a name."
     from hfflow.engine import files, flowconfig, prepare
     columns = {k: v for k, v in (('prompt', prompt), ('completion', completion)) if v}
-    cfg = flowconfig.load({'data': source, 'model': {'task': task}}, embedded=hub.embedded, prepare=columns)
+    cfg = flowconfig.load({'data': source, 'model': {'task': task}}, embedded=hub.embedded,
+                          prepare=columns)
     files.fingerprint(source)               # says it at once where there is nothing
     prepared = prepare.prepare(source, cfg.prepare, progress=sys.stderr.isatty(), task=task)
     labels = prepare.label_names(prepared) if task == 'classify' else ()
@@ -267,14 +303,16 @@ def _new_space(model, user, sdk):
     from hfflow.engine import flowconfig, spacefiles
     sdk = flowconfig.SpaceConfig(sdk=sdk).sdk
     with tempfile.TemporaryDirectory() as d:
-        made = spacefiles.push(spacefiles.build(model, d, sdk=sdk), f"{user}/{model.repo_id.split('/')[-1]}-space", model)
+        made = spacefiles.push(spacefiles.build(model, d, sdk=sdk),
+                               f"{user}/{model.repo_id.split('/')[-1]}-space", model)
     print(f'pushed {made.repo_id} @ {made.short}\n{made.url}', flush=True)
     return made
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #102f0d44
 @app.command()
 def serve(
-    model: argument('MODEL', 'A model on the Hub, or a folder with an adapter or full weights.', str),
+    model: argument('MODEL', 'A model on the Hub, or a folder with an adapter or full weights.',
+                    str),
     port: option('--port', 'N', kind=int) = 8000,
     host: option('--host', 'ADDRESS', '127.0.0.1 is this machine alone.', str) = '127.0.0.1',
     hub: HubOpt = None,
@@ -289,7 +327,8 @@ def serve(
     from hfflow.engine import connection, openai
     port_free(port, host)
     connected = connection.connect(hub)
-    openai.serve(Path(model) if Path(model).is_dir() else find(connected, model, ('model',)), host=host, port=port)
+    openai.serve(Path(model) if Path(model).is_dir() else find(connected, model, ('model',)),
+                 host=host, port=port)
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #4dae81e3
 @app.command()
@@ -315,7 +354,8 @@ def lineage(
 @app.command()
 def init(
     folder: argument('DIR', 'A folder that is new or empty.', Path),
-    name: switch('--name', help="The project's name; without it the folder's.", kind=Optional[str]) = None,
+    name: switch('--name', help="The project's name; without it the folder's.",
+                 kind=Optional[str]) = None,
 ):
     '''Write a GitHub project that does all this by itself.
 

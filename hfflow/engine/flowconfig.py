@@ -27,7 +27,8 @@ from .validation import checked
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #bab033a8
 #: What each preset fixes: the settings of `planning.SETTINGS`, and what they are used on. `evaluate` holds fields of EvaluateConfig.
-PRESETS = {name: {**SETTINGS[name], 'data': 'flow-writer', 'epochs': 3, 'base': base, 'evaluate': asked} for name, base, asked in (
+PRESETS = {name: {**SETTINGS[name], 'data': 'flow-writer', 'epochs': 3, 'base': base,
+                  'evaluate': asked} for name, base, asked in (
     ('cpu', 'hfflow/tiny-llama', dict(limit=170, batch=100, max_new_tokens=80)),     # its longest answer has 72 tokens
     ('t4', 'Qwen/Qwen3-0.6B', dict(limit=200, batch=32)),
     ('l4', 'Qwen/Qwen3-1.7B', dict(limit=200, batch=32)),
@@ -49,7 +50,8 @@ def auto_preset(
     "Choose the preset that fits this machine."
     if embedded: return 'cpu'
     gib = gpu_gib() if gib is None else gib
-    return next((name for name, least in (('h200', 100), ('a100', 36), ('l4', 20), ('t4', 10)) if gib > least), 'cpu')
+    return next((name for name, least in (('h200', 100), ('a100', 36), ('l4', 20), ('t4', 10))
+                 if gib > least), 'cpu')
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #b5576a10
 @checked
@@ -65,7 +67,8 @@ class EvaluateConfig:
     @classmethod
     def _known(cls, value):
         "Take names as YAML lists or on one line, and refuse what cannot be measured before anything is trained."
-        return tuple(m.name for m in find_metrics(value)) if isinstance(value, (str, list, tuple)) else value
+        return tuple(m.name for m in find_metrics(value)) if isinstance(value, (str, list,
+                                                                                tuple)) else value
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #958e2b6a
 @checked
@@ -95,7 +98,8 @@ class SpaceConfig:
 def _label_names(value):
     "Take numbers as names, and refuse what YAML has made of a name."
     if not isinstance(value, (list, tuple)):
-        raise UserError(f'model.labels is {value}, but must be a list: for example labels: [good, bad]')
+        raise UserError(f'model.labels is {value}, but must be a list: for example labels: [good, '
+                        'bad]')
     if bad := [v for v in value if isinstance(v, bool) or not str(v).strip()]:
         raise UserError(f'model.labels holds {str(bad[0]).lower()!r}, which is no name (YAML reads '
                         'yes, no, on and off as true and false): put it in quotes')
@@ -118,7 +122,8 @@ class ModelConfig:
 
     def __post_init__(self):
         if self.labels and self.task != 'classify':
-            raise UserError('model.labels are for a classifier: write task: classify beside them, or leave them out')
+            raise UserError('model.labels are for a classifier: write task: classify beside them, '
+                            'or leave them out')
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #63fc0388
 #: Short key -> the section and the setting that it stands for.
@@ -138,7 +143,8 @@ class _Short:
     def bits(self) -> int: return self.lora.bits
     @property
     def epochs(self) -> int: return self.train.epochs
-    def _repr_markdown_(self): return '```yaml\n' + ''.join(f'{k}: {getattr(self, k)}\n' for k in SHORT) + '```'
+    def _repr_markdown_(self): return '```yaml\n' + ''.join(f'{k}: {getattr(self, k)}\n'
+                                                            for k in SHORT) + '```'
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #da894a84
 def slug(text: str) -> str:
@@ -149,8 +155,10 @@ def slug(text: str) -> str:
 
 def _open_settings(value):
     "Check the names of settings that a base may decide."
-    if isinstance(value, (list, tuple)) and all(isinstance(v, str) and v in WISHES for v in value): return tuple(value)
-    raise UserError(f"left_open is {shown(value)}, but must be a list of {', '.join(WISHES)}: leave it out")
+    if isinstance(value, (list, tuple)) and all(isinstance(v, str) and v in WISHES
+                                                for v in value): return tuple(value)
+    raise UserError(f"left_open is {shown(value)}, but must be a list of {', '.join(WISHES)}: "
+                    "leave it out")
 
 def _repo_name(value):
     "Check that a name can be that of a repo."
@@ -199,7 +207,8 @@ def _file(source):
                 'leave it out to run the default flow, or write one with base: and data: in it.')
         raise UserError(f'no config file {path}: {hint}')
     try: return path.read_text(encoding='utf-8'), path.name
-    except UnicodeDecodeError: raise UserError(f'{path.name} is not text in UTF-8: save it as UTF-8.') from None
+    except UnicodeDecodeError: raise UserError(f'{path.name} is not text in UTF-8: save it as '
+                                               'UTF-8.') from None
 
 def _parsed(text, where):
     "Return the mapping that a YAML text holds."
@@ -208,10 +217,12 @@ def _parsed(text, where):
     except yaml.YAMLError as e:
         mark = getattr(e, 'problem_mark', None)
         line = f'line {mark.line + 1}' if mark else 'somewhere'
-        raise UserError(f"{where} is not valid YAML at {line} ({getattr(e, 'problem', None) or 'unreadable'}): "
+        raise UserError(f"{where} is not valid YAML at {line} "
+                        f"({getattr(e, 'problem', None) or 'unreadable'}): "
                         "each line is 'key: value', and a section's lines are indented by spaces.") from None
     if found is None or isinstance(found, dict): return found or {}
-    raise UserError(f"{where} is {shown(str(found))}, but must be lines of 'key: value': for example preset: auto")
+    raise UserError(f"{where} is {shown(str(found))}, but must be lines of 'key: value': for "
+                    "example preset: auto")
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #029f312f
 def _read(source) -> 'tuple[dict, str]':
@@ -227,7 +238,8 @@ def is_embedded(hub=None) -> bool:
     return not str(hub or os.environ.get('HFFLOW_HUB') or '').startswith(('http://', 'https://'))
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #90e1b991
-SECTIONS = {k: f.annotation for k, f in FlowConfig.__pydantic_fields__.items() if is_dataclass(f.annotation)}
+SECTIONS = {k: f.annotation for k, f in FlowConfig.__pydantic_fields__.items()
+            if is_dataclass(f.annotation)}
 
 def _known_keys(given, where):
     "Refuse keys that there are not; one that belongs in a section is sent there."
@@ -243,7 +255,8 @@ def _sectioned(given, where) -> dict:
     found = {k: v for k, v in given.items() if k not in ALIASES and v is not None}
     for name in SECTIONS:
         if not isinstance(inner := found.get(name, {}), dict):
-            raise UserError(f'{name} is {shown(inner)}, but must be a section of its own: write its keys below it, indented')
+            raise UserError(f'{name} is {shown(inner)}, but must be a section of its own: write '
+                            'its keys below it, indented')
         found[name] = {'if_' if k == 'if' else k: v for k, v in inner.items()}
     for key, (section, name) in ALIASES.items():
         outer, inner = given.get(key), found[section].pop(name, None)
@@ -257,7 +270,8 @@ def _sectioned(given, where) -> dict:
 def _left_open(own, where) -> tuple:
     "Name the settings that a base may decide: those that nobody has named, in the order of `recipe.WISHES`."
     if None not in (own.get('minutes'), steps := own['train'].get('max_steps')):
-        raise UserError(f"minutes is {shown(own['minutes'])} and train.max_steps is {shown(steps)} in {where}: keep one of them")
+        raise UserError(f"minutes is {shown(own['minutes'])} and train.max_steps is {shown(steps)} "
+                        f"in {where}: keep one of them")
     named = {k for k, v in {**own, **own['lora'], **own['train']}.items() if v is not None}
     # whoever says how long means it: a base's minutes do not cut epochs short, nor the other way round
     if named & {'minutes', 'epochs', 'max_steps'}: named |= {'minutes', 'epochs'}
@@ -279,7 +293,8 @@ def no_space(task, space) -> 'tuple | None':
 def _agreed(cfg, own, where) -> FlowConfig:
     "Check what spans several sections."
     if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?(@[\w./-]+)?', cfg.base):
-        raise UserError(f"base is {shown(cfg.base)}, but must be a model on the Hub: for example base: {PRESETS[cfg.preset]['base']}")
+        raise UserError(f"base is {shown(cfg.base)}, but must be a model on the Hub: for example "
+                        f"base: {PRESETS[cfg.preset]['base']}")
     if cfg.space != SpaceConfig() and (none := no_space(cfg.model.task or 'causal', cfg.space)):
         raise UserError(f'space is given in {where}, but {none[0]}: {none[1]}')
     if cfg.model.task != 'classify' or 'limit' in own['evaluate']: return cfg

@@ -69,10 +69,14 @@ class FlowReport(_Reads):
     def as_dict(self) -> dict:
         "Return the report as JSON values."
         space = self.result('space')
-        return {'hfflow': hfflow.__version__, 'name': self.name, 'hub': self.hub, 'seconds': self.seconds,
-                'artifacts': [a.as_dict() for a in self.artifacts], 'metrics': self.metrics, **self.predicted,
-                'space': {k: space.get(k) for k in ('question', 'answer', 'sure', 'valid', 'seconds_to_answer')},
-                'stages': [{k: getattr(s, k) for k in ('stage', 'status', 'seconds', 'digest', 'error')} for s in self.stages],
+        return {'hfflow': hfflow.__version__, 'name': self.name, 'hub': self.hub,
+                'seconds': self.seconds,
+                'artifacts': [a.as_dict() for a in self.artifacts], 'metrics': self.metrics,
+                **self.predicted,
+                'space': {k: space.get(k) for k in ('question', 'answer', 'sure', 'valid',
+                                                    'seconds_to_answer')},
+                'stages': [{k: getattr(s, k) for k in ('stage', 'status', 'seconds', 'digest',
+                                                       'error')} for s in self.stages],
                 'config': self.config}
 
     def __str__(self): return _text(self)
@@ -88,9 +92,11 @@ def _figures(report) -> list:
     rows = [['exact match', 'n', 'before', 'after', '95 % interval', *names]]
     for r in m['after']:
         before, *controls = (others.get((name, r['split']), '') for name in ('base', *names))
-        rows.append([r['split'], r['n'], before, f"{r['exact']:.1%}", f"{r['lo']:.1%} to {r['hi']:.1%}", *controls])
+        rows.append([r['split'], r['n'], before, f"{r['exact']:.1%}",
+                     f"{r['lo']:.1%} to {r['hi']:.1%}", *controls])
     if loss := m['held_out_loss']:
-        rows.append(['held-out loss', loss['n'], f"{loss['before']:.3f}", f"{loss['after']:.3f}"] + [''] * (1 + len(names)))
+        rows.append(['held-out loss', loss['n'], f"{loss['before']:.3f}", f"{loss['after']:.3f}"]
+                    + [''] * (1 + len(names)))
     return rows
 
 def _predictions(report) -> list:
@@ -99,7 +105,8 @@ def _predictions(report) -> list:
     if p['training_seconds']['measured'] is None: return []
     show = lambda x, how: '' if x is None else how(x)
     return [['training', 'predicted', 'measured'],
-            ['memory', *(show(x, lambda n: f'{n / 2**20:,.0f} MiB') for x in p['memory_bytes'].values())],
+            ['memory', *(show(x, lambda n: f'{n / 2**20:,.0f} MiB')
+                         for x in p['memory_bytes'].values())],
             ['time', *(show(x, lambda s: f'{s:,.0f} s') for x in p['training_seconds'].values())]]
 
 # %% ../../nbs/engine/83_flowreport.ipynb #ebd041fd
@@ -110,18 +117,22 @@ def _next(report) -> list:
     if 'space' in ids: rows.append([f"hfflow space {ids['space']}", 'open the Space in a browser'])
     if 'model' in ids and report.result('plan').get('setting', {}).get('task') == 'causal':
         rows.append([f"hfflow serve {ids['model']}", 'an OpenAI-compatible server'])
-    if ids: rows.append([f"hfflow lineage {ids.get('space') or ids.get('model') or ids['dataset']}", 'what it was made from'])
+    if ids: rows.append([f"hfflow lineage {ids.get('space') or ids.get('model') or ids['dataset']}",
+                         'what it was made from'])
     if 'space' in ids and report.config['data'] == 'flow-writer':
-        rows.append(['hfflow run --example reviews', 'a real encoder on real film reviews, in minutes'])
+        rows.append(['hfflow run --example reviews', 'a real encoder on real film reviews, in '
+                     'minutes'])
     unfinished = 'space' not in ids and not space.get('none')
-    if unfinished and 'failed' not in report.status().values(): rows.append(['hfflow run', 'go on from here'])
+    if unfinished and 'failed' not in report.status().values(): rows.append(['hfflow run',
+                                                                             'go on from here'])
     return ['next', *('  ' + line for line in aligned(rows))] if rows else []
 
 def _asked(space) -> list:
     "What the Space was asked, and what it answered."
     check = {True: 'a flow.yaml that hfflow can plan and run',
              False: 'not a flow.yaml that hfflow accepts'}.get(space.get('valid'))
-    if sure := space.get('sure'): check = ', '.join(f'{label} {share:.0%}' for label, share in sure.items())
+    if sure := space.get('sure'): check = ', '.join(f'{label} {share:.0%}' for label,
+                                                    share in sure.items())
     lines = [*space['answer'].splitlines(), *([f'({check})'] if check else [])]
     return [f"asked     {space['question']}", *(' ' * 10 + line for line in lines)]
 
@@ -134,16 +145,20 @@ def aligned(rows) -> list:
 def _text(report) -> str:
     "The report for a terminal."
     blocks = [aligned(rows) for rows in (_figures(report), _predictions(report)) if rows]
-    if report.artifacts: blocks.append(aligned([[a.kind, a.repo_id, a.url] for a in report.artifacts]))
+    if report.artifacts: blocks.append(aligned([[a.kind, a.repo_id, a.url]
+                                                for a in report.artifacts]))
     if report.result('space').get('answer'): blocks.append(_asked(report.result('space')))
     return '\n\n'.join('\n'.join(b) for b in (*blocks, _next(report)) if b)
 
 def _markdown(report) -> str:
     "The report for a page."
-    table = lambda rows: '\n'.join('| ' + ' | '.join(map(str, r)) + ' |' for r in [rows[0], ['---'] * len(rows[0]), *rows[1:]])
-    parts = [table([['stage', 'status', 'seconds'], *([s.stage, s.status, f'{s.seconds:.1f}'] for s in report.stages)])]
+    line = lambda row: '| ' + ' | '.join(map(str, row)) + ' |'
+    table = lambda rows: '\n'.join(map(line, [rows[0], ['---'] * len(rows[0]), *rows[1:]]))
+    parts = [table([['stage', 'status', 'seconds'], *([s.stage, s.status, f'{s.seconds:.1f}']
+                                                      for s in report.stages)])]
     parts += [table(rows) for rows in (_figures(report), _predictions(report)) if rows]
-    if report.artifacts: parts.append('\n'.join(f'- {a.kind} [{a.repo_id}]({a.url}) @ `{a.short}`' for a in report.artifacts))
+    if report.artifacts: parts.append('\n'.join(f'- {a.kind} [{a.repo_id}]({a.url}) @ `{a.short}`'
+                                                for a in report.artifacts))
     s = report.result('space')
     if s.get('answer'): parts.append(f"> {s['question']}\n\n```{'' if s.get('valid') is None else 'yaml'}\n{s['answer']}\n```")
     return '\n\n'.join(parts)

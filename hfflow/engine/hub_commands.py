@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/engine/hub_commands.html.md"""
 # %% auto #0
 __all__ = ['hub_start', 'hub_status', 'hub_stop', 'hub_open', 'plain_hub', 'hub_check', 'hub_gc', 'hub_import', 'hub_export']
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #9579b57b
+# %% ../../nbs/engine/92_hub_commands.ipynb #c03269d5
 import json, os, sys, typer
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,14 +16,17 @@ from typing import List, Optional
 from .commands import Json, argument, find, hub_app, option, print_table, switch
 from .errors import UserError
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #c027dfc6
-_Data = option('--data', 'DIR', "A Hub's data folder; without it the embedded Hub's.", Optional[Path])
+# %% ../../nbs/engine/92_hub_commands.ipynb #c4ba6cbb
+_Data = option('--data', 'DIR', "A Hub's data folder; without it the embedded Hub's.",
+               Optional[Path])
 
 @hub_app.command('start')
 def hub_start(
     spaces: switch('--spaces', help='Run Spaces, as processes of this machine.') = False,
-    jobs: switch('--jobs', help='Run Jobs and Inference Endpoints, as processes of this machine.') = False,
-    port: switch('--port', help='Without it the last one, or any that is free.', kind=Optional[int]) = None,
+    jobs: switch('--jobs',
+                 help='Run Jobs and Inference Endpoints, as processes of this machine.') = False,
+    port: switch('--port', help='Without it the last one, or any that is free.',
+                 kind=Optional[int]) = None,
     data: _Data = None,
 ):
     '''Start the embedded Hub, or find the one that is running.
@@ -39,7 +42,7 @@ def hub_start(
     print(f'Hub at {connection.connect(data=process.folder_of(data)).endpoint}')
     if spaces or jobs: print('What repos contain runs with your rights: no container isolates it.')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #8fac81dd
+# %% ../../nbs/engine/92_hub_commands.ipynb #41cfb0f7
 @hub_app.command('status')
 def hub_status(as_json: Json = False, data: _Data = None):
     '''Say where the embedded Hub is; exit code 1 where it is not running.
@@ -51,7 +54,9 @@ def hub_status(as_json: Json = False, data: _Data = None):
     found = process.status(data)
     if as_json: print(json.dumps(found, default=str))
     elif not found: print('not running; start it with: hfflow hub start')
-    else: print(f"Hub at {found['url']} (process {found['pid']}" + ''.join(f', runs {m}' for m in found['may']) + ')')
+    else: print(f"Hub at {found['url']} (process {found['pid']}" + ''.join(f', runs {m}'
+                                                                           for m in found['may'])
+                + ')')
     if not found: raise typer.Exit(1)
 
 @hub_app.command('stop')
@@ -64,7 +69,7 @@ def hub_stop(data: _Data = None):
     from hfflow.engine import process
     print('stopped' if process.stop(data) else 'it was not running')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #159ecc24
+# %% ../../nbs/engine/92_hub_commands.ipynb #60cfc1d2
 @hub_app.command('open')
 def hub_open(
     repo: argument('[ID]', 'A model, a data set or a Space; without it the home page.') = None,
@@ -85,7 +90,7 @@ def hub_open(
     once = f'. This address signs one in, once, within five minutes:\n{link}' if link else ''
     print(f'Hub at {page}; no browser was found here{once}')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #24a7143d
+# %% ../../nbs/engine/92_hub_commands.ipynb #600d112c
 def _page(hub, repo):
     "The address of a repo's page, at the revision that was named."
     found = find(hub, repo, ('model', 'dataset', 'space'))
@@ -97,7 +102,7 @@ def _signed_in(hub, page):
     from hfflow.localhub.wire import Hub
     return hub.endpoint + sign_in_link(Hub(hub.data), 'you', page[len(hub.endpoint):] or '/')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #6109c369
+# %% ../../nbs/engine/92_hub_commands.ipynb #89d24df8
 @contextmanager
 def plain_hub(advice=lambda e: ''):
     "Turn what the Hub's own modules raise into the sentence that a user gets."
@@ -113,11 +118,13 @@ def _bar(text):
     from tqdm import tqdm
     return tqdm(desc=text, total=0, unit='B', unit_scale=True, leave=False, disable=None)
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #190e259d
+# %% ../../nbs/engine/92_hub_commands.ipynb #df38a1f9
 @hub_app.command('check')
 def hub_check(
-    quick: switch('--quick', help='Do not read the large files, only see that they are there.') = False,
-    repair: switch('--repair', help='Mend what can be mended without harm; ask before anything is forgotten.') = False,
+    quick: switch('--quick',
+                  help='Do not read the large files, only see that they are there.') = False,
+    repair: switch('--repair', help='Mend what can be mended without harm; ask before anything is '
+                   'forgotten.') = False,
     yes: switch('--yes', help='Do not ask.') = False,
     as_json: Json = False,
     data: _Data = None,
@@ -135,15 +142,17 @@ def hub_check(
     with plain_hub():
         with _bar('checking') as bar: faults = care.check(folder, quick, bar)
         if repair and faults: faults = care.repair(folder, faults, ask)
-    if as_json: print(json.dumps([dict(where=f.where, what=f.what, todo=f.todo) for f in faults], indent=1))
+    if as_json: print(json.dumps([dict(where=f.where, what=f.what, todo=f.todo) for f in faults],
+                                 indent=1))
     elif faults: print_table([(f.where, f.what, f.todo) for f in faults])
     else: print('all is well')
     if faults: raise typer.Exit(1)
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #8e3c4326
+# %% ../../nbs/engine/92_hub_commands.ipynb #1a904a2d
 @hub_app.command('gc')
 def hub_gc(
-    older: option('--older', 'TIME', 'Only what has been there for so long: 30m, 12h, 1d, 2w.', str) = '1d',
+    older: option('--older', 'TIME', 'Only what has been there for so long: 30m, 12h, 1d, 2w.',
+                  str) = '1d',
     dry: switch('--dry-run', help='Say what would go; leave it.') = False,
     as_json: Json = False,
     data: _Data = None,
@@ -159,13 +168,15 @@ def hub_gc(
     from hfflow.localhub.pages import size_text
     with plain_hub(): freed = care.gc(process.folder_of(data), care.seconds(older), dry)
     if as_json: return print(json.dumps([vars(f) for f in freed], indent=1))
-    print_table([(f.count, size_text(f.bytes), f.what + (f' ({f.note})' if f.note else '')) for f in freed])
+    print_table([(f.count, size_text(f.bytes), f.what + (f' ({f.note})' if f.note else ''))
+                 for f in freed])
     print(f"{'would free' if dry else 'freed'} {size_text(sum(f.bytes for f in freed))}")
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #517178ad
+# %% ../../nbs/engine/92_hub_commands.ipynb #b15ea26d
 _HF = 'https://huggingface.co'
 _Kind = option('--type', 'KIND', 'model, dataset or space.', str)
-_Token = option('--token', 'TOKEN', 'For the other Hub; better in HF_TOKEN, where other users of this machine cannot see it.')
+_Token = option('--token', 'TOKEN', 'For the other Hub; better in HF_TOKEN, where other users of '
+                'this machine cannot see it.')
 
 def _far_token(endpoint, token):
     "Return the token for another Hub: given, HF_TOKEN, or huggingface.co's saved login."
@@ -188,9 +199,10 @@ def _told(report, what):
     from hfflow.localhub.pages import size_text
     print(f'{what}: {report.url}')
     for change in report.changes or ['nothing new'][:not report.files]: print(f'  {change}')
-    if report.files: print(f"  {report.files} large file{'s' * (report.files != 1)}, {size_text(report.bytes)}")
+    if report.files: print(f"  {report.files} large file{'s' * (report.files != 1)}, "
+                           f"{size_text(report.bytes)}")
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #54ec87dc
+# %% ../../nbs/engine/92_hub_commands.ipynb #aefe76c3
 _Part = lambda flag, help: option(flag, 'PATTERN', help, Optional[List[str]])
 
 @hub_app.command('import')
@@ -198,10 +210,13 @@ def hub_import(
     repo: argument('ID', 'A repo of the other Hub.', str),
     kind: _Kind = 'model',
     source: option('--from', 'URL', 'The other Hub.', str) = _HF,
-    revision: option('--revision', 'REV', 'Only this branch, tag or commit; it becomes main.') = None,
+    revision: option('--revision', 'REV',
+                     'Only this branch, tag or commit; it becomes main.') = None,
     name: option('--as', 'ID', 'Its name here; without it the same.') = None,
-    last: switch('--last', help='Only the newest files, as one commit without the history.') = False,
-    include: _Part('--include', 'Only these files, such as *.json; implies --last. Several times.') = None,
+    last: switch('--last',
+                 help='Only the newest files, as one commit without the history.') = False,
+    include: _Part('--include',
+                   'Only these files, such as *.json; implies --last. Several times.') = None,
     exclude: _Part('--exclude', 'Not these files; implies --last. Several times.') = None,
     token: _Token = None,
 ):
@@ -212,14 +227,20 @@ def hub_import(
       hfflow hub import stanfordnlp/imdb --type dataset --last
       hfflow hub import openai/whisper-tiny --include "*.json" --as you/whisper
     '''
-    import shutil
-    no_git = not shutil.which('git')
-    if no_git and not last: print('git is not installed here, so the newest files come without their history', file=sys.stderr)
-    part = bool(last or include or exclude or no_git)
-    with plain_hub(_on_import): report = _imported(source.rstrip('/'), kind, repo, token, name, revision, part, include, exclude)
+    part = bool(last or include or exclude or _without_git())
+    with plain_hub(_on_import): report = _imported(source.rstrip('/'), kind, repo, token, name,
+                                                   revision, part, include, exclude)
     _told(report, 'imported' + (' (the newest files alone)' if part else ''))
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #1fd4da33
+# %% ../../nbs/engine/92_hub_commands.ipynb #f748bd72
+def _without_git() -> bool:
+    "Where git is missing, say what that means."
+    import shutil
+    if shutil.which('git'): return False
+    print('git is not installed here, so the newest files come without their history',
+          file=sys.stderr)
+    return True
+
 def _imported(source, kind, repo, token, name, revision, part, include, exclude):
     "Copy a repo of another Hub to the embedded one; with `part` its newest files alone."
     from functools import partial
@@ -228,22 +249,26 @@ def _imported(source, kind, repo, token, name, revision, part, include, exclude)
     url, data, mine = _here()
     name = name or far.id
     dst = mirror.End(url, kind, name if '/' in name else f'you/{name}', mine)
-    how = partial(mirror.snapshot, include=include or (), exclude=exclude or ()) if part else mirror.mirror
+    how = partial(mirror.snapshot, include=include or (), exclude=exclude
+                  or ()) if part else mirror.mirror
+    adopt = partial(mirror.adopt, data, dst.id.split('/')[0])
     with _bar('large files') as bar:
-        return how(far, dst, data/'mirror', revision, bar=bar, prepare=partial(mirror.adopt, data, dst.id.split('/')[0]))
+        return how(far, dst, data/'mirror', revision, bar=bar, prepare=adopt)
 
 def _on_import(e):
     "What to do next where an import was refused."
     if e.status == 409: return 'Import under another name with --as, or delete the repo here first.'
-    return 'With --last the newest files come without the history.' if e.status in (410, 422) else ''
+    return 'With --last the newest files come without the history.' if e.status in (410,
+                                                                                    422) else ''
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #c363286f
+# %% ../../nbs/engine/92_hub_commands.ipynb #1cf404e7
 @hub_app.command('export')
 def hub_export(
     repo: argument('ID', 'A repo of the embedded Hub.', str),
     kind: _Kind = 'model',
     target: option('--to', 'URL', 'The other Hub.', str) = _HF,
-    name: option('--as', 'ID', 'Its name there; without it the same, and your account in place of `you`.') = None,
+    name: option('--as', 'ID', 'Its name there; without it the same, and your account in place of '
+                 '`you`.') = None,
     private: switch('--private/--public', help='Of a repo that is new there.') = True,
     force: switch('--force', help='Drop commits that only the other Hub has.') = False,
     token: _Token = None,
@@ -257,18 +282,22 @@ def hub_export(
     import shutil
     if not shutil.which('git'): raise UserError('an export needs git: install it, then try again.')
     with plain_hub(lambda e: '--force drops them.' if e.status == 409 else ''):
-        report = _exported(target.rstrip('/'), kind, repo if '/' in repo else f'you/{repo}', name, token, private, force)
-    _told(report, f"exported ({'private' if private else 'public'})" if report.created else 'exported')
+        report = _exported(target.rstrip('/'), kind, repo if '/' in repo else f'you/{repo}', name,
+                           token, private, force)
+    _told(report, f"exported ({'private' if private else 'public'})" if report.created
+          else 'exported')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #a9ede601
+# %% ../../nbs/engine/92_hub_commands.ipynb #cb90ac76
 def _exported(target, kind, repo, name, token, private, force):
     "Copy a repo of the embedded Hub to another one."
     from hfflow.localhub import mirror
     mirror.End(target, kind, name or repo)     # says what is wrong with what was typed
     there = _far_token(target, token)
-    if not there: raise UserError(f'an export needs a token that may write on {target}: run `hf auth login`, or set HF_TOKEN.')
+    if not there: raise UserError(f'an export needs a token that may write on {target}: run `hf '
+                                  'auth login`, or set HF_TOKEN.')
     url, data, mine = _here()
     owner, _, short = (name or repo.removeprefix('you/')).rpartition('/')
     far = mirror.End(target, kind, f'{owner or mirror.user_of(target, there)}/{short}', there)
     with _bar('large files') as bar:
-        return mirror.mirror(mirror.End(url, kind, repo, mine), far, data/'mirror', private=private, force=force, bar=bar)
+        return mirror.mirror(mirror.End(url, kind, repo, mine), far, data/'mirror', private=private,
+                             force=force, bar=bar)

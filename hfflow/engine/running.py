@@ -30,7 +30,8 @@ def _wanted(stages) -> list:
     for s in wanted:
         if s in names: continue
         near = nearest(str(s), names)
-        raise UserError(f"there is no stage '{s}': " + (f"did you mean '{near}'?" if near else 'they are ' + ', '.join(names)))
+        raise UserError(f"there is no stage '{s}': " + (f"did you mean '{near}'?" if near
+                                                        else 'they are ' + ', '.join(names)))
     return names[:max((names.index(s) + 1 for s in wanted), default=0)]
 
 def _connected(hub):
@@ -39,7 +40,8 @@ def _connected(hub):
     try: return connection.connect(hub)
     except UserError: raise
     except Exception as e:
-        raise UserError(explain(e, str(hub or '')) or f'cannot connect: {type(e).__name__}: {e}') from e
+        raise UserError(explain(e, str(hub or ''))
+                        or f'cannot connect: {type(e).__name__}: {e}') from e
 
 # %% ../../nbs/engine/85a_running.ipynb #5d21e6ae
 class _Progress:
@@ -68,7 +70,8 @@ def _save(report, path):
     "Write the report to its file, where one was asked for."
     if path is None: return
     try: write_atomic(Path(path), json.dumps(report.as_dict(), indent=1, default=str) + '\n')
-    except OSError as e: raise UserError(f'the report cannot be written to {path} ({e.strerror}): name another file.') from e
+    except OSError as e: raise UserError(f'the report cannot be written to {path} ({e.strerror}): '
+                                         'name another file.') from e
 
 # %% ../../nbs/engine/85a_running.ipynb #8f866720
 @contextmanager
@@ -81,7 +84,8 @@ def _one_exit(p):
         p.w.say(halted())
         raise
     except Exception as e:
-        if any(isinstance(x, KeyboardInterrupt) for x in chain_of(e)): raise Interrupted(halted()) from None
+        if any(isinstance(x, KeyboardInterrupt)
+               for x in chain_of(e)): raise Interrupted(halted()) from None
         taken = f'another run is working in {folder}: wait for it, or give this one another name.'
         text = taken if type(e).__name__ == 'Timeout' else explain(e, p.w.hub.endpoint, folder)
         p.results.append(StageResult(p.name, 'failed', error=text or f'{type(e).__name__}: {e}'))
@@ -104,7 +108,8 @@ def run(
     wanted = _wanted(stages)
     if not isinstance(cfg, FlowConfig): cfg = load(cfg, embedded=is_embedded(hub))
     if report is not None and Path(report).is_dir():
-        raise UserError(f"the report cannot be written to {report}, which is a folder: name a file, such as {Path(report)/'report.json'}")
+        raise UserError(f"the report cannot be written to {report}, which is a folder: name a "
+                        f"file, such as {Path(report)/'report.json'}")
     hub = _connected(hub)
     w = Work(cfg, hub, Path(workdir)/'runs'/cfg.name, progress, force)
     w.say(f"Hub       {hub.endpoint} ({'embedded; ' if hub.embedded else ''}you are '{hub.user}')")

@@ -62,7 +62,8 @@ def _at(w, r): return f'{r.artifact.repo_id} @ {r.artifact.short}'
 def _there(w, r): return w.exists(r.artifact)
 
 @stage('register', Pushed, line=_at, there=_there,
-       inputs=lambda w: {'data': w.done['prepare'].digest, 'repo': w.dataset_id, 'labels': w.done['prepare'].labels,
+       inputs=lambda w: {'data': w.done['prepare'].digest, 'repo': w.dataset_id,
+                         'labels': w.done['prepare'].labels,
                          'private': w.cfg.publish.private, 'hub': w.place})
 def _register(w):
     from hfflow.engine import register
@@ -89,14 +90,16 @@ def predict(
     p = ask(dataset, cfg.train)
     if cfg.adjust and p.nearest and _same_steps(cfg.train, p.nearest):
         near = ask(p.case.data, replace(cfg.train, **p.nearest))
-        p = replace(near, notes=(f'Changed because {cfg.train.batch} rows at once do not fit: {p.advice}', *near.notes))
+        p = replace(near, notes=(f'Changed because {cfg.train.batch} rows at once do not fit: '
+                                 f'{p.advice}', *near.notes))
     return p.within(cfg.minutes) if cfg.minutes else p
 
 # %% ../../nbs/engine/85_stages.ipynb #b7651139
 def _too_large(p, train) -> str:
     "Say in one sentence what does not fit, and what would."
     fit, s = p.fits(), p.setting
-    return (f"{p.base} with batch {train.batch} of up to {s['longest']} tokens and {s['bits']} bits "
+    return (f"{p.base} with batch {train.batch} of up to {s['longest']} tokens and {s['bits']} "
+            "bits "
             f'needs {size_text(fit.need)}, and {fit.device} has {size_text(fit.capacity)}; '
             f'{p.advice[:1].lower()}{p.advice[1:]}')
 
@@ -138,7 +141,8 @@ def _threads(w):
     torch.set_num_threads(optimizer.threads_for(w.cfg.train))
 
 @stage('plan', Planned,
-       inputs=lambda w: {**_training(w), 'minutes': w.settled.minutes, 'adjust': w.cfg.adjust, 'gib': round(gpu_gib())},
+       inputs=lambda w: {**_training(w), 'minutes': w.settled.minutes, 'adjust': w.cfg.adjust,
+                         'gib': round(gpu_gib())},
        line=lambda w, r: f"{r.steps:,} steps; predicted {r.peak_bytes / 2**20:,.0f} MiB and "
                          f"{r.said['seconds']:,.0f} s{_changes(w.settled.train, r.setting)}")
 def _plan(w):
@@ -175,7 +179,8 @@ def _device() -> str:
 def _load_base(w):
     "Load the base for the task."
     from hfflow.engine import loading
-    return loading.load_base(w.base, bits=w.cfg.bits, task=w.cfg.model.task, labels=w.done['prepare'].labels)
+    return loading.load_base(w.base, bits=w.cfg.bits, task=w.cfg.model.task,
+                             labels=w.done['prepare'].labels)
 
 def _encoded(w, split, model, tok, most=None):
     "Encode a split, at most `most` rows of it; the rows, empty where there is no such split, and their statistics."
@@ -202,13 +207,16 @@ def _train(w):
     # what was finished is made anew; what was interrupted goes on, with whatever code there is now
     if w.force and (folder/'adapter').exists(): shutil.rmtree(folder, ignore_errors=True)
     model, tok = _load_base(w), loading.load_tokenizer(w.base)
-    (rows, stats), (held, _) = _encoded(w, 'train', model, tok), _encoded(w, 'validation', model, tok, HELD_OUT)
+    (rows, stats), (held, _) = _encoded(w, 'train', model, tok), _encoded(w, 'validation', model,
+                                                                          tok, HELD_OUT)
     model = adapters.add_lora(model, w.settled.lora, seed=w.settled.train.seed)
-    run = training.fit(model, tok, rows, w.train, folder, eval_data=held or None, digest=key, progress=w.progress,
+    run = training.fit(model, tok, rows, w.train, folder, eval_data=held or None, digest=key,
+                       progress=w.progress,
                        force=w.force, planned_bytes=w.done['plan'].peak_bytes)
     w.hold(model, tok)
     losses = [float(x) for x in run.losses]
-    return Trained(folder.name, replace(run, folder=folder.name), _device(), plain(stats), losses[0],
+    return Trained(folder.name, replace(run, folder=folder.name), _device(), plain(stats),
+                   losses[0],
                    sum(losses[-10:]) / len(losses[-10:]), _sum(folder))
 
 # %% ../../nbs/engine/85_stages.ipynb #70fe69ec
@@ -231,7 +239,8 @@ def _controls(w) -> dict:
     "The trivial systems that a run has to beat."
     from hfflow.engine import controls
     if not w.cfg.evaluate.controls: return {}
-    made = controls.task_controls(w.splits['train'], w.task, say=lambda text: w.say(f'      {text}'))
+    made = controls.task_controls(w.splits['train'], w.task,
+                                  say=lambda text: w.say(f'      {text}'))
     if w.cfg.data == 'flow-writer':
         from hfflow.engine.flowwriter import regex_control
         made['regular expression'] = lambda prompts: [regex_control(p) for p in prompts]
@@ -257,7 +266,8 @@ def _report(w, model, tok, original):
         with _untuned(model, original) as net: return system(net)(prompts)
     untuned.chats = w.task == 'causal'
     names = e.metrics or (('accuracy', 'macro_f1') if labels else ())
-    return reports.evaluate({'base': untuned, 'fine-tuned': system(model), **_controls(w)}, w.tests, limit=e.limit,
+    return reports.evaluate({'base': untuned, 'fine-tuned': system(model), **_controls(w)}, w.tests,
+                            limit=e.limit,
                             metrics=by_name(names, labels) if names else None)
 
 # %% ../../nbs/engine/85_stages.ipynb #74c47cfa
@@ -272,14 +282,16 @@ def _verdict(w, loss, report):
     "Whether the run has learned, said to whoever watches where it has not."
     run, lr = w.done['train'].run, w.settled.train.lr
     suits = recipe(w.base, w.task, w.done['plan'].params['total'], w.settled.lora.full)
-    verdict = judge(run.losses, run.guess, loss, report, text=w.task != 'classify', lr=lr, usual=(suits.lr, suits.sources['lr']))
+    verdict = judge(run.losses, run.guess, loss, report, text=w.task != 'classify', lr=lr,
+                    usual=(suits.lr, suits.sources['lr']))
     for line in [str(verdict)] * (not verdict) + list(verdict.notes): w.say(f'      note: {line}')
     return verdict
 
 # %% ../../nbs/engine/85_stages.ipynb #fc5bd8df
 def _right(w, r):
     tuned = [x for x in r.report.rows if x['system'] == 'fine-tuned'] if r.report else []
-    return ', '.join(f"{x['split']} {x['right']} of {x['n']} right" for x in tuned) or 'no test split'
+    return ', '.join(f"{x['split']} {x['right']} of {x['n']} right"
+                     for x in tuned) or 'no test split'
 
 @stage('evaluate', Evaluated, line=_right,
        inputs=lambda w: {'adapter': w.done['train'].sha256, 'data': w.artifact('register').revision,
@@ -296,7 +308,8 @@ def _pushed(w, branch, verdict) -> Artifact:
     "Publish the run on a branch of its Model repo."
     from hfflow.engine import pushing
     w.hold()                       # it is loaded again, from where it is published
-    trained, kept = w.done['train'], ('preset', 'base', 'data', 'prepare', 'lora', 'train', 'evaluate')
+    trained, kept = w.done['train'], ('preset', 'base', 'data', 'prepare', 'lora', 'train',
+                                      'evaluate')
     settings = {k: v for k, v in replace(w.settled, train=w.train).as_dict().items() if k in kept}
     if w.task != 'causal': settings['model'] = {'task': w.task, 'labels': w.done['prepare'].labels}
     return pushing.push(w.folder/trained.folder, w.model_id, w.base, w.artifact('register'),
@@ -309,7 +322,8 @@ def _refused(w, verdict):
     "What becomes of a run that has not learned: it stays on this disk, or goes to a branch, and the flow ends."
     where = f"the candidate is in {w.folder/w.done['train'].folder}"
     if branch := w.cfg.publish.candidate: where = f'the candidate is {_pushed(w, branch, verdict)} on the branch {branch}'
-    return NotLearned(f'{verdict}; nothing is published: {where}, and publish: {{if: always}} publishes it all the same')
+    return NotLearned(f'{verdict}; nothing is published: {where}, and publish: {{if: always}} '
+                      'publishes it all the same')
 
 # %% ../../nbs/engine/85_stages.ipynb #5bca2178
 def _figures(w):
@@ -317,7 +331,8 @@ def _figures(w):
     return digest(rows=r.rows if (r := w.done['evaluate'].report) else None)
 
 @stage('publish', Pushed, line=_at, there=_there,
-       inputs=lambda w: {'adapter': w.done['train'].sha256, 'figures': _figures(w), 'repo': w.model_id,
+       inputs=lambda w: {'adapter': w.done['train'].sha256, 'figures': _figures(w),
+                         'repo': w.model_id,
                          'config': asdict(w.cfg.publish), 'hub': w.place})
 def _publish(w):
     verdict = w.done['evaluate'].verdict
@@ -355,9 +370,11 @@ def _tried(w, made) -> Shown:
     from hfflow.engine import runner
     question, start = _question(w), time.perf_counter()
     w.say('      pushed; starting it here, which takes some seconds ...')
-    with runner.start(made, port=w.cfg.space.port, timeout=w.cfg.space.timeout) as app: answer = app.ask(question)
+    with runner.start(made, port=w.cfg.space.port,
+                      timeout=w.cfg.space.timeout) as app: answer = app.ask(question)
     # a classifier says how sure it is of each label, the surest first
-    sure, answer = (answer, next(iter(answer))) if isinstance(answer, dict) else (None, answer.strip())
+    sure, answer = (answer, next(iter(answer))) if isinstance(answer, dict) else (None,
+                                                                                  answer.strip())
     return Shown(made, None, question, answer, sure, round(time.perf_counter() - start, 1),
                  _valid(answer) if w.cfg.data == 'flow-writer' else None)
 
@@ -367,14 +384,16 @@ def _answered(w, r):
     return _at(w, r) + (f', answered after {r.seconds_to_answer:.0f} s' if r.answer else '')
 
 @stage('space', Shown, line=_answered, there=lambda w, r: r.none is not None or _there(w, r),
-       inputs=lambda w: {'model': w.artifact('publish').revision, 'repo': w.space_id, 'config': asdict(w.cfg.space),
+       inputs=lambda w: {'model': w.artifact('publish').revision, 'repo': w.space_id,
+                         'config': asdict(w.cfg.space),
                          'private': w.cfg.publish.private, 'hub': w.place})
 def _space(w):
     from hfflow.engine import spacefiles
     c, model = w.cfg.space, w.artifact('publish')
     if none := no_space(w.task, c): return Shown(none=f'no Space: {none[0]}')
     with tempfile.TemporaryDirectory() as d:
-        built = spacefiles.build(model, d, sdk=c.sdk, title=c.title, max_new_tokens=w.cfg.evaluate.max_new_tokens)
+        built = spacefiles.build(model, d, sdk=c.sdk, title=c.title,
+                                 max_new_tokens=w.cfg.evaluate.max_new_tokens)
         made = spacefiles.push(built, w.space_id, model, private=w.cfg.publish.private)
     return _tried(w, made) if c.try_it and c.sdk == 'gradio' else Shown(made)
 

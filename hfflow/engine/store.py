@@ -20,7 +20,8 @@ def digest(
     **parts                                 # JSON values
 ) -> str:                                   # 16 hex digits
     "Hash what determines a stage's result; the same parts in any order give the same digest."
-    text = json.dumps({'hfflow': hfflow.__version__, **parts}, sort_keys=True, default=str, ensure_ascii=False)
+    text = json.dumps({'hfflow': hfflow.__version__, **parts}, sort_keys=True, default=str,
+                      ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 # %% ../../nbs/engine/81_store.ipynb #6ae6f43f
@@ -38,7 +39,8 @@ def again(kind, values):
     def part(name, value):
         kinds = (hints[name], *get_args(hints[name]))
         inner = next((t for t in kinds if is_dataclass(t)), None)
-        return value if inner is None or value is None and type(None) in kinds else again(inner, value)
+        return value if inner is None or value is None and type(None) in kinds else again(inner,
+                                                                                          value)
     return kind(**{k: part(k, v) for k, v in values.items()})
 
 # %% ../../nbs/engine/81_store.ipynb #a96f8087

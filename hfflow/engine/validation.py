@@ -29,8 +29,9 @@ def _one_of(choices):
     known = {str(c): c for c in choices}
     return lambda v: known.get(v.strip().lower(), v) if isinstance(v, str) else v
 
-_EXACT = {int: Annotated[int, BeforeValidator(_no_bool)], float: Annotated[float, BeforeValidator(_no_bool)],
-          bool: StrictBool, str: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]}
+_EXACT = {int: Annotated[int, BeforeValidator(_no_bool)],
+          float: Annotated[float, BeforeValidator(_no_bool)], bool: StrictBool,
+          str: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]}
 
 def exact(hint):
     "Return an annotation such as `int | None` in the stricter form that pydantic is to check."
@@ -75,7 +76,8 @@ def _no_such(cls, path):
             + (f"the nearest is '{near}'." if near else f"it has {', '.join(keys)}."))
 
 # %% ../../nbs/engine/05_validation.ipynb #2b1948a3
-def _parts(hint): return [x for a in get_args(hint) for x in _parts(a)] if get_args(hint) else [hint]
+def _parts(hint): return [x for a in get_args(hint)
+                          for x in _parts(a)] if get_args(hint) else [hint]
 
 def _between(key, kind, field):
     "Say between which limits a number must lie."
@@ -90,15 +92,19 @@ def _among(key, value, field):
     known = [p for p in _parts(field.annotation) if isinstance(p, (str, int, float))]
     near = nearest(value, known)
     return (f"but only {', '.join(map(str, known))} are known: "
-            + (f'for example {key}: {known[0]}' if near is None else f'the nearest is {key}: {near}'))
+            + (f'for example {key}: {known[0]}' if near is None else f'the nearest is {key}: '
+               f'{near}'))
 
 def _of_type(key, kind, value, field):
     "Say what type a value must have, with an example."
     whole = float not in _parts(field.annotation)
-    what = {'string': 'text', 'bool': 'true or false'}.get(kind, 'a whole number' if whole else 'a number')
+    what = {'string': 'text', 'bool': 'true or false'}.get(kind, 'a whole number' if whole
+                                                           else 'a number')
     given = kind not in ('string', 'bool') and isinstance(value, float) and math.isfinite(value)
     near = round(value) if given else str(field.default).lower() if kind == 'bool' else field.default
-    return f'but must be {what}' + (f': for example {key}: {near}' if isinstance(near, (str, int, float)) else '')
+    return f'but must be {what}' + (f': for example {key}: {near}' if isinstance(near, (str, int,
+                                                                                        float))
+                                    else '')
 
 # %% ../../nbs/engine/05_validation.ipynb #b187e9c8
 def refusal(
@@ -115,6 +121,8 @@ def refusal(
     key, first = name.rpartition('.')[2], kind.split('_')[0]
     if kind == 'literal_error': end = _among(key, value, field)
     elif kind.endswith('_than_equal'): end = _between(key, kind, field)
-    elif first in ('int', 'float', 'finite', 'number', 'bool', 'string'): end = _of_type(key, first, value, field)
+    elif first in ('int', 'float', 'finite', 'number', 'bool', 'string'): end = _of_type(key, first,
+                                                                                         value,
+                                                                                         field)
     else: end = f"which does not fit: {err['msg'][:1].lower()}{err['msg'][1:]}"
     return f'{name} is {shown(value)}, {end}'

@@ -77,7 +77,8 @@ class Material(Place):
     def prepared(self):
         "The cleaned raw data."
         from hfflow.engine import prepare
-        return prepare.prepare(self.cfg.data, self.cfg.prepare, progress=self.bars, task=self.cfg.model.task)
+        return prepare.prepare(self.cfg.data, self.cfg.prepare, progress=self.bars,
+                               task=self.cfg.model.task)
 
     @cached_property
     def splits(self):
@@ -94,8 +95,8 @@ class Material(Place):
 class Work(Material):
     "The state of one run, which its stages share."
     def __init__(self, cfg: FlowConfig, hub, folder: Path, progress=True, force=False):
-        # no bars in a log file
-        super().__init__(cfg, hub, folder, progress and ('ipykernel' in sys.modules or sys.stderr.isatty()))
+        seen = 'ipykernel' in sys.modules or sys.stderr.isatty()      # no bars in a log file
+        super().__init__(cfg, hub, folder, progress and seen)
         self.progress, self.force = progress, force        # print what happens; do again what is done
         self.loaded = None                                 # (model, tokenizer) once trained or read
 
