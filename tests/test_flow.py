@@ -392,6 +392,25 @@ def test_the_nearest_right_one(text, says):
     assert says in str(e.value)
 
 
+def test_short_keys_are_those_of_the_sections():
+    cfg = load("rank: 8\nlora: {rank: 8, dropout: 0.1}\nepochs: 2\nmodel: {base: you/x}\n", embedded=True)
+    assert (cfg.rank, cfg.lora.rank, cfg.lora.dropout, cfg.epochs, cfg.train.epochs, cfg.base, cfg.model.base) == (8, 8, .1, 2, 2, "you/x", "you/x")
+    assert replace(cfg, lora=replace(cfg.lora, rank=4)).rank == 4
+    assert list(cfg.as_dict())[:6] == ["preset", "base", "data", "rank", "epochs", "bits"]
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: train.TrainConfig(batch=True), "batch is true, but must be a whole number: for example batch: 16"),
+    (lambda: train.TrainConfig(lr=float("nan")), "lr is NaN, but must be a number"),
+    (lambda: train.TrainConfig(schedule="cosin"), "schedule is 'cosin', but only linear, cosine, constant, wsd are known: the nearest is schedule: cosine"),
+    (lambda: data.DataConfig(test_size=2), "test_size is 2, but must be between 0 and 0.9: the nearest is test_size: 0.9"),
+    (lambda: data.DataConfig(sise=1), "DataConfig has no setting 'sise'"), (lambda: flow.SpaceConfig(try_it=1), "try_it is 1, but must be true or false: for example try_it: true"),
+    (lambda: flow.EvaluateConfig(limit=0), "limit is 0, but must be between 1 and"), (lambda: flow.FlowConfig(name="a/b"), "for example name: b")])
+def test_a_config_made_in_python_is_checked_alike(make, says):
+    with pytest.raises(UserError) as e: make()
+    assert says in str(e.value)
+
+
 def test_a_file_that_is_not_there(tmp_path):
     (tmp_path / "flow.yaml").write_text("rank: 8\n")
     assert load(tmp_path).rank == load(tmp_path / "flow.yaml").rank == 8
