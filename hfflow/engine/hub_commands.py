@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/engine/hub_commands.html.md"""
 # %% auto #0
 __all__ = ['hub_start', 'hub_status', 'hub_stop', 'hub_open', 'plain_hub', 'hub_check', 'hub_gc', 'hub_import', 'hub_export']
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #c03269d5
+# %% ../../nbs/engine/92_hub_commands.ipynb #3b7cdd7f
 import json, os, sys, typer
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import List, Optional
 from .commands import Json, argument, find, hub_app, option, print_table, switch
 from .errors import UserError
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #c4ba6cbb
+# %% ../../nbs/engine/92_hub_commands.ipynb #58a72589
 _Data = option('--data', 'DIR', "A Hub's data folder; without it the embedded Hub's.",
                Optional[Path])
 
@@ -42,7 +42,7 @@ def hub_start(
     print(f'Hub at {connection.connect(data=process.folder_of(data)).endpoint}')
     if spaces or jobs: print('What repos contain runs with your rights: no container isolates it.')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #41cfb0f7
+# %% ../../nbs/engine/92_hub_commands.ipynb #072e91a1
 @hub_app.command('status')
 def hub_status(as_json: Json = False, data: _Data = None):
     '''Say where the embedded Hub is; exit code 1 where it is not running.
@@ -69,7 +69,7 @@ def hub_stop(data: _Data = None):
     from hfflow.engine import process
     print('stopped' if process.stop(data) else 'it was not running')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #60cfc1d2
+# %% ../../nbs/engine/92_hub_commands.ipynb #8c2d888b
 @hub_app.command('open')
 def hub_open(
     repo: argument('[ID]', 'A model, a data set or a Space; without it the home page.') = None,
@@ -90,7 +90,7 @@ def hub_open(
     once = f'. This address signs one in, once, within five minutes:\n{link}' if link else ''
     print(f'Hub at {page}; no browser was found here{once}')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #600d112c
+# %% ../../nbs/engine/92_hub_commands.ipynb #e67b9f89
 def _page(hub, repo):
     "The address of a repo's page, at the revision that was named."
     found = find(hub, repo, ('model', 'dataset', 'space'))
@@ -102,7 +102,7 @@ def _signed_in(hub, page):
     from hfflow.localhub.wire import Hub
     return hub.endpoint + sign_in_link(Hub(hub.data), 'you', page[len(hub.endpoint):] or '/')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #89d24df8
+# %% ../../nbs/engine/92_hub_commands.ipynb #f156ec3c
 @contextmanager
 def plain_hub(advice=lambda e: ''):
     "Turn what the Hub's own modules raise into the sentence that a user gets."
@@ -118,7 +118,7 @@ def _bar(text):
     from tqdm import tqdm
     return tqdm(desc=text, total=0, unit='B', unit_scale=True, leave=False, disable=None)
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #df38a1f9
+# %% ../../nbs/engine/92_hub_commands.ipynb #ce1e686c
 @hub_app.command('check')
 def hub_check(
     quick: switch('--quick',
@@ -148,7 +148,7 @@ def hub_check(
     else: print('all is well')
     if faults: raise typer.Exit(1)
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #1a904a2d
+# %% ../../nbs/engine/92_hub_commands.ipynb #d340c49b
 @hub_app.command('gc')
 def hub_gc(
     older: option('--older', 'TIME', 'Only what has been there for so long: 30m, 12h, 1d, 2w.',
@@ -172,7 +172,7 @@ def hub_gc(
                  for f in freed])
     print(f"{'would free' if dry else 'freed'} {size_text(sum(f.bytes for f in freed))}")
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #b15ea26d
+# %% ../../nbs/engine/92_hub_commands.ipynb #82c7203a
 _HF = 'https://huggingface.co'
 _Kind = option('--type', 'KIND', 'model, dataset or space.', str)
 _Token = option('--token', 'TOKEN', 'For the other Hub; better in HF_TOKEN, where other users of '
@@ -202,7 +202,7 @@ def _told(report, what):
     if report.files: print(f"  {report.files} large file{'s' * (report.files != 1)}, "
                            f"{size_text(report.bytes)}")
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #aefe76c3
+# %% ../../nbs/engine/92_hub_commands.ipynb #04a53fd2
 _Part = lambda flag, help: option(flag, 'PATTERN', help, Optional[List[str]])
 
 @hub_app.command('import')
@@ -232,7 +232,7 @@ def hub_import(
                                                    revision, part, include, exclude)
     _told(report, 'imported' + (' (the newest files alone)' if part else ''))
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #f748bd72
+# %% ../../nbs/engine/92_hub_commands.ipynb #af82c4eb
 def _without_git() -> bool:
     "Where git is missing, say what that means."
     import shutil
@@ -261,7 +261,7 @@ def _on_import(e):
     return 'With --last the newest files come without the history.' if e.status in (410,
                                                                                     422) else ''
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #1cf404e7
+# %% ../../nbs/engine/92_hub_commands.ipynb #4efcd665
 @hub_app.command('export')
 def hub_export(
     repo: argument('ID', 'A repo of the embedded Hub.', str),
@@ -287,7 +287,7 @@ def hub_export(
     _told(report, f"exported ({'private' if private else 'public'})" if report.created
           else 'exported')
 
-# %% ../../nbs/engine/92_hub_commands.ipynb #cb90ac76
+# %% ../../nbs/engine/92_hub_commands.ipynb #4f4e9ae8
 def _exported(target, kind, repo, name, token, private, force):
     "Copy a repo of the embedded Hub to another one."
     from hfflow.localhub import mirror
