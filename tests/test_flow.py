@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import tinychat
-from hfflow import data, flow, hub as hubs, publish, spaces, train
-from hfflow.engine import stages, work
+from hfflow import data, flow, hub as hubs, publish, train
+from hfflow.engine import pushing, register, spacefiles, stages, training, work
 from hfflow.flow import Interrupted, StageResult, Store, explain, load, run
 from hfflow.hub import UserError
 
@@ -128,7 +128,7 @@ def test_the_version_of_hfflow_counts(made, hub, tmp_path, monkeypatch):
 def test_another_hub_is_another_place(made, hub):
     w = flow.Work(load(made), hub, ".", False)
     elsewhere = flow.Work(load(made), replace(hub, embedded=False, endpoint="https://hub.example"), ".", False)
-    w.done = elsewhere.done = {"prepare": {"digest": "x"}}
+    w.done = elsewhere.done = {"prepare": stages.Cleaned({}, "x", 0, {})}
     inputs = flow.STAGES["register"].inputs
     assert inputs(w) != inputs(elsewhere)
     with pytest.raises(UserError, match="HF_TOKEN"): flow.Work(load(made), replace(hub, user=None), ".", False)
@@ -242,7 +242,7 @@ def test_unknown_base(made, hub, tmp_path):
     assert fault(made, hub, tmp_path, "not on|no revision", base="you/micro-llama@nowhere") == "plan"
 
 
-@pytest.mark.parametrize("module, name, stage", [(data, "register", "register"), (train, "fit", "train"), (publish, "push", "publish"), (spaces, "push", "space")],
+@pytest.mark.parametrize("module, name, stage", [(register, "register", "register"), (training, "fit", "train"), (pushing, "push", "publish"), (spacefiles, "push", "space")],
                          ids=lambda x: getattr(x, "__name__", x))
 def test_the_disk_is_full(made, hub, tmp_path, monkeypatch, module, name, stage):
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -265,12 +265,12 @@ def test_the_hub_goes_away(made, hub, tmp_path, monkeypatch):
     import httpx
 
     def gone(*args, **kwargs): raise httpx.ConnectError("[Errno 111] Connection refused")
-    monkeypatch.setattr(data, "register", gone)
+    monkeypatch.setattr(register, "register", gone)
     assert fault(made, hub, tmp_path, "does not answer") == "register"
 
 
 def test_a_bug_stays_a_bug(made, hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "register", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(register, "register", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError): run(made, hub, tmp_path, tmp_path / "r.json", progress=False)
     assert json.loads((tmp_path / "r.json").read_text())["stages"][1]["status"] == "failed"
     assert explain(ValueError("x")) is None
@@ -279,14 +279,13 @@ def test_a_bug_stays_a_bug(made, hub, tmp_path, monkeypatch):
 @pytest.fixture()
 def smaller(made, hub, monkeypatch):
     "A machine on which a batch of 4 does not fit, and fewer rows do; the flow on it, and a base that nobody has downloaded."
-    from hfflow import plan
-    from hfflow.engine import case
+    from hfflow.engine import case, devices, planning
     made["base"] = tinychat.publish(f"{made['name']}-base"[:60])
-    monkeypatch.setattr(plan, "probe", lambda *args: 1e9)
+    monkeypatch.setattr(planning, "probe", lambda *args: 1e9)
     monkeypatch.setattr(case.Case, "process", lambda case: 0)
-    cfg, rows = load(made), stages.rows_of_splits(data.prepare(made["data"], progress=False).splits["train"])
-    need = [plan.plan(made["base"], rows, cfg.lora, replace(cfg.train, batch=b)).total_bytes for b in (1, 4)]
-    monkeypatch.setattr(plan, "_here", lambda: plan.Gpu("this machine (CPU)", sum(need) / 2 / 2**30, kind="cpu"))
+    cfg, rows = load(made), stages.task_rows(data.prepare(made["data"], progress=False).splits["train"])
+    need = [planning.plan(made["base"], rows, cfg.lora, replace(cfg.train, batch=b)).total_bytes for b in (1, 4)]
+    monkeypatch.setattr(planning, "gpu_here", lambda: devices.Gpu("this machine (CPU)", sum(need) / 2 / 2**30, kind="cpu"))
     return made
 
 
@@ -296,10 +295,10 @@ def weights_here(base):
 
 
 def test_a_model_that_does_not_fit(smaller, hub, tmp_path, monkeypatch):
-    from hfflow import plan
+    from hfflow.engine import devices, planning
     assert fault(smaller, hub, tmp_path, r"with batch 4 of up to \d+ tokens and 4 bits needs .* and this machine .* has .*; this fits: batch=\d with accumulation=\d") == "plan"
     assert not weights_here(smaller["base"])
-    monkeypatch.setattr(plan, "_here", lambda: plan.Gpu("this machine (CPU)", 0.01, kind="cpu"))
+    monkeypatch.setattr(planning, "gpu_here", lambda: devices.Gpu("this machine (CPU)", 0.01, kind="cpu"))
     assert fault(smaller, hub, tmp_path, "take a smaller base", preset="auto") == "plan"
 
 
@@ -337,6 +336,25 @@ def test_a_torn_result_counts_as_absent(tmp_path):
     assert not list(tmp_path.rglob("*.part"))
 
 
+def test_what_another_version_kept_is_done_again(made, hub, tmp_path):
+    go = lambda: run(made, hub, tmp_path, progress=False, stages="register")
+    go()
+    file = tmp_path / "runs" / made["name"] / "stages" / "register.json"
+    for old in ({"artifact": None}, {"artifact": {"kind": "dataset"}}, {"repo": "x"}, None, 3):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "result": old}))
+        assert statuses(go())[:2] == ["kept", "done"] and statuses(go())[:2] == ["kept", "kept"]
+
+
+def test_a_stage_reads_what_it_wrote(made, hub, tmp_path):
+    "The JSON of each result makes the same object again."
+    from hfflow.engine.store import again, plain
+    report = run(made, hub, tmp_path, progress=False)
+    for name, stage in flow.STAGES.items():
+        found = again(stage.kind, report.result(name))
+        assert plain(found) == report.result(name), name
+        with pytest.raises(AttributeError): found.extra = 1
+
+
 def test_stages_that_do_not_exist(made, hub, tmp_path):
     with pytest.raises(UserError, match="did you mean 'train'"): run(made, hub, tmp_path, progress=False, stages="trian")
 
@@ -371,6 +389,25 @@ def test_any_text_loads_or_is_refused_in_one_sentence(text):
     ("base: 'a b c'\n", "base"), ("train: {schedule: cosin}\n", "cosine"), ("max_steps: 5\n", "'train'")])
 def test_the_nearest_right_one(text, says):
     with pytest.raises(UserError) as e: load(text, embedded=True)
+    assert says in str(e.value)
+
+
+def test_short_keys_are_those_of_the_sections():
+    cfg = load("rank: 8\nlora: {rank: 8, dropout: 0.1}\nepochs: 2\nmodel: {base: you/x}\n", embedded=True)
+    assert (cfg.rank, cfg.lora.rank, cfg.lora.dropout, cfg.epochs, cfg.train.epochs, cfg.base, cfg.model.base) == (8, 8, .1, 2, 2, "you/x", "you/x")
+    assert replace(cfg, lora=replace(cfg.lora, rank=4)).rank == 4
+    assert list(cfg.as_dict())[:6] == ["preset", "base", "data", "rank", "epochs", "bits"]
+
+
+@pytest.mark.parametrize("make, says", [
+    (lambda: train.TrainConfig(batch=True), "batch is true, but must be a whole number: for example batch: 16"),
+    (lambda: train.TrainConfig(lr=float("nan")), "lr is NaN, but must be a number"),
+    (lambda: train.TrainConfig(schedule="cosin"), "schedule is 'cosin', but only linear, cosine, constant, wsd are known: the nearest is schedule: cosine"),
+    (lambda: data.DataConfig(test_size=2), "test_size is 2, but must be between 0 and 0.9: the nearest is test_size: 0.9"),
+    (lambda: data.DataConfig(sise=1), "DataConfig has no setting 'sise'"), (lambda: flow.SpaceConfig(try_it=1), "try_it is 1, but must be true or false: for example try_it: true"),
+    (lambda: flow.EvaluateConfig(limit=0), "limit is 0, but must be between 1 and"), (lambda: flow.FlowConfig(name="a/b"), "for example name: b")])
+def test_a_config_made_in_python_is_checked_alike(make, says):
+    with pytest.raises(UserError) as e: make()
     assert says in str(e.value)
 
 
