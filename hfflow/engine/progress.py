@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from functools import lru_cache
 from pathlib import Path
 
-from .checkpoint import sync_folder
+from .checkpoint import force_to_disk
 from .errors import UserError
 from .settings import trackers
 from .shard import held_bytes
@@ -248,7 +248,7 @@ def _figures(step, **entry):
 def sync(self:Log):
     "Force the lines to disk."
     self.file.flush()
-    sync_folder(self.path)
+    force_to_disk(self.path)
 
 @patch
 def close(self:Log):
