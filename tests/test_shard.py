@@ -11,7 +11,7 @@ import tinychat
 import torch
 import zoo
 
-from hfflow.engine import training
+from hfflow.engine import loop, training
 from hfflow.hub import UserError
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
 from hfflow.engine.shard import held_bytes, refuse_shard, shard_units, sharded
