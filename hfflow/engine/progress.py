@@ -235,14 +235,14 @@ class Log:
         "Write a line; one that is no event goes to the tracker, too."
         if self.file is None: return
         self.file.write(json.dumps(entry) + '\n')
-        if self.tracker and 'event' not in entry: self.tracker.log(*_figures(**entry))
+        if self.tracker and 'event' not in entry: self.tracker.log(_figures(**entry), step=entry['step'])
 
 # %% ../../nbs/engine/44_progress.ipynb #c1cf94f7
 def _figures(step, **entry):
-    "What a tracker gets of a line, and its step: an axis of its own, since a figure of that name would be in the way."
+    "What a tracker gets of a line. The step is its axis: a figure of that name would be in the way."
     figures = {k: v for k, v in entry.items() if v is not None}
     if 'tokens' in entry: figures['tokens_per_second'] = entry['tokens'] / max(entry['seconds'], 1e-9)
-    return figures, step
+    return figures
 
 @patch
 def sync(self:Log):
