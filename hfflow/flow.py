@@ -16,8 +16,9 @@ from .engine.flowconfig import PRESETS, SHORT, ASKED, gpu_gib, auto_preset, Eval
 from .engine.flowreport import FlowReport
 from .engine.running import run
 from .engine.settling import settle
+from .engine.stages import STAGES
 from .engine.store import digest, StageResult, write_atomic, Store
-from .engine.work import STAGES, Work, Stage, stage, Interrupted
+from .engine.work import Work, Stage, stage, Interrupted
 _all_ = ['PRESETS', 'SHORT', 'ASKED', 'STAGES', 'gpu_gib', 'auto_preset', 'EvaluateConfig',
          'PublishConfig', 'SpaceConfig', 'ModelConfig', 'FlowConfig', 'load', 'digest',
          'StageResult', 'write_atomic', 'Store', 'explain', 'Work', 'Stage', 'stage', 'Interrupted',

@@ -12,10 +12,10 @@ import pytest
 from typer.main import get_command
 
 import tinychat
-from hfflow import cli
 from hfflow import hub as hubs
-from hfflow.engine import process
 from hfflow.cli import app, main
+from hfflow.engine import doctor
+from hfflow.engine.process import local_token
 
 HFFLOW = [sys.executable, "-c", "import sys; from hfflow.cli import main; sys.exit(main())"]
 COMMANDS = {"run", "plan", "data", "train", "evaluate", "publish", "space", "serve", "hub", "doctor", "lineage", "init"}
@@ -110,6 +110,14 @@ def test_a_hub_that_is_none(url, says, tmp_path):
     assert code == 2 and says in out and "hub" in err and "aSecret" not in out + err
 
 
+def test_the_four_commands_of_the_flow_share_their_options():
+    "run has one more, for the example."
+    options = {name: [p.name for p in command.params] for name, command in get_command(app).commands.items()}
+    shared = ["config", "hub", "report", "workdir", "settings", "force", "quiet"]
+    assert options["train"] == options["evaluate"] == options["publish"] == shared
+    assert [n for n in options["run"] if n != "example"] == shared
+
+
 def test_a_bad_flow_yaml(call):
     Path("flow.yaml").write_text("prest: cpu\n")
     refused(call("run"), "flow.yaml", "'preset'")
@@ -122,13 +130,13 @@ def test_debug_shows_where(call):
 
 
 def test_a_bug_says_so(call, monkeypatch):
-    monkeypatch.setattr(cli, "_python", lambda: 1 / 0)
+    monkeypatch.setattr(doctor, "_python", lambda: 1 / 0)
     refused(call("doctor"), "a bug: ZeroDivisionError", "--debug", code=1)
 
 
 def test_ctrl_c(call, monkeypatch):
     def pressed(): raise KeyboardInterrupt
-    monkeypatch.setattr(cli, "_python", pressed)
+    monkeypatch.setattr(doctor, "_python", pressed)
     refused(call("doctor"), "stopped", code=130)
 
 
@@ -290,7 +298,7 @@ def test_doctor(call, monkeypatch):
     for check in ("python", "torch", "cpu", "gpu", "memory", "disk", "hub", "token"): assert re.search(rf"^{check} +(ok|note) ", out, re.M), out
     code, out, err = call("doctor", "--json")
     assert {r["status"] for r in json.loads(out)} <= {"ok", "note"}
-    monkeypatch.setattr(cli, "_PACKAGES", ("torch", "not-a-package"))
+    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "not-a-package"))
     code, out, err = call("doctor")
     assert code == 2 and "not-a-package" in err and "pip install" in out
 
@@ -342,7 +350,7 @@ def test_import_and_export(call, far, monkeypatch):
     url, token, api = far
     add = lambda name, kind="model": api.create_commit("ann/cli-far", [CommitOperationAdd(name, b"\0" + name.encode())], commit_message=f"Add {name}", repo_type=kind)
     hub = hubs.connect()
-    mine = HfApi(hub.endpoint, token=process.local_token(hub.data))
+    mine = HfApi(hub.endpoint, token=local_token(hub.data))
     api.create_repo("ann/cli-far", private=True)
     add("a.bin")
     refused(call("hub", "import", "ann/cli-far", "--from", url), "set HF_TOKEN")

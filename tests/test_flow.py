@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import tinychat
-from hfflow import data, flow, hub as hubs, publish, spaces, train
-from hfflow.engine import stages, work
+from hfflow import data, flow, hub as hubs, publish, train
+from hfflow.engine import pushing, register, spacefiles, stages, training, work
 from hfflow.flow import Interrupted, StageResult, Store, explain, load, run
 from hfflow.hub import UserError
 
@@ -128,7 +128,7 @@ def test_the_version_of_hfflow_counts(made, hub, tmp_path, monkeypatch):
 def test_another_hub_is_another_place(made, hub):
     w = flow.Work(load(made), hub, ".", False)
     elsewhere = flow.Work(load(made), replace(hub, embedded=False, endpoint="https://hub.example"), ".", False)
-    w.done = elsewhere.done = {"prepare": {"digest": "x"}}
+    w.done = elsewhere.done = {"prepare": stages.Cleaned({}, "x", 0, {})}
     inputs = flow.STAGES["register"].inputs
     assert inputs(w) != inputs(elsewhere)
     with pytest.raises(UserError, match="HF_TOKEN"): flow.Work(load(made), replace(hub, user=None), ".", False)
@@ -242,7 +242,7 @@ def test_unknown_base(made, hub, tmp_path):
     assert fault(made, hub, tmp_path, "not on|no revision", base="you/micro-llama@nowhere") == "plan"
 
 
-@pytest.mark.parametrize("module, name, stage", [(data, "register", "register"), (train, "fit", "train"), (publish, "push", "publish"), (spaces, "push", "space")],
+@pytest.mark.parametrize("module, name, stage", [(register, "register", "register"), (training, "fit", "train"), (pushing, "push", "publish"), (spacefiles, "push", "space")],
                          ids=lambda x: getattr(x, "__name__", x))
 def test_the_disk_is_full(made, hub, tmp_path, monkeypatch, module, name, stage):
     def full(*args, **kwargs): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -265,12 +265,12 @@ def test_the_hub_goes_away(made, hub, tmp_path, monkeypatch):
     import httpx
 
     def gone(*args, **kwargs): raise httpx.ConnectError("[Errno 111] Connection refused")
-    monkeypatch.setattr(data, "register", gone)
+    monkeypatch.setattr(register, "register", gone)
     assert fault(made, hub, tmp_path, "does not answer") == "register"
 
 
 def test_a_bug_stays_a_bug(made, hub, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "register", lambda *a, **k: 1 / 0)
+    monkeypatch.setattr(register, "register", lambda *a, **k: 1 / 0)
     with pytest.raises(ZeroDivisionError): run(made, hub, tmp_path, tmp_path / "r.json", progress=False)
     assert json.loads((tmp_path / "r.json").read_text())["stages"][1]["status"] == "failed"
     assert explain(ValueError("x")) is None
@@ -279,14 +279,13 @@ def test_a_bug_stays_a_bug(made, hub, tmp_path, monkeypatch):
 @pytest.fixture()
 def smaller(made, hub, monkeypatch):
     "A machine on which a batch of 4 does not fit, and fewer rows do; the flow on it, and a base that nobody has downloaded."
-    from hfflow import plan
-    from hfflow.engine import case
+    from hfflow.engine import case, devices, planning
     made["base"] = tinychat.publish(f"{made['name']}-base"[:60])
-    monkeypatch.setattr(plan, "probe", lambda *args: 1e9)
+    monkeypatch.setattr(planning, "probe", lambda *args: 1e9)
     monkeypatch.setattr(case.Case, "process", lambda case: 0)
-    cfg, rows = load(made), stages.rows_of_splits(data.prepare(made["data"], progress=False).splits["train"])
-    need = [plan.plan(made["base"], rows, cfg.lora, replace(cfg.train, batch=b)).total_bytes for b in (1, 4)]
-    monkeypatch.setattr(plan, "_here", lambda: plan.Gpu("this machine (CPU)", sum(need) / 2 / 2**30, kind="cpu"))
+    cfg, rows = load(made), stages.task_rows(data.prepare(made["data"], progress=False).splits["train"])
+    need = [planning.plan(made["base"], rows, cfg.lora, replace(cfg.train, batch=b)).total_bytes for b in (1, 4)]
+    monkeypatch.setattr(planning, "gpu_here", lambda: devices.Gpu("this machine (CPU)", sum(need) / 2 / 2**30, kind="cpu"))
     return made
 
 
@@ -296,10 +295,10 @@ def weights_here(base):
 
 
 def test_a_model_that_does_not_fit(smaller, hub, tmp_path, monkeypatch):
-    from hfflow import plan
+    from hfflow.engine import devices, planning
     assert fault(smaller, hub, tmp_path, r"with batch 4 of up to \d+ tokens and 4 bits needs .* and this machine .* has .*; this fits: batch=\d with accumulation=\d") == "plan"
     assert not weights_here(smaller["base"])
-    monkeypatch.setattr(plan, "_here", lambda: plan.Gpu("this machine (CPU)", 0.01, kind="cpu"))
+    monkeypatch.setattr(planning, "gpu_here", lambda: devices.Gpu("this machine (CPU)", 0.01, kind="cpu"))
     assert fault(smaller, hub, tmp_path, "take a smaller base", preset="auto") == "plan"
 
 
@@ -335,6 +334,25 @@ def test_a_torn_result_counts_as_absent(tmp_path):
         store.path("plan").write_text(whole[:n])
         assert store.get("plan", "d") is None
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_what_another_version_kept_is_done_again(made, hub, tmp_path):
+    go = lambda: run(made, hub, tmp_path, progress=False, stages="register")
+    go()
+    file = tmp_path / "runs" / made["name"] / "stages" / "register.json"
+    for old in ({"artifact": None}, {"artifact": {"kind": "dataset"}}, {"repo": "x"}, None, 3):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "result": old}))
+        assert statuses(go())[:2] == ["kept", "done"] and statuses(go())[:2] == ["kept", "kept"]
+
+
+def test_a_stage_reads_what_it_wrote(made, hub, tmp_path):
+    "The JSON of each result makes the same object again."
+    from hfflow.engine.store import again, plain
+    report = run(made, hub, tmp_path, progress=False)
+    for name, stage in flow.STAGES.items():
+        found = again(stage.kind, report.result(name))
+        assert plain(found) == report.result(name), name
+        with pytest.raises(AttributeError): found.extra = 1
 
 
 def test_stages_that_do_not_exist(made, hub, tmp_path):

@@ -12,6 +12,8 @@ import json, re, warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from pydantic import Field
+from typing import Literal
 
 from .errors import UserError
 from .loading import (dense_weight, kind_of, load_in_bits, need_libraries, new_heads,
@@ -22,27 +24,18 @@ from .validation import checked
 @checked
 class QloraConfig:
     "What learns, and in how many bits the base lies under it."
-    bits: int = 4               # 4 (NF4), 8 (LLM.int8), 16 (the device's half precision) or 32
-    rank: int = 16              # rows of A and columns of B
-    alpha: int | None = None    # the adapter is scaled by alpha/rank; default: twice the rank
-    dropout: float = 0.0        # on the adapter's input while training
+    bits: Literal[4, 8, 16, 32] = 4   # 4 (NF4), 8 (LLM.int8), 16 (the device's half precision) or 32
+    rank: int = Field(16, ge=1, le=1024)   # rows of A and columns of B; 8 to 64 is usual
+    alpha: int | None = Field(None, ge=1, le=65536)   # the adapter is scaled by alpha/rank; default: twice the rank
+    dropout: float = Field(0., ge=0, le=.9)   # on the adapter's input while training; 0 to 0.1 is usual
     targets: str | list[str] = 'all-linear'   # names of layers, or all linear layers but the head
     rslora: bool = False        # scale by alpha/sqrt(rank), for high ranks
     dora: bool = False          # learn the length of each row of the weight apart from its direction
     init: str = 'default'       # start of A and B: default, loftq (4 or 8 bits), pissa, olora (16, 32)
     full: bool = False          # no adapter: every weight of the model learns (16 or 32 bits)
 
-    def __post_init__(self):
-        if self.bits not in (4, 8, 16, 32):
-            raise UserError(f'bits is {self.bits}, but a base is loaded in 4, 8, 16 or 32 bits: '
-                            'choose one of these.')
-        if not 1 <= self.rank <= 4096:
-            raise UserError(f'rank is {self.rank}, but an adapter needs a rank between 1 and 4096: '
-                            '8 to 64 is usual.')
-        if not 0 <= self.dropout < 1:
-            raise UserError(f'dropout is {self.dropout}, but it is a probability below 1: 0 to 0.1 '
-                            'is usual.')
-        _fits(self, self.bits)
+    def __post_init__(self): _fits(self, self.bits)
+
 
 # %% ../../nbs/engine/32_adapters.ipynb #e96d00b8
 _MOVES_BASE = r'pissa(_niter_\d+)?|olora'   # starts that take a part out of the base's weights

@@ -11,11 +11,11 @@ __all__ = ['REASONS', 'TURN', 'key', 'DataConfig', 'CleanReport', 'clean', 'by_n
 import hashlib, json, re, unicodedata
 from collections import Counter
 from dataclasses import asdict, dataclass
-from pydantic import ConfigDict, Field
-from pydantic.dataclasses import dataclass as checked
+from pydantic import Field
 
 from .columns import NUMBER, TEXTS, by_name, match_columns, plain_name, text_of
 from .errors import UserError
+from .validation import checked
 
 # %% ../../nbs/engine/14_cleaning.ipynb #6603f786
 def key(prompt:str) -> str:
@@ -24,15 +24,14 @@ def key(prompt:str) -> str:
     return text.strip(' .,;:!?"\'') or text
 
 # %% ../../nbs/engine/14_cleaning.ipynb #84704f09
-@checked(frozen=True, config=ConfigDict(extra='forbid'))
+@checked
 class DataConfig:
     "How raw files become a data set."
     source: str = 'flow-writer'           # file, folder, owner/name of a Dataset repo, or flow-writer
     prompt: 'str|None' = None             # column to use as prompt; None: found
     completion: 'str|None' = None         # column to use as completion; None: found
-    test_size: float = Field(0.1, ge=0, lt=1)         # part of the rows, if no file is for testing
-    validation_size: float = Field(0.05, ge=0,
-                                   lt=1)  # part of the rest, if no file is for validation
+    test_size: float = Field(.1, ge=0, le=.9)         # part of the rows, if no file is for testing
+    validation_size: float = Field(.05, ge=0, le=.9)  # part of the rest, if no file is for validation
     seed: int = 0                         # of the choice which rows are put aside
     max_chars: int = Field(8000, ge=1)    # longer rows (prompt and completion together) are dropped
 

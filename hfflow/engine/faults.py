@@ -7,15 +7,13 @@ Docs: https://hfflow.github.io/hfflow/engine/faults.html.md"""
 # %% auto #0
 __all__ = ['chain_of', 'explain']
 
-# %% ../../nbs/engine/82_faults.ipynb #c8936878
+# %% ../../nbs/engine/82_faults.ipynb #24b9599a
 import errno, os
 from pathlib import Path
-from pydantic import ValidationError
 
 from .errors import UserError
-from .validation import sentence
 
-# %% ../../nbs/engine/82_faults.ipynb #fe64bdf0
+# %% ../../nbs/engine/82_faults.ipynb #ed2f9360
 def chain_of(error) -> list:
     "Return an error and what led to it, the newest first."
     chain = []
@@ -24,66 +22,61 @@ def chain_of(error) -> list:
         error = error.__cause__ or error.__context__
     return chain
 
-# %% ../../nbs/engine/82_faults.ipynb #786869f4
-def explain(
-    error: BaseException,
-    hub: str = "",                         # endpoint, for the message
-    where: "str | Path" = ".",             # folder that was written to
-) -> "str | None":                         # None: not a fault that we know
-    "Say in one sentence what went wrong and what to do next."
-    at = f"the Hub at {hub or os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}"
-    chain, later = chain_of(error), "run the same command again; finished stages are kept."
-    for e in chain:
-        if isinstance(e, UserError): return str(e)
-        if isinstance(e, ValidationError): return sentence(e)
-    for e in chain:
-        if sentence := _disk(e, where, later) or _remote(e, at, later): return sentence
-        if "OutOfMemoryError" in _names(e) or isinstance(e,
-            MemoryError) or "DefaultCPUAllocator" in str(e):
-            return ("out of memory: lower train.batch (and raise train.accumulation) or "
-                    "train.max_len, or take a "
-                    "smaller base; `hfflow plan` predicts what fits.")
-    return None
-
-
+# %% ../../nbs/engine/82_faults.ipynb #8c30855e
 def _names(e): return {c.__name__ for c in type(e).__mro__}
-
 
 def _disk(e, where, later):
     "Say what is wrong with files and ports, or None."
-    name = getattr(e, "filename", None)
-    if getattr(e, "errno", None) == errno.ENOSPC or "No space left on device" in str(e) or "os error 28" in str(e):
-        return f"the disk is full while writing below {Path(where)}: free some space and {later}"
-    if isinstance(e, OSError) and e.errno == errno.EADDRINUSE:
-        return "the port is taken by another program: choose another one, or 0 for any free port."
+    name, number = getattr(e, 'filename', None), getattr(e, 'errno', None)
+    if number == errno.ENOSPC or any(x in str(e) for x in ('No space left on device',
+                                                           'os error 28')):
+        return f'the disk is full while writing below {Path(where)}: free some space and {later}'
+    if number == errno.EADDRINUSE:
+        return 'the port is taken by another program: choose another one, or 0 for any free port.'
     if isinstance(e, (NotADirectoryError, FileExistsError, IsADirectoryError)):
         return f"cannot write below {Path(where)}: {name or 'a file'} is in the way; choose another folder (--workdir DIR)."
     if isinstance(e, PermissionError):
-        return f"may not write {name or where}: choose a folder that belongs to you (--workdir DIR)."
+        return f'may not write {name or where}: choose a folder that belongs to you (--workdir DIR).'
 
-# %% ../../nbs/engine/82_faults.ipynb #6eb82df6
-_UNREACHED = {"ConnectError", "ConnectTimeout", "ReadTimeout", "ConnectionError",
-              "NewConnectionError", "ReadError",
-              "RemoteProtocolError", "LocalEntryNotFoundError", "OfflineModeIsEnabled",
-              "CloseError"}
+def _memory(e):
+    "Say what to do where memory ran out, or None."
+    if _names(e) & {'OutOfMemoryError', 'MemoryError'} or 'DefaultCPUAllocator' in str(e):
+        return ('out of memory: lower train.batch (and raise train.accumulation) or train.max_len, '
+                'or take a smaller base; `hfflow plan` predicts what fits.')
 
+# %% ../../nbs/engine/82_faults.ipynb #a47886dc
+_UNREACHED = {'ConnectError', 'ConnectTimeout', 'ReadTimeout', 'ConnectionError', 'CloseError',
+              'NewConnectionError', 'ReadError', 'RemoteProtocolError', 'LocalEntryNotFoundError',
+              'OfflineModeIsEnabled'}
+_ABSENT = {'RepositoryNotFoundError', 'RevisionNotFoundError', 'RemoteEntryNotFoundError'}
 
 def _remote(e, at, later):
     "Say what is wrong with the Hub, or None."
-    names, code = _names(e), getattr(getattr(e, "response", None), "status_code", None) or 0
-    if "GatedRepoError" in names:
-        return f"the repo is gated: accept its terms on its page on {at[4:]} and use a token of the same account."
-    if names & {"RepositoryNotFoundError", "RevisionNotFoundError", "RemoteEntryNotFoundError"}:
+    names, code = _names(e), getattr(getattr(e, 'response', None), 'status_code', None) or 0
+    if 'GatedRepoError' in names:
+        return f'the repo is gated: accept its terms on its page on {at[4:]} and use a token of the same account.'
+    if names & _ABSENT:
         last = (str(e).strip().splitlines() or [type(e).__name__])[-1]
-        return f"{at} has no such repo or revision, or this token may not see it: {last}"
+        return f'{at} has no such repo or revision, or this token may not see it: {last}'
     if code in (401, 403):
-        return (f"{at} refused the token ({code}): set HF_TOKEN to one that may write to the "
-                "namespace, or leave --hub "
-                "out for the embedded Hub.")
-    if code == 429: return f"{at} asks to slow down (429): wait a minute and {later}"
-    if code >= 500:
-        return f"{at} answered with an error of its own ({code}): wait a minute and {later}"
+        return (f'{at} refused the token ({code}): set HF_TOKEN to one that may write to the '
+                'namespace, or leave --hub out for the embedded Hub.')
+    if code == 429: return f'{at} asks to slow down (429): wait a minute and {later}'
+    if code >= 500: return f'{at} answered with an error of its own ({code}): wait a minute and {later}'
     if names & _UNREACHED:
-        return (f"{at} does not answer: check the address and the network, or leave --hub out for "
-                "the embedded Hub; "
-                "finished stages are kept.")
+        return (f'{at} does not answer: check the address and the network, or leave --hub out for '
+                'the embedded Hub; finished stages are kept.')
+
+# %% ../../nbs/engine/82_faults.ipynb #7640587c
+def explain(
+    error: BaseException,
+    hub: str = '',                         # endpoint, for the message
+    where: 'str | Path' = '.',             # folder that was written to
+) -> 'str | None':                         # None: not a fault that we know
+    "Say in one sentence what went wrong and what to do next."
+    at = f"the Hub at {hub or os.environ.get('HF_ENDPOINT', 'https://huggingface.co')}"
+    chain, later = chain_of(error), 'run the same command again; finished stages are kept.'
+    for e in chain:
+        if isinstance(e, UserError): return str(e)
+    return next(filter(None, (_disk(e, where, later) or _remote(e, at, later) or _memory(e)
+                              for e in chain)), None)

@@ -7,8 +7,9 @@ Docs: https://hfflow.github.io/hfflow/engine/running.html.md"""
 # %% auto #0
 __all__ = ['run']
 
-# %% ../../nbs/engine/85a_running.ipynb #ec18b629
+# %% ../../nbs/engine/85a_running.ipynb #76e6bb7a
 import json, time
+from contextlib import contextmanager
 from pathlib import Path
 
 from . import connection
@@ -17,87 +18,102 @@ from .faults import chain_of, explain
 from .flowconfig import FlowConfig, is_embedded, load
 from .flowreport import FlowReport
 from .gate import NotLearned
+from .stages import STAGES
 from .store import StageResult, Store, write_atomic
-from .work import Interrupted, STAGES, Work, alone, run_stage, stopped
+from .work import Interrupted, Work, alone, run_stage, stopped
 
-# %% ../../nbs/engine/85a_running.ipynb #94c00d66
-def run(
-    cfg: "FlowConfig | str | Path | dict | None" = None,  # a config, a flow.yaml, or None for the default flow
-    hub=None,                              # a Hub, its address, or None for the embedded one
-    workdir: "str | Path" = ".",           # results and checkpoints go below `runs/` in it
-    report: "str | Path | None" = None,    # also write the report to this file, as JSON
-    progress: bool = True,                 # print what happens
-    stages: "str | list | None" = None,    # run up to this stage (or the last of these); None: all
-    force: bool = False,                   # do again what is done; go on with a training that other versions began
-) -> "'FlowReport'":
-    "Run the flow's stages in order, each at most once for the same inputs; raise `UserError` where one cannot be done."
-    start = time.perf_counter()
-    last = _last(stages)
-    if not isinstance(cfg, FlowConfig): cfg = load(cfg, embedded=is_embedded(hub))
-    if report is not None and Path(report).is_dir():
-        raise UserError(f"the report cannot be written to {report}, which is a folder: name a "
-                        "file, such as "
-                        f"{Path(report) / 'report.json'}")
-    try:
-        if not isinstance(hub, connection.Hub): hub = connection.connect(hub)
-    except UserError: raise
-    except Exception as e:
-        raise UserError(explain(e, str(hub or ""))
-                        or f"cannot connect: {type(e).__name__}: {e}") from e
-    folder = Path(workdir) / "runs" / cfg.name
-    w = Work(cfg, hub, folder, progress)
-    store, results, name = Store(folder), [], "prepare"
-    made = lambda: FlowReport(cfg.name, hub.endpoint, (w.settled if "plan" in w.done else cfg).as_dict(),
-                              [*results, *(StageResult(s, "skipped")
-                                           for s in list(STAGES)[len(results):])],
-                              round(time.perf_counter() - start, 1))
-    w.say(f"Hub       {hub.endpoint} ({'embedded; ' if hub.embedded else ''}you are '{hub.user}')")
-    try:
-        with alone(folder):
-            for i, name in enumerate(STAGES, 1):
-                if i > last: break
-                w.say(f"[{i}/{len(STAGES)}] {name}")
-                result = run_stage(w, STAGES[name], store, force)
-                w.done[name] = result.result
-                results.append(result)
-                how = "kept" if result.status == "kept" else f"{result.seconds:.1f} s"
-                w.say(f"      {STAGES[name].line(w, result.result)} ({how})")
-    except KeyboardInterrupt: raise Interrupted(stopped(results, name)) from None
-    except SystemExit:                     # a polite kill while training: its checkpoint is written
-        w.say(stopped(results, name))
-        raise
-    except Exception as e:
-        # a library took Ctrl-C for a failed import
-        if any(isinstance(x, KeyboardInterrupt) for x in chain_of(e)):
-            raise Interrupted(stopped(results, name)) from None
-        taken = f"another run is working in {folder}: wait for it, or give this one another name."
-        text = taken if type(e).__name__ == "Timeout" else explain(e, hub.endpoint, folder)
-        results.append(StageResult(name, "failed", error=text or f"{type(e).__name__}: {e}"))
-        if text is None: raise
-        if isinstance(e, NotLearned): raise NotLearned(text, made()) from None
-        raise UserError(text) from e
-    finally:
-        if report is not None: _save_report(made(), report)
-    return made()
-
-# %% ../../nbs/engine/85a_running.ipynb #2eeb10c1
-def _last(stages) -> int:
-    "Return how many stages to run."
+# %% ../../nbs/engine/85a_running.ipynb #0465e0a5
+def _wanted(stages) -> list:
+    "Return the names of the stages to run: all up to the last one that is named."
     names = list(STAGES)
     wanted = names if stages is None else [stages] if isinstance(stages, str) else list(stages)
     for s in wanted:
-        if s not in names: raise _unknown_stage(s, names)
-    return max((names.index(s) + 1 for s in wanted), default=0)
+        if s in names: continue
+        near = nearest(str(s), names)
+        raise UserError(f"there is no stage '{s}': " + (f"did you mean '{near}'?" if near
+                                                        else 'they are ' + ', '.join(names)))
+    return names[:max((names.index(s) + 1 for s in wanted), default=0)]
 
+def _connected(hub):
+    "Return a Hub, its address, or None for the embedded one as a Hub that is connected."
+    if isinstance(hub, connection.Hub): return hub
+    try: return connection.connect(hub)
+    except UserError: raise
+    except Exception as e:
+        raise UserError(explain(e, str(hub or ''))
+                        or f'cannot connect: {type(e).__name__}: {e}') from e
 
-def _unknown_stage(s, names):
-    near = nearest(str(s), names)
-    return UserError(f"there is no stage '{s}': " + (f"did you mean '{near}'?" if near
-        else "they are " + ", ".join(names)))
+# %% ../../nbs/engine/85a_running.ipynb #5d21e6ae
+class _Progress:
+    "The stages of a run so far, and the report of them."
+    def __init__(self, w, path):
+        self.w, self.path, self.store = w, path, Store(w.folder)
+        self.results, self.name, self.start = [], 'prepare', time.perf_counter()
 
+    def step(self, name):
+        "Run one stage, and say so."
+        self.name, stage = name, STAGES[name]
+        self.w.say(f'[{len(self.results) + 1}/{len(STAGES)}] {name}')
+        result = run_stage(self.w, stage, self.store)
+        self.results.append(result)
+        how = 'kept' if result.status == 'kept' else f'{result.seconds:.1f} s'
+        self.w.say(f'      {stage.line(self.w, self.w.done[name])} ({how})')
 
-def _save_report(report, path):
-    try: write_atomic(Path(path), json.dumps(report.as_dict(), indent=1, default=str) + "\n")
-    except OSError as e:
-        raise UserError(f"the report cannot be written to {path} ({e.strerror}): name another "
-                        f"file.") from e
+    def report(self) -> FlowReport:
+        "The report of what has been done until now."
+        cfg = self.w.settled if 'plan' in self.w.done else self.w.cfg
+        skipped = [StageResult(s, 'skipped') for s in list(STAGES)[len(self.results):]]
+        return FlowReport(cfg.name, self.w.hub.endpoint, cfg.as_dict(), [*self.results, *skipped],
+                          round(time.perf_counter() - self.start, 1))
+
+def _save(report, path):
+    "Write the report to its file, where one was asked for."
+    if path is None: return
+    try: write_atomic(Path(path), json.dumps(report.as_dict(), indent=1, default=str) + '\n')
+    except OSError as e: raise UserError(f'the report cannot be written to {path} ({e.strerror}): '
+                                         'name another file.') from e
+
+# %% ../../nbs/engine/85a_running.ipynb #8f866720
+@contextmanager
+def _one_exit(p):
+    "Turn what ends a run into one sentence, and save the report in any case."
+    folder, halted = p.w.folder, lambda: stopped(p.results, p.name, STAGES)
+    try: yield
+    except KeyboardInterrupt: raise Interrupted(halted()) from None
+    except SystemExit:                     # a polite kill while training: its checkpoint is written
+        p.w.say(halted())
+        raise
+    except Exception as e:
+        if any(isinstance(x, KeyboardInterrupt)
+               for x in chain_of(e)): raise Interrupted(halted()) from None
+        taken = f'another run is working in {folder}: wait for it, or give this one another name.'
+        text = taken if type(e).__name__ == 'Timeout' else explain(e, p.w.hub.endpoint, folder)
+        p.results.append(StageResult(p.name, 'failed', error=text or f'{type(e).__name__}: {e}'))
+        if text is None: raise
+        if isinstance(e, NotLearned): raise NotLearned(text, p.report()) from None
+        raise UserError(text) from e
+    finally: _save(p.report(), p.path)
+
+# %% ../../nbs/engine/85a_running.ipynb #2ab0bdea
+def run(
+    cfg: 'FlowConfig | str | Path | dict | None' = None,  # a config, a flow.yaml, or None for the default flow
+    hub=None,                              # a Hub, its address, or None for the embedded one
+    workdir: 'str | Path' = '.',           # results and checkpoints go below `runs/` in it
+    report: 'str | Path | None' = None,    # also write the report to this file, as JSON
+    progress: bool = True,                 # print what happens
+    stages: 'str | list | None' = None,    # run up to this stage (or the last of these); None: all
+    force: bool = False,                   # do again what is done; go on with a training that other versions began
+) -> 'FlowReport':
+    "Run the flow's stages in order, each at most once for the same inputs; raise `UserError` where one cannot be done."
+    wanted = _wanted(stages)
+    if not isinstance(cfg, FlowConfig): cfg = load(cfg, embedded=is_embedded(hub))
+    if report is not None and Path(report).is_dir():
+        raise UserError(f"the report cannot be written to {report}, which is a folder: name a "
+                        f"file, such as {Path(report)/'report.json'}")
+    hub = _connected(hub)
+    w = Work(cfg, hub, Path(workdir)/'runs'/cfg.name, progress, force)
+    w.say(f"Hub       {hub.endpoint} ({'embedded; ' if hub.embedded else ''}you are '{hub.user}')")
+    p = _Progress(w, report)
+    with _one_exit(p), alone(w.folder):
+        for name in wanted: p.step(name)
+    return p.report()

@@ -7,17 +7,17 @@ Docs: https://hfflow.github.io/hfflow/engine/settling.html.md"""
 # %% auto #0
 __all__ = ['FITTED', 'settle']
 
-# %% ../../nbs/engine/80a_settling.ipynb #37fb5288
+# %% ../../nbs/engine/80a_settling.ipynb #8cc74fc9
 from dataclasses import replace
 
 from .flowconfig import FlowConfig
 from .recipe import recipe
 
-# %% ../../nbs/engine/80a_settling.ipynb #826d41f8
+# %% ../../nbs/engine/80a_settling.ipynb #a766cdb4
 def settle(
     cfg: FlowConfig,
     base,                                  # an Artifact, or a folder
-    rows: "int | None" = None,             # training rows, where they are known
+    rows: 'int | None' = None,             # training rows, where they are known
 ) -> FlowConfig:                           # nothing is open any more
     "Fill what a config leaves open with what suits the base."
     if not cfg.left_open and cfg.train.lr is not None: return cfg
@@ -25,13 +25,13 @@ def settle(
     task, parameters = case.kind_and_size(base, cfg.model.task, cfg.model.labels)
     per_step = cfg.train.batch * cfg.train.accumulation
     found = recipe(base, task, parameters, cfg.lora.full, rows and -(-rows // per_step)).values
-    open_ = {k: v for k, v in found.items() if k in cfg.left_open or k == "lr" and cfg.train.lr is None}
-    train = {k: v for k, v in open_.items() if k not in ("rank", "minutes")}
+    missing = {*cfg.left_open, *(['lr'] if cfg.train.lr is None else [])}
+    suits = {k: v for k, v in found.items() if k in missing}
+    lora = replace(cfg.lora, rank=suits.pop('rank', cfg.rank))
+    minutes = suits.pop('minutes', cfg.minutes)
     # a wish for a batch is one for the rows of a step
-    if "batch" in train: train["accumulation"] = 1
-    more = {k: v for k, v in open_.items() if k in ("rank", "minutes", "epochs")}
-    lora = replace(cfg.lora, rank=open_.get("rank", cfg.lora.rank))
-    return replace(cfg, train=replace(cfg.train, **train), lora=lora, left_open=(), **more)
+    if 'batch' in suits: suits['accumulation'] = 1
+    return replace(cfg, train=replace(cfg.train, **suits), lora=lora, minutes=minutes, left_open=())
 
-# %% ../../nbs/engine/80a_settling.ipynb #b795dc01
-FITTED = ("batch", "accumulation", "checkpointing")    # what may change without changing the steps
+# %% ../../nbs/engine/80a_settling.ipynb #a5feaf65
+FITTED = ('batch', 'accumulation', 'checkpointing')    # what may change without changing the steps
