@@ -33,9 +33,8 @@ RUNGS = {   # each adds to the settings of those before it
 
 def ours(rung, folder, rows, at, memory):
     "Our loop with everything above `rung` taken away."
-    import hfflow.train as loop
     from hfflow import qlora
-    from hfflow.engine import loss
+    from hfflow.engine import loss, steps
     settings = {}
     for name, more in rungs().items():
         settings |= more
@@ -45,8 +44,8 @@ def ours(rung, folder, rows, at, memory):
     paths.split &= settings.pop("split")
     paths.packed &= settings.pop("packed")
     if not settings.pop("mlp"): paths.mlp = None
-    if not settings.pop("sort"): batches.length_batches = lambda *a, pool, ordered=batches.length_batches: ordered(*a, pool=1)
-    if not settings.pop("fused"): fused.fast_lora = lambda model, cache: nullcontext(model)
+    if not settings.pop("sort"): steps.length_batches = lambda *a, pool, ordered=steps.length_batches: ordered(*a, pool=1)
+    if not settings.pop("fused"): steps.fast_lora = lambda model, cache: nullcontext(model)
     memory.start()
     return bench.fitted(model, qlora.load_tokenizer(folder / "model"), rows, at, **settings)
 

@@ -14,7 +14,7 @@ import torch
 from test_train import ROWS, held, log, start, steps
 from trainer import Nursery
 
-import hfflow.checkpoint as checkpoint
+from hfflow.engine import checkpoint, loop
 from hfflow.engine.checkpoint import Pusher, changed, damage, find_checkpoint, pull_checkpoint, save_checkpoint, versions
 from hfflow.hub import UserError
 
@@ -105,7 +105,6 @@ def test_changed_names_what_differs():
 
 
 def test_other_code_is_refused_by_name_unless_forced(base, tmp_path, monkeypatch):
-    import hfflow.train as train
     kw = dict(epochs=1, rows=ROWS[:12], eval_rows=None, save_every=1)
     whole = start(base, tmp_path/"whole", **kw)
     out, advance = tmp_path/"r", loop.Loop.advance
@@ -115,7 +114,7 @@ def test_other_code_is_refused_by_name_unless_forced(base, tmp_path, monkeypatch
     monkeypatch.setattr(loop.Loop, "advance", cut)
     with pytest.raises(InterruptedError): start(base, out, **kw)
     monkeypatch.setattr(loop.Loop, "advance", advance)
-    monkeypatch.setattr(train, "versions", lambda: versions() | {"torch": "9.9"})
+    monkeypatch.setattr(loop, "versions", lambda: versions() | {"torch": "9.9"})
     with pytest.raises(UserError, match=r"another torch \(.*, now 9.9\).*resume=False.*force=True"): start(base, out, **kw)
     forced = start(base, out, force=True, **kw)
     assert forced.resumed_from == 2 and forced.losses == whole.losses
@@ -137,7 +136,6 @@ def branch(repo, revision="checkpoints"):
 
 
 def test_another_machine_goes_on_from_the_branch(base, repo, tmp_path, monkeypatch):
-    import hfflow.train as train
     whole = start(base, tmp_path/"whole")
     advance = loop.Loop.advance
     def lost(self):
@@ -159,8 +157,8 @@ def test_another_machine_goes_on_from_the_branch(base, repo, tmp_path, monkeypat
 
 
 def test_a_push_that_fails_is_told_and_made_good(repo, tmp_path, monkeypatch):
-    said, commit = [], checkpoint.Pusher.commit
-    monkeypatch.setattr(checkpoint.Pusher, "commit", lambda self, snap: (_ for _ in ()).throw(ConnectionError("the line is down")))
+    said, commit = [], checkpoint.Branch.commit
+    monkeypatch.setattr(checkpoint.Branch, "commit", lambda self, snap: (_ for _ in ()).throw(ConnectionError("the line is down")))
     pusher = Pusher(repo + "@run-1", tmp_path, said.append)
     (tmp_path/"log.jsonl").write_text("")
     for step in (1, 2):
@@ -170,7 +168,7 @@ def test_a_push_that_fails_is_told_and_made_good(repo, tmp_path, monkeypatch):
         assert time.perf_counter() - start_ < 1
         while len(said) < step: time.sleep(.01)
     assert said[0] == f"checkpoint step-0000001 was not pushed to {repo}: the line is down"
-    monkeypatch.setattr(checkpoint.Pusher, "commit", commit)
+    monkeypatch.setattr(checkpoint.Branch, "commit", commit)
     pusher.close()
     assert branch(repo, "run-1") == ["log.jsonl", "step-0000002"] and names(tmp_path/"checkpoints") == ["step-0000001", "step-0000002"]
     assert pull_checkpoint(repo + "@run-1", tmp_path/"new") == "step-0000002" and find_checkpoint(tmp_path/"new/checkpoints")[1] == []
@@ -182,7 +180,7 @@ def test_only_the_newest_waits(repo, tmp_path, monkeypatch):
     def slow(self, snap):
         free.wait(20)
         sent.append((snap.name, names(snap)))
-    monkeypatch.setattr(checkpoint.Pusher, "commit", slow)
+    monkeypatch.setattr(checkpoint.Branch, "commit", slow)
     pusher = Pusher(repo, tmp_path, print)
     (tmp_path/"log.jsonl").write_text("")
     for step in range(1, 6):

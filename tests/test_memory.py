@@ -151,9 +151,12 @@ def test_the_way_to_the_peak_is_told(saved):
 
 def test_a_step_changes_nothing_around_it(saved):
     from hfflow.engine import attention
-    before = attention.varlen, attention.one_kernel, torch.get_rng_state(), torch.rand
-    memory.fake_step(load_base(saved("llama"), 32).config, ROWS, one_kernel=True)
-    assert (attention.varlen, attention.one_kernel, torch.rand) == (*before[:2], before[3]) and torch.equal(torch.get_rng_state(), before[2])
+    from peft.tuners.lora import dora
+    model = load_base(saved("llama"), 32)
+    before = attention.varlen, attention.one_kernel, torch.get_rng_state(), torch.rand, dora.dequantize_module_weight, attention.kernels_of(model)
+    memory.fake_step(model.config, ROWS, QloraConfig(dora=True), one_kernel=True)
+    assert (attention.varlen, attention.one_kernel, torch.rand, dora.dequantize_module_weight, attention.kernels_of(model)) == (*before[:2], *before[3:])
+    assert torch.equal(torch.get_rng_state(), before[2]) and model.config._attn_implementation == "sdpa"
 
 
 def test_a_model_that_cannot_be_built_is_a_sentence():

@@ -11,7 +11,7 @@ import tinychat
 import torch
 import zoo
 
-import hfflow.train as train
+from hfflow.engine import loop, training
 from hfflow.hub import UserError
 from hfflow.qlora import QloraConfig, add_lora, load_base, load_tokenizer
 from hfflow.engine.shard import held_bytes, refuse_shard, shard_units, sharded
@@ -81,7 +81,7 @@ def work(folder):
     """What each of the two processes does."""
     from accelerate import PartialState
     folder, done = Path(folder), {}
-    train.plot_loss = lambda run: type("NoFigure", (), {"savefig": lambda self, *a, **kw: None})()
+    training.plot_loss = lambda run: type("NoFigure", (), {"savefig": lambda self, *a, **kw: None})()
     for name, (kind, kw) in {**BOTH, **SPLIT}.items():
         for way in ("whole", "split") if name in BOTH else ("split",):
             model, run, after = start(folder, folder/way/name, kind, shard=way == "split", **kw)

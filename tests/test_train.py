@@ -15,7 +15,7 @@ import tinychat
 import torch
 from safetensors.torch import load_file
 
-import hfflow.train as train
+from hfflow.engine import checkpoint, loop, optimizer, progress, settings, steps as steps_, tasks
 from hfflow.hub import UserError
 from hfflow.engine.attention import packed_attention
 from hfflow.engine.loss import batch_tokens
@@ -28,19 +28,19 @@ from hfflow.train import TrainConfig, fit, lr_at, plot_loss, threads_for
 ROWS = [{"prompt": f"tune model {i} on data {i * 7}", "completion": f"base: m{i}\nrank: {i % 5}" + " x" * (i % 9)} for i in range(30)]
 SCRIPT = """
 import json, os, signal, sys
-import hfflow.train as train
+from hfflow.engine import loop, steps
 from test_train import ROWS, start
 base, out, kill, kw = sys.argv[1], sys.argv[2], int(sys.argv[3]), json.loads(sys.argv[4])
-advance = train._Loop.advance
+advance = loop.Loop.advance
 def dying(self):
     if self.step == kill: os.kill(os.getpid(), signal.SIGKILL)
     return advance(self)
-train._Loop.advance = dying
-loss = train.task_loss
+loop.Loop.advance = dying
+loss = steps.task_loss
 def guarded(model, batch, *args):
     if len(batch["cu_seq_lens_q"]) > 2: raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried")
     return loss(model, batch, *args)
-if kw.pop("short", "none") == os.environ.get("RANK"): train.task_loss = guarded      # this process has room for one row
+if kw.pop("short", "none") == os.environ.get("RANK"): steps.task_loss = guarded      # this process has room for one row
 start(base, out, **kw)
 """
 
@@ -182,9 +182,9 @@ def test_another_run_is_refused_by_name(base, undisturbed, tmp_path, change, nam
 
 def test_a_checkpoint_from_before_a_setting_existed_is_taken(base, tmp_path, monkeypatch):
     now = settings.computed
-    monkeypatch.setattr(train, "_computed", lambda cfg: {k: v for k, v in now(cfg).items() if k != "label_smoothing"})
+    monkeypatch.setattr(loop, "computed", lambda cfg: {k: v for k, v in now(cfg).items() if k != "label_smoothing"})
     start(base, tmp_path, max_steps=3)
-    monkeypatch.setattr(train, "_computed", now)
+    monkeypatch.setattr(loop, "computed", now)
     with pytest.raises(UserError, match="another label_smoothing"): start(base, tmp_path, max_steps=3, label_smoothing=.1)
     assert start(base, tmp_path, max_steps=3).resumed_from == 3
 
@@ -298,7 +298,7 @@ def small_memory(monkeypatch, most, error=torch.OutOfMemoryError):
         tries.append(n := batch_tokens(batch))
         if n > most: raise error("CUDA out of memory") if error is not RuntimeError else error("DefaultCPUAllocator: can't allocate memory: you tried")
         return loss(model, batch, *smoothing)
-    monkeypatch.setattr(train, "task_loss", guarded)
+    monkeypatch.setattr(steps_, "task_loss", guarded)
     return tries
 
 
@@ -335,7 +335,7 @@ def test_memory_that_never_suffices_is_a_sentence(base, tmp_path, monkeypatch):
     small_memory(monkeypatch, 3)
     with pytest.raises(UserError, match="Memory ran out after 0 steps with 1 rows .*lower batch.*max_len"): start(base, tmp_path, max_steps=2)
     monkeypatch.undo()
-    monkeypatch.setattr(train, "task_loss", lambda *a: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
+    monkeypatch.setattr(steps_, "task_loss", lambda *a: (_ for _ in ()).throw(RuntimeError("shapes do not fit")))
     with pytest.raises(RuntimeError, match="shapes do not fit"): start(base, tmp_path, max_steps=2)
 
 
@@ -349,7 +349,7 @@ def test_rows_of_a_broken_batch_are_named(base, tmp_path, monkeypatch):
         ids = batch["input_ids"].flatten().tolist()
         hit = any(ids[i:i+len(wanted)] == wanted for i in range(len(ids)))
         return total * float("inf") if hit else total, n
-    monkeypatch.setattr(train, "task_loss", broken)
+    monkeypatch.setattr(steps_, "task_loss", broken)
     with pytest.raises(UserError, match="loss is inf at step .* look at rows ") as e: start(base, tmp_path, eval_rows=None)
     named = str(e.value).split("look at rows ")[1].split(" of the encoded")[0].split(", ")
     assert "7" in named and len(named) <= 4 and any("rows " in e.get("event", "") for e in log(tmp_path))
@@ -365,7 +365,7 @@ def test_an_explosion_stops_a_spike_does_not(base, tmp_path, monkeypatch, steps)
     def counted(self):
         step[0] = self.step
         return advance(self)
-    monkeypatch.setattr(train, "task_loss", rising)
+    monkeypatch.setattr(steps_, "task_loss", rising)
     monkeypatch.setattr(loop.Loop, "advance", counted)
     if steps < 5:
         assert start(base, tmp_path, max_steps=30, batch=2).steps == 30 and not any("usual" in e.get("event", "") for e in log(tmp_path))
@@ -375,19 +375,19 @@ def test_an_explosion_stops_a_spike_does_not(base, tmp_path, monkeypatch, steps)
     said = [e["event"] for e in log(tmp_path) if "usual" in e.get("event", "")]
     assert len(said) == 1 and len([e for e in log(tmp_path) if "loss" in e]) == 26
     # a run resumed from before it goes on there, and meets it again
-    monkeypatch.setattr(train, "task_loss", loss)
+    monkeypatch.setattr(steps_, "task_loss", loss)
     assert start(base, tmp_path, max_steps=30, batch=2).steps == 30
 
 
 def test_fp16_skips_the_steps_whose_scaled_gradient_is_infinite(base, tmp_path, monkeypatch):
     """A scaler that begins far too high: steps are skipped, and not the ones after it has come down."""
-    made, accelerator = [], optimizer.accelerator
+    made, accelerator = [], optimizer.make_accelerator
     def scaled(model, shard):
         acc = accelerator(model, shard)
         acc.state._mixed_precision, acc.native_amp, acc.scaler = "fp16", True, torch.amp.GradScaler("cpu", init_scale=2.**126, backoff_factor=2.**-60)
         made.append(acc)
         return acc
-    monkeypatch.setattr(train, "_accelerator", scaled)
+    monkeypatch.setattr(steps_, "make_accelerator", scaled)
     kw = dict(dropout=0., eval_rows=None, warmup=0., schedule="constant", max_steps=8, dtype=torch.float16)
     try:
         run = start(base, tmp_path/"s", **kw)
@@ -500,7 +500,7 @@ def test_the_bar_shows_memory_against_the_plan(base, tmp_path, monkeypatch):
     import io
     from tqdm import tqdm
     text = io.StringIO()
-    monkeypatch.setattr(train, "_bar", lambda loop: tqdm(total=loop.total, file=text, mininterval=0, ncols=200))
+    monkeypatch.setattr(progress, "progress_bar", lambda total, done, wanted: tqdm(total=total, initial=done, file=text, mininterval=0, ncols=200))
     model, tok = add_lora(load_base(base), QloraConfig(rank=4)), load_tokenizer(base)
     fit(model, tok, ROWS, TrainConfig(max_steps=2, threads=1), tmp_path, planned_bytes=700 * 2**20)
     assert "of 700 MiB" in text.getvalue() and "tokens/s" in text.getvalue() and "loss " in text.getvalue()
@@ -512,7 +512,8 @@ def test_a_notebook_shows_the_curve_while_it_trains(base, tmp_path):
     here = Path(__file__).parent
     cell = nbformat.v4.new_code_cell(f"""import sys; sys.path[:0] = [{str(here.parent)!r}]
 from hfflow import qlora, train
-train._Curve.__init__.__defaults__ = (0.,)
+from hfflow.engine import progress
+progress.Curve.__init__.__defaults__ = (0.,)
 base, rows = {str(base)!r}, {ROWS!r}
 train.fit(qlora.add_lora(qlora.load_base(base), qlora.QloraConfig(rank=4)), qlora.load_tokenizer(base), rows,
           train.TrainConfig(max_steps=6, threads=1), {str(tmp_path / 'out')!r})""")
@@ -525,7 +526,7 @@ train.fit(qlora.add_lora(qlora.load_base(base), qlora.QloraConfig(rank=4)), qlor
 
 PAGES = """
 import resource, torch
-from hfflow.train import _kept_pages
+from hfflow.engine.progress import kept_pages
 def faults():
     "The fewest of several: something small may have taken the place of the last one."
     return min(one() for _ in range(5))
@@ -534,8 +535,8 @@ def one():
     torch.ones(2**24)                      # 64 MiB, which glibc gives back at once
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 plain = faults()
-with _kept_pages(torch.device("cuda")): other = faults()       # a GPU's memory is another matter
-with _kept_pages(torch.device("cpu")): kept = faults()
+with kept_pages(torch.device("cuda")): other = faults()       # a GPU's memory is another matter
+with kept_pages(torch.device("cpu")): kept = faults()
 print(plain, other, kept)
 """
 

@@ -39,7 +39,7 @@ def child(order, pipe):
     """Train; die at the call that was named; tell how many there were."""
     import test_train
 
-    import hfflow.train as train
+    from hfflow.engine import training
     seen, fit = 0, test_train.fit
 
     def watched(*args, **kw):
@@ -54,7 +54,7 @@ def child(order, pipe):
         try: return fit(*args, **kw)
         finally: sys.setprofile(None)
 
-    test_train.fit, train.plot_loss = watched, lambda run: type("NoFigure", (), {"savefig": lambda self, *a, **kw: None})()
+    test_train.fit, training.plot_loss = watched, lambda run: type("NoFigure", (), {"savefig": lambda self, *a, **kw: None})()
     test_train.start(order["base"], order["out"], **order["kw"])
     os.write(pipe, str(seen).encode())
 

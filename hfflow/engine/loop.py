@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/engine/loop.html.md"""
 # %% auto #0
 __all__ = ['digest_of', 'Loop', 'check_fingerprint']
 
-# %% ../../nbs/engine/45_loop.ipynb #278abdae
+# %% ../../nbs/engine/45_loop.ipynb #8cc76082
 import hashlib, json, math, statistics, time
 from contextlib import contextmanager
 from fastcore.basics import patch
@@ -22,7 +22,7 @@ from .settings import TrainConfig, computed
 from .steps import Stepper
 from .tasks import guessing, unmoved
 
-# %% ../../nbs/engine/45_loop.ipynb #36fb786b
+# %% ../../nbs/engine/45_loop.ipynb #606e7522
 def digest_of(rows):
     "One sha256 for all rows: their columns, shapes and values."
     import numpy as np
@@ -33,7 +33,7 @@ def digest_of(rows):
             h.update(f'{key} {value.shape}'.encode() + value.tobytes())
     return h.hexdigest()
 
-# %% ../../nbs/engine/45_loop.ipynb #401dba01
+# %% ../../nbs/engine/45_loop.ipynb #b87212f5
 class Loop(Stepper):
     "One run of training: its steps, and what is kept of them."
     def __init__(self,
@@ -60,7 +60,7 @@ class Loop(Stepper):
         self.log.note(event=text, step=self.step)
         self.screen.say(text)
 
-# %% ../../nbs/engine/45_loop.ipynb #e22a8101
+# %% ../../nbs/engine/45_loop.ipynb #31ba0c1e
 _POSITION = 'tokens', 'label_tokens', 'seconds', 'micro', 'best'
 
 @patch
@@ -78,7 +78,7 @@ def save(self:Loop):
                     self.cfg.keep, best)
     if self.pusher: self.pusher.put(sorted({*(self.best or ())[:1], self.step}))
 
-# %% ../../nbs/engine/45_loop.ipynb #dd3b29a6
+# %% ../../nbs/engine/45_loop.ipynb #74ce349d
 def check_fingerprint(then, now, step, folder, force=False):
     "UserError where a checkpoint of `step` belongs to another run; with `force`, what to note in the log; else ''."
     # a setting that did not exist then was what its default is now
@@ -91,7 +91,7 @@ def check_fingerprint(then, now, step, folder, force=False):
     raise UserError(f'The checkpoint of step {step} in {folder} was made with another {names}: set it '
                     f'back to go on, start anew{ways}')
 
-# %% ../../nbs/engine/45_loop.ipynb #5f14599d
+# %% ../../nbs/engine/45_loop.ipynb #56ed2fbb
 @patch
 def restore(self:Loop, force=False):
     "Go back to the newest whole checkpoint, if there is one and it belongs to this run; open the log there."
@@ -120,7 +120,7 @@ def load(self:Loop, path, state):
     for k in _POSITION: setattr(self, k, state[k])
     if self.best: self.best = tuple(self.best)
 
-# %% ../../nbs/engine/45_loop.ipynb #63d07966
+# %% ../../nbs/engine/45_loop.ipynb #53517087
 @patch
 def take_adapter(self:Loop, path):
     "Put the adapter of a checkpoint into the model."
@@ -130,7 +130,7 @@ def take_adapter(self:Loop, path):
     with torch.no_grad():
         for name, p in self.params.items(): p.copy_(adapter[name])
 
-# %% ../../nbs/engine/45_loop.ipynb #95d151a3
+# %% ../../nbs/engine/45_loop.ipynb #e98b1b31
 _MANY = 5     # steps
 
 def _exploding(losses, window=50):
@@ -150,7 +150,7 @@ def look_after(self:Loop):
     if stuck := unmoved(self.losses, self.guess):
         self.say(f'after {self.step} of {self.data.total} steps {stuck} (learning rate {self.cfg.lr:g})')
 
-# %% ../../nbs/engine/45_loop.ipynb #8788ee67
+# %% ../../nbs/engine/45_loop.ipynb #e3a5fa31
 @patch
 def evaluate(self:Loop):
     "Note the held-out loss; is it the best so far?"
@@ -174,7 +174,7 @@ def take_best(self:Loop):
     self.take_adapter(path)
     self.say(f'the adapter is that of step {step}, with the lowest held-out loss, {loss:.4f}')
 
-# %% ../../nbs/engine/45_loop.ipynb #e3a1c2b8
+# %% ../../nbs/engine/45_loop.ipynb #ddd87d9c
 @patch
 def turn(self:Loop, memory):
     "One step and what belongs to it: log, held-out loss, checkpoint. `memory` is a `MemoryMeter`."
@@ -194,7 +194,7 @@ def turn(self:Loop, memory):
     if done or better or stop is not None or self.step % self.cfg.save_every == 0: self.save()
     if stop is not None and not done: raise stop
 
-# %% ../../nbs/engine/45_loop.ipynb #798e891c
+# %% ../../nbs/engine/45_loop.ipynb #bfa62622
 @patch
 def run(self:Loop):
     "Train from where the loop stands to the end; returns a `Run`."
@@ -209,7 +209,7 @@ def run(self:Loop):
     return Run(self.folder, self.step, self.seconds, self.tokens, self.label_tokens, self.losses,
                self.eval_losses, peak, self.resumed_from, self.acc.device.type, self.best, self.guess)
 
-# %% ../../nbs/engine/45_loop.ipynb #d140bd7e
+# %% ../../nbs/engine/45_loop.ipynb #efe18fd5
 @patch
 @contextmanager
 def connected(self:Loop):

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/optimizer.html.md"""
 __all__ = ['OFFLOADED', 'threads_for', 'make_accelerator', 'make_optimizer', 'state_tensors', 'load_state_tensors', 'neftune',
            'offloaded', 'checkpointed']
 
-# %% ../../nbs/engine/43_optimizer.ipynb #b1897558
+# %% ../../nbs/engine/43_optimizer.ipynb #8ba6235f
 import os, warnings
 from contextlib import contextmanager
 
@@ -16,7 +16,7 @@ from .device import compute_dtype, device
 from .errors import UserError
 from .settings import TrainConfig, lr_at
 
-# %% ../../nbs/engine/43_optimizer.ipynb #6b23c21f
+# %% ../../nbs/engine/43_optimizer.ipynb #a94a49e4
 def threads_for(cfg:TrainConfig,
                 world:int=1,    # processes on this machine
                ) -> int:
@@ -27,7 +27,7 @@ def threads_for(cfg:TrainConfig,
         'sched_getaffinity') else os.cpu_count() or 1
     return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed) // world)
 
-# %% ../../nbs/engine/43_optimizer.ipynb #f529b6b7
+# %% ../../nbs/engine/43_optimizer.ipynb #4de405a0
 def make_accelerator(model, shard=False):
     "Accelerate's view of this process: placement, loss scaling for fp16, and the other processes."
     import torch
@@ -57,7 +57,7 @@ def _processes():
     alone = env.get('ACCELERATE_USE_CPU') == 'True' and 'MASTER_ADDR' in env
     return 0 if alone else 1
 
-# %% ../../nbs/engine/43_optimizer.ipynb #f869084a
+# %% ../../nbs/engine/43_optimizer.ipynb #b764864a
 def make_optimizer(params, cfg):
     "AdamW of PyTorch, or that of bitsandbytes with its state in 8 bits."
     import torch
@@ -69,7 +69,7 @@ def make_optimizer(params, cfg):
     fused = all(p.device.type in ('cpu', 'cuda') and p.is_floating_point() for p in params)
     return torch.optim.AdamW(params, fused=fused, **kw)
 
-# %% ../../nbs/engine/43_optimizer.ipynb #d79963ac
+# %% ../../nbs/engine/43_optimizer.ipynb #c89468d3
 _shared = ('step', 'qmap1', 'qmap2')
 
 def state_tensors(opt, params):
@@ -88,7 +88,7 @@ def load_state_tensors(opt, params, tensors, cfg):
         state['state'].setdefault(at[name], {})[kind] = t.item() if number else t
     opt.load_state_dict(state)
 
-# %% ../../nbs/engine/43_optimizer.ipynb #04b55196
+# %% ../../nbs/engine/43_optimizer.ipynb #9f865baa
 @contextmanager
 def neftune(model, alpha):
     "While inside, noise of at most alpha/sqrt(tokens x width) is on the embeddings; yields what must be told each batch."
@@ -111,7 +111,7 @@ def neftune(model, alpha):
     try: yield tell
     finally: handle.remove()
 
-# %% ../../nbs/engine/43_optimizer.ipynb #161f82d4
+# %% ../../nbs/engine/43_optimizer.ipynb #72eb7e82
 OFFLOADED = 2**20     # bytes: smaller tensors stay
 
 @contextmanager
@@ -127,7 +127,7 @@ def offloaded(device, least=OFFLOADED):
     def unpack(kept): return kept[1].to(device, non_blocking=True) if kept[0] else kept[1]
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack): yield
 
-# %% ../../nbs/engine/43_optimizer.ipynb #c38708a8
+# %% ../../nbs/engine/43_optimizer.ipynb #d36b4d7c
 @contextmanager
 def _quietly():
     "While inside, nothing is said of names that transformers 6 will change."

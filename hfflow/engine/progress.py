@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/progress.html.md"""
 __all__ = ['MemoryMeter', 'kept_pages', 'Stop', 'signals', 'Run', 'plot_loss', 'in_notebook', 'progress_bar', 'Curve',
            'start_tracker', 'Log', 'Screen']
 
-# %% ../../nbs/engine/44_progress.ipynb #d833006d
+# %% ../../nbs/engine/44_progress.ipynb #3896eb5b
 import ctypes, gc, json, signal, sys, threading, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,12 +16,12 @@ from fastcore.basics import patch
 from functools import lru_cache
 from pathlib import Path
 
-from .checkpoint import sync_folder
+from .checkpoint import force_to_disk
 from .errors import UserError
 from .settings import trackers
 from .shard import held_bytes
 
-# %% ../../nbs/engine/44_progress.ipynb #8f416cc5
+# %% ../../nbs/engine/44_progress.ipynb #7bfc8763
 @lru_cache
 def _glibc():
     "The C library, where it is glibc, which can be told when to give memory back; else None."
@@ -39,7 +39,7 @@ def _resident():
         import psutil
         return psutil.Process().memory_info().rss
 
-# %% ../../nbs/engine/44_progress.ipynb #38e27ba0
+# %% ../../nbs/engine/44_progress.ipynb #2ed89bb2
 class MemoryMeter:
     "Peak memory of what runs from here on. GPU: the most that was allocated. CPU: the weights, plus the growth of resident memory."
     def __init__(self, model, device):
@@ -63,7 +63,7 @@ class MemoryMeter:
         if self.weights is None: self.weights = held_bytes(self.model)
         return self.weights + max(0, self.peak - self.start)
 
-# %% ../../nbs/engine/44_progress.ipynb #bde7300d
+# %% ../../nbs/engine/44_progress.ipynb #183baa92
 # numbers of glibc's malloc.h; its own rule for both thresholds ends at the second pair
 _MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1
 _STAYS, _USUAL = (2**30, 2**31 - 1), (2**25, 2**26)      # bytes
@@ -80,7 +80,7 @@ def kept_pages(device):
     finally:
         if known: thresholds(_USUAL) and libc.malloc_trim(0)
 
-# %% ../../nbs/engine/44_progress.ipynb #47d6f835
+# %% ../../nbs/engine/44_progress.ipynb #3801f3aa
 class Stop:
     "A wish to stop, that is read between two steps: `why` is what will be raised then; None: go on."
     why = None
@@ -99,7 +99,7 @@ def signals(stop):
     finally:
         for s, handler in old.items(): signal.signal(s, handler)
 
-# %% ../../nbs/engine/44_progress.ipynb #d9ce907c
+# %% ../../nbs/engine/44_progress.ipynb #8bcac304
 @dataclass(frozen=True)
 class Run:
     "What a training run did."
@@ -125,7 +125,7 @@ class Run:
 
     def __repr__(self): return self._repr_markdown_()
 
-# %% ../../nbs/engine/44_progress.ipynb #571a7adf
+# %% ../../nbs/engine/44_progress.ipynb #be3b365b
 def plot_loss(run:Run,   # or anything else with `losses` and `eval_losses`
              ) -> "'Figure'":
     "Draw the loss of each step, its running mean, the held-out loss, and the loss of guessing."
@@ -145,7 +145,7 @@ def plot_loss(run:Run,   # or anything else with `losses` and `eval_losses`
     ax.legend(frameon=False)
     return fig
 
-# %% ../../nbs/engine/44_progress.ipynb #ccbd23bf
+# %% ../../nbs/engine/44_progress.ipynb #abfca55c
 def in_notebook():
     "Is this a Jupyter kernel?"
     return 'ipykernel' in sys.modules
@@ -173,7 +173,7 @@ class Curve:
         else: self.handle = display(picture, display_id=True)
         self.next = time.monotonic() + max(self.wait, 20 * (time.monotonic() - start))
 
-# %% ../../nbs/engine/44_progress.ipynb #507045fe
+# %% ../../nbs/engine/44_progress.ipynb #2f0c77e8
 def start_tracker(cfg, folder, step):
     "Accelerate's connection to the tracker that is asked for, started; it goes on after `step`. None without one."
     from importlib.util import find_spec
@@ -201,7 +201,7 @@ def _not_started(name, e):
             if name == 'wandb' else 'mend that')
     return UserError(f'tracker is {name}, which does not start ({why}): {hint}, or leave tracker out.')
 
-# %% ../../nbs/engine/44_progress.ipynb #978c8961
+# %% ../../nbs/engine/44_progress.ipynb #6eeca373
 def _entries(path, step):
     "Entries of a log up to a step."
     if not step or not path.exists(): return
@@ -211,7 +211,7 @@ def _entries(path, step):
         except ValueError: continue
         if entry.get('step', 0) <= step: yield entry
 
-# %% ../../nbs/engine/44_progress.ipynb #095a15cf
+# %% ../../nbs/engine/44_progress.ipynb #02d8afa7
 class Log:
     "The log of a run: lines in log.jsonl, and figures in a tracker. Only the main process writes."
     def __init__(self, folder, main=True):
@@ -235,20 +235,20 @@ class Log:
         "Write a line; one that is no event goes to the tracker, too."
         if self.file is None: return
         self.file.write(json.dumps(entry) + '\n')
-        if self.tracker and 'event' not in entry: self.tracker.log(*_figures(**entry))
+        if self.tracker and 'event' not in entry: self.tracker.log(_figures(**entry), step=entry['step'])
 
-# %% ../../nbs/engine/44_progress.ipynb #7bf82589
+# %% ../../nbs/engine/44_progress.ipynb #c1cf94f7
 def _figures(step, **entry):
-    "What a tracker gets of a line, and its step: an axis of its own, since a figure of that name would be in the way."
+    "What a tracker gets of a line. The step is its axis: a figure of that name would be in the way."
     figures = {k: v for k, v in entry.items() if v is not None}
     if 'tokens' in entry: figures['tokens_per_second'] = entry['tokens'] / max(entry['seconds'], 1e-9)
-    return figures, step
+    return figures
 
 @patch
 def sync(self:Log):
     "Force the lines to disk."
     self.file.flush()
-    sync_folder(self.path)
+    force_to_disk(self.path)
 
 @patch
 def close(self:Log):
@@ -256,7 +256,7 @@ def close(self:Log):
     if self.tracker: self.tracker.finish()
     if self.file: self.file.close()
 
-# %% ../../nbs/engine/44_progress.ipynb #720d28e9
+# %% ../../nbs/engine/44_progress.ipynb #9afe61a6
 class Screen:
     "What a run shows: a bar with loss, speed and memory, the curve in a notebook, and words above them."
     def __init__(self, wanted=True, planned=None):

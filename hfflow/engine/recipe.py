@@ -19,12 +19,12 @@ from .errors import UserError
 # %% ../../nbs/engine/41_recipe.ipynb #b36688b6
 #: task -> (parameters up to, learning rate of a LoRA adapter, who used or measured it)
 RATES = {
-    'classify': ((50e6, 5e-4, 'the sweep on page 04f'),
+    'classify': ((50e6, 5e-4, 'the sweep of benchmarks/recipe.py'),
                  (200e6, 2e-4, 'half of the rate for RoBERTa-base in the LoRA paper, arXiv 2106.09685, table 9'),
                  (1e9, 15e-5, 'half of the rate for RoBERTa-large in the LoRA paper, arXiv 2106.09685, table 9'),
                  (float('inf'), 1e-4, 'half of the rate in QLoRA, arXiv 2305.14314, table 9')),
-    'causal': ((20e6, 2e-3, 'the sweep on page 04f'),
-               (500e6, 1e-3, 'the sweep on page 04f'),
+    'causal': ((20e6, 2e-3, 'the sweep of benchmarks/recipe.py'),
+               (500e6, 1e-3, 'the sweep of benchmarks/recipe.py'),
                (2e9, 5e-4, 'LoRA Without Regret (Schulman et al. 2025)'),
                (20e9, 2e-4, 'QLoRA, arXiv 2305.14314, table 9'),
                (float('inf'), 1e-4, 'QLoRA, arXiv 2305.14314, table 9')),
@@ -61,20 +61,7 @@ WISHES = {'lr': (1e-8, 1), 'batch': (1, 4096), 'beta2': (0, .9999), 'warmup': (0
           'max_len': (8, 10**6), 'epochs': (1, 1000), 'minutes': (.01, 10**6)}
 WHOLE = {'batch', 'rank', 'max_len', 'epochs'}
 
-def wishes(base,       # an Artifact, a repo id, or a folder
-          ) -> dict:   # settings, and `source` in words; empty where the base has no such file
-    "Read what a base wants of its training from the file `hfflow.json` in its repo."
-    name = f'{FILE} of {base.repo_id if isinstance(base, Artifact) else Path(base).name}'
-    text = _text(base)
-    if text is None: return {}
-    try: found = json.loads(text)
-    except ValueError as e: raise UserError(f'{name} is no JSON ({e}): mend it, or remove it.') from None
-    if not isinstance(found, dict): raise UserError(f'{name} holds no settings: write it as {{"lr": 0.0005}}.')
-    for key, value in found.items():
-        if key != 'source': _check(name, key, value)
-    return found
-
-def _check(name, key, value):
+def _check_wish(name, key, value):
     "Refuse a wish that nobody can grant."
     if key not in WISHES: raise UserError(f"{name} has '{key}', but a base can wish for {', '.join(WISHES)} only: remove it.")
     low, high = WISHES[key]
@@ -83,6 +70,7 @@ def _check(name, key, value):
         kind = 'a whole number' if key in WHOLE else 'a number'
         raise UserError(f'{name} has {key} {value!r}, but that must be {kind} between {low:g} and {high:g}: mend it.')
 
+# %% ../../nbs/engine/41_recipe.ipynb #d41a0012
 def _text(base):
     "The file's text; None where there is none."
     if not isinstance(base, Artifact) and (folder := Path(base).expanduser()).is_dir():
@@ -93,6 +81,19 @@ def _text(base):
     from huggingface_hub.errors import EntryNotFoundError, HFValidationError, RepositoryNotFoundError
     try: return Path(hf_hub_download(repo, FILE, revision=revision)).read_text(encoding='utf-8')
     except (EntryNotFoundError, HFValidationError, RepositoryNotFoundError): return None
+
+def wishes(base,       # an Artifact, a repo id, or a folder
+          ) -> dict:   # settings, and `source` in words; empty where the base has no such file
+    "Read what a base wants of its training from the file `hfflow.json` in its repo."
+    name = f'{FILE} of {base.repo_id if isinstance(base, Artifact) else Path(base).name}'
+    text = _text(base)
+    if text is None: return {}
+    try: found = json.loads(text)
+    except ValueError as e: raise UserError(f'{name} is no JSON ({e}): mend it, or remove it.') from None
+    if not isinstance(found, dict): raise UserError(f'{name} holds no settings: write it as {{"lr": 0.0005}}.')
+    for key, value in found.items():
+        if key != 'source': _check_wish(name, key, value)
+    return found
 
 # %% ../../nbs/engine/41_recipe.ipynb #eb10f0f0
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ class Recipe:
         lines = [f'| {k} | {v:g} | {self.sources[k]} |' for k, v in self.values.items()]
         return '\n'.join(['| setting | value | from |', '|---|---:|---|', *lines])
 
+# %% ../../nbs/engine/41_recipe.ipynb #d41a0013
 STEPS, PASSES = 1000, 10     # of a classifier: steps that are enough, and the most passes
 
 def recipe(base,                  # an Artifact, a repo id, or a folder; None: it says nothing

@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/engine/steps.html.md"""
 # %% auto #0
 __all__ = ['steps_of', 'Batches', 'loss_module', 'Stepper']
 
-# %% ../../nbs/engine/44a_steps.ipynb #c1b74383
+# %% ../../nbs/engine/44a_steps.ipynb #c91c5508
 import gc, math
 from contextlib import ExitStack, contextmanager, nullcontext
 from fastcore.basics import patch
@@ -25,7 +25,7 @@ from .settings import lr_at, with_rate
 from .shard import average_gradients, refuse_shard, sharded
 from .tasks import is_text, row_tokens, task_collate, task_counts, task_loss, task_of
 
-# %% ../../nbs/engine/44a_steps.ipynb #9a366179
+# %% ../../nbs/engine/44a_steps.ipynb #39d1caa9
 def steps_of(cfg, n):
     "Optimizer steps over `n` rows once, and in the whole run."
     per_epoch = math.ceil(n / (cfg.batch * cfg.accumulation))
@@ -35,7 +35,7 @@ def _flat(model):
     "Does this model take documents side by side, without padding?"
     return task_of(model) == 'causal' and paths_of(model).packed
 
-# %% ../../nbs/engine/44a_steps.ipynb #cc0fd97b
+# %% ../../nbs/engine/44a_steps.ipynb #b3785614
 class Batches:
     "The rows of each step, and of each this process's share: a function of seed and step alone."
     def __init__(self, model, tok, rows, cfg, world=1, rank=0):
@@ -67,7 +67,7 @@ class Batches:
 
     def made(self, rows): return task_collate(rows, is_text(self.tok).pad_token_id, self.model)
 
-# %% ../../nbs/engine/44a_steps.ipynb #8fe3f9f0
+# %% ../../nbs/engine/44a_steps.ipynb #31e3a505
 @lru_cache
 def _loss_class():
     import torch
@@ -85,7 +85,7 @@ def loss_module(model, smoothing=0.):
     "A module whose forward is the loss of a batch: (sum, number of labels). Labels are smoothed while it trains."
     return _loss_class()(model, smoothing)
 
-# %% ../../nbs/engine/44a_steps.ipynb #8239ef54
+# %% ../../nbs/engine/44a_steps.ipynb #fa9555c1
 class Stepper:
     "Makes optimizer steps; knows nothing of files and logs."
     def __init__(self,
@@ -115,7 +115,7 @@ class Stepper:
 
     def say(self, text): "What happened, in words; a run writes them down."
 
-# %% ../../nbs/engine/44a_steps.ipynb #cfa73e29
+# %% ../../nbs/engine/44a_steps.ipynb #7771dced
 @patch
 def counted(self:Stepper):
     "Label tokens and tokens of the current step, those of all processes; one that was told to stop tells the others."
@@ -128,7 +128,7 @@ def counted(self:Stepper):
     if stop and self.stop.why is None: self.stop.why = KeyboardInterrupt
     return n, tokens
 
-# %% ../../nbs/engine/44a_steps.ipynb #71892781
+# %% ../../nbs/engine/44a_steps.ipynb #9e2e04d5
 @patch
 def backward(self:Stepper, n):
     "Gradients of this process's share of the current step, of `n` label tokens in all; returns its summed loss."
@@ -154,7 +154,7 @@ def gradients(self:Stepper):
         total = self.acc.reduce(total)
     return (total / n).item(), n, tokens
 
-# %% ../../nbs/engine/44a_steps.ipynb #fb031d7c
+# %% ../../nbs/engine/44a_steps.ipynb #7262b1fa
 def _out_of_memory(e):
     "Is this how PyTorch, or Python, says that memory ran out? On CPUs it is a plain RuntimeError."
     import torch
@@ -181,7 +181,7 @@ def anywhere(self:Stepper, short):
     if self.world == 1 or self.cfg.shard: return short
     return bool(self.acc.reduce(torch.tensor(int(short), device=self.acc.device)))
 
-# %% ../../nbs/engine/44a_steps.ipynb #c86a03f8
+# %% ../../nbs/engine/44a_steps.ipynb #e93e743c
 @patch
 def halve(self:Stepper):
     "Half the rows per forward pass from here on; UserError where there is nothing to halve."
@@ -200,7 +200,7 @@ def halve(self:Stepper):
     self.say(f'out of memory after {self.step} steps: {self.micro} rows per forward pass and '
              f'{times} passes per step from here on, which gives the same steps')
 
-# %% ../../nbs/engine/44a_steps.ipynb #efdc9ce5
+# %% ../../nbs/engine/44a_steps.ipynb #b3ba3e42
 @patch
 def parts(self:Stepper):
     "The contexts of a step, in the order in which they are entered."
@@ -232,7 +232,7 @@ def ready(self:Stepper):
         self.opt = self.acc.prepare(self.opt)
         yield self
 
-# %% ../../nbs/engine/44a_steps.ipynb #6984f01d
+# %% ../../nbs/engine/44a_steps.ipynb #71aa3865
 @patch
 def check(self:Stepper, loss, norm):
     "Stop before a loss that is no number reaches the weights."
@@ -252,7 +252,7 @@ def give_up(self:Stepper, what, step, when=''):
                     f'training stopped{when}: lower lr to {self.cfg.lr/3:.1g} or less, and look at '
                     f'rows {rows} of the encoded data (counted from 0).')
 
-# %% ../../nbs/engine/44a_steps.ipynb #6adb90e6
+# %% ../../nbs/engine/44a_steps.ipynb #ed7aa715
 @patch
 def update(self:Stepper, loss):
     "Clip the gradients, check them, let the optimizer step; returns the norm of the gradients."
@@ -272,7 +272,7 @@ def advance(self:Stepper):
     self.step, self.tokens, self.label_tokens = self.step + 1, self.tokens + tokens, self.label_tokens + n
     return loss, norm, lr
 
-# %% ../../nbs/engine/44a_steps.ipynb #56ea18ef
+# %% ../../nbs/engine/44a_steps.ipynb #a8c62021
 @patch
 def held_out(self:Stepper, rows):
     "Summed loss and labels of this process's share of held-out rows."

@@ -61,7 +61,8 @@ def _encoded(data, eval_data, model, tok, cfg):
     "Rows and held-out rows, encoded."
     if cfg.load_best and not eval_data:
         raise UserError('load_best needs held-out rows to know which is best: give eval_data.')
-    return [d and is_encoded(d, tok, model, cfg.max_len) for d in (data, eval_data)]
+    def made(rows): return is_encoded(rows, tok, model, cfg.max_len)
+    return made(data), None if eval_data is None else made(eval_data)
 
 # %% ../../nbs/engine/46_training.ipynb #1e874f84
 def fit(model,                  # from `add_lora`; trained in place
