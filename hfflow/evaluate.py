@@ -11,7 +11,8 @@ __all__ = ['UNSPACED', 'PALETTE', 'wilson', 'Score', 'score', 'squad_words', 'to
 
 # %% ../nbs/12_evaluate.ipynb #8ec19e13
 from .engine.generation import dense, generate, model_system, Loss, held_out_loss
-from .engine.reports import PALETTE, Paired, shown, metric_columns, Report, evaluate, paired, PairedF1, paired_f1, plot_report
+from .engine.show import PALETTE
+from .engine.reports import Paired, shown, metric_columns, Report, evaluate, paired, PairedF1, paired_f1, plot_report
 from .engine.scores import UNSPACED, wilson, Score, score, squad_words, token_f1, column, majority_control
 _all_ = ['UNSPACED', 'PALETTE', 'wilson', 'Score', 'score', 'squad_words', 'token_f1', 'column',
          'majority_control', 'Paired', 'shown', 'metric_columns', 'Report', 'evaluate', 'paired',

@@ -17,7 +17,8 @@ from .engine.flowreport import FlowReport
 from .engine.running import run
 from .engine.settling import settle
 from .engine.stages import STAGES
-from .engine.store import digest, StageResult, write_atomic, Store
+from .engine.process import write_atomic
+from .engine.store import digest, StageResult, Store
 from .engine.work import Work, Stage, stage, Interrupted
 _all_ = ['PRESETS', 'SHORT', 'ASKED', 'STAGES', 'gpu_gib', 'auto_preset', 'EvaluateConfig',
          'PublishConfig', 'SpaceConfig', 'ModelConfig', 'FlowConfig', 'load', 'digest',

@@ -298,7 +298,7 @@ def test_doctor(call, monkeypatch):
     for check in ("python", "torch", "cpu", "gpu", "memory", "disk", "hub", "token"): assert re.search(rf"^{check} +(ok|note) ", out, re.M), out
     code, out, err = call("doctor", "--json")
     assert {r["status"] for r in json.loads(out)} <= {"ok", "note"}
-    monkeypatch.setattr(doctor, "PACKAGES", ("torch", "not-a-package"))
+    monkeypatch.setattr(doctor, "CHECKED", ("torch", "not-a-package"))
     code, out, err = call("doctor")
     assert code == 2 and "not-a-package" in err and "pip install" in out
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from .metrics import as_texts, known_labels, per_label, ratio
-from .reports import PALETTE
+from .show import PALETTE
 
 # %% ../../nbs/engine/64_confusion.ipynb #2337cc2f
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core import Artifact
 from .connection import connect
-from .errors import UserError, shown
+from .errors import UserError, quoted
 from .process import package
 
 # %% ../../nbs/engine/06_files.ipynb #6d24a7be
@@ -36,16 +36,19 @@ def file_of(where: 'Artifact|Path|str',  # a repo at a commit, a folder, or a re
 # %% ../../nbs/engine/06_files.ipynb #18a1780d
 def _download(repo_id, name, revision, kind):
     "Return a file of a repo in the client's cache; None where the repo does not have it."
-    connect()
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (EntryNotFoundError, HFValidationError,
+    from huggingface_hub.errors import (EntryNotFoundError, GatedRepoError, HFValidationError,
                                         RepositoryNotFoundError, RevisionNotFoundError)
     try: return Path(hf_hub_download(repo_id, name, repo_type=kind, revision=revision))
     except EntryNotFoundError: return None
-    except (HFValidationError, RepositoryNotFoundError, RevisionNotFoundError):
-        Artifact.at(kind, repo_id, revision or 'main')       # says what is missing
-        raise UserError(f'{name} of the {kind} {repo_id} may not be read: accept the terms on its '
-                        'page while signed in, then try again.') from None
+    except GatedRepoError:
+        why = 'is gated: accept the terms on its page while signed in, then try again.'
+    except RevisionNotFoundError:
+        why = f"has no revision '{revision}': look at its branches and tags."
+    except (HFValidationError, RepositoryNotFoundError):
+        why = ('was not found on the connected Hub, or it is private and not yours: check its name '
+               '(owner/name).')
+    raise UserError(f"The {kind} '{repo_id}' {why}")
 
 # %% ../../nbs/engine/06_files.ipynb #948acf46
 def read_json(path: Path):  # what stands in it
@@ -64,6 +67,7 @@ def read_note(kind: str,  # model, dataset or space
               name: str = 'lineage.json',  # or another JSON file
               ) -> 'dict|None':  # None where there is no repo, revision, file or JSON object
     "Read a small JSON file of a repo: by default what the repo says about its origin."
+    connect()
     try: note = read_json(p) if (p := file_of(repo_id, name, revision, kind)) else None
     except ValueError: return None       # a UserError is one
     return note if isinstance(note, dict) else None
@@ -92,5 +96,5 @@ def fingerprint(source: str,  # "flow-writer", a file, a folder, or a data set o
     if re.fullmatch(r'[\w.-]+/[\w.-]+(@[\w./-]+)?', source) and not path.suffix:
         repo_id, _, revision = source.partition('@')
         return {repo_id: Artifact.at('dataset', repo_id, revision or 'main').revision}
-    raise UserError(f'data is {shown(source)}, but there is no such file or folder here, and a '
+    raise UserError(f'data is {quoted(source)}, but there is no such file or folder here, and a '
                     'data set on the Hub is written namespace/name: for example data: flow-writer')

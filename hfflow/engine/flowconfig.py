@@ -18,7 +18,7 @@ from typing import ClassVar, Literal
 from . import connection
 from .adapters import QloraConfig
 from .cleaning import DataConfig
-from .errors import UserError, nearest, shown, unknown
+from .errors import UserError, nearest, quoted, unknown
 from .metrics import find_metrics
 from .planning import SETTINGS
 from .recipe import WISHES
@@ -81,7 +81,7 @@ class PublishConfig:
 
     def __post_init__(self):
         if self.candidate == 'main' or not re.fullmatch(r'\w[\w./-]*', self.candidate or 'x'):
-            raise UserError(f'publish.candidate is {shown(self.candidate)}, but must be a branch '
+            raise UserError(f'publish.candidate is {quoted(self.candidate)}, but must be a branch '
                             'beside main: for example candidate: candidate')
 
 @checked
@@ -157,13 +157,13 @@ def _open_settings(value):
     "Check the names of settings that a base may decide."
     if isinstance(value, (list, tuple)) and all(isinstance(v, str) and v in WISHES
                                                 for v in value): return tuple(value)
-    raise UserError(f"left_open is {shown(value)}, but must be a list of {', '.join(WISHES)}: "
+    raise UserError(f"left_open is {quoted(value)}, but must be a list of {', '.join(WISHES)}: "
                     "leave it out")
 
 def _repo_name(value):
     "Check that a name can be that of a repo."
     if value == slug(value): return value
-    raise UserError(f"name is {shown(value)}, but may hold only letters, digits, '-', '_' and "
+    raise UserError(f"name is {quoted(value)}, but may hold only letters, digits, '-', '_' and "
                     f"'.': for example name: {slug(value)}")
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #bb47e043
@@ -221,7 +221,7 @@ def _parsed(text, where):
                         f"({getattr(e, 'problem', None) or 'unreadable'}): "
                         "each line is 'key: value', and a section's lines are indented by spaces.") from None
     if found is None or isinstance(found, dict): return found or {}
-    raise UserError(f"{where} is {shown(str(found))}, but must be lines of 'key: value': for "
+    raise UserError(f"{where} is {quoted(str(found))}, but must be lines of 'key: value': for "
                     "example preset: auto")
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #029f312f
@@ -248,20 +248,20 @@ def _known_keys(given, where):
         if key in known: continue
         home = next((s for s, cls in SECTIONS.items() if key in cls.__pydantic_fields__), None)
         if not home: raise unknown(key, known, where)
-        raise UserError(f"unknown key {shown(key)} in {where}: it belongs in the section '{home}'")
+        raise UserError(f"unknown key {quoted(key)} in {where}: it belongs in the section '{home}'")
 
 def _sectioned(given, where) -> dict:
     "Move the short keys into their sections; leave out what has no value."
     found = {k: v for k, v in given.items() if k not in ALIASES and v is not None}
     for name in SECTIONS:
         if not isinstance(inner := found.get(name, {}), dict):
-            raise UserError(f'{name} is {shown(inner)}, but must be a section of its own: write '
+            raise UserError(f'{name} is {quoted(inner)}, but must be a section of its own: write '
                             'its keys below it, indented')
         found[name] = {'if_' if k == 'if' else k: v for k, v in inner.items()}
     for key, (section, name) in ALIASES.items():
         outer, inner = given.get(key), found[section].pop(name, None)
         if key in given and inner is not None and outer != inner:
-            raise UserError(f'{key} is {shown(outer)} at the top of {where} and {shown(inner)} in '
+            raise UserError(f'{key} is {quoted(outer)} at the top of {where} and {quoted(inner)} in '
                             f"the section '{section}': keep one of them")
         if outer is not None or inner is not None: found[section][name] = inner if outer is None else outer
     return found
@@ -270,7 +270,7 @@ def _sectioned(given, where) -> dict:
 def _left_open(own, where) -> tuple:
     "Name the settings that a base may decide: those that nobody has named, in the order of `recipe.WISHES`."
     if None not in (own.get('minutes'), steps := own['train'].get('max_steps')):
-        raise UserError(f"minutes is {shown(own['minutes'])} and train.max_steps is {shown(steps)} "
+        raise UserError(f"minutes is {quoted(own['minutes'])} and train.max_steps is {quoted(steps)} "
                         f"in {where}: keep one of them")
     named = {k for k, v in {**own, **own['lora'], **own['train']}.items() if v is not None}
     # whoever says how long means it: a base's minutes do not cut epochs short, nor the other way round
@@ -293,7 +293,7 @@ def no_space(task, space) -> 'tuple | None':
 def _agreed(cfg, own, where) -> FlowConfig:
     "Check what spans several sections."
     if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?(@[\w./-]+)?', cfg.base):
-        raise UserError(f"base is {shown(cfg.base)}, but must be a model on the Hub: for example "
+        raise UserError(f"base is {quoted(cfg.base)}, but must be a model on the Hub: for example "
                         f"base: {PRESETS[cfg.preset]['base']}")
     if cfg.space != SpaceConfig() and (none := no_space(cfg.model.task or 'causal', cfg.space)):
         raise UserError(f'space is given in {where}, but {none[0]}: {none[1]}')

@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from .adapters import QloraConfig, add_lora
 from .attention import Kernels, use_kernels
 from .device import compute_dtype
-from .fakes import alive_class, allow, allowed, fakes, meta_model, pack
+from .fakes import alive_class, allow, allowed, fakes, meta_model, packed_bits
 from .fused import CACHE_LIMIT
 from .loading import (base_of, check_stored, dense_weight, exact_heads, kind_of,
                                    need_libraries, quantizer, unrounded)
@@ -44,7 +44,7 @@ def _few_bits(model, name, qlora, dtype):
     made.preprocess_model(model=model, device_map=None)
     made.postprocess_model(model)
     check_stored(model, name, qlora.bits)
-    pack(model, dtype)
+    packed_bits(model, dtype)
     if not qlora.dora: return
     # a layer with `W_q` is asked by peft to de-quantise itself; its other way wants classes that fakes are not
     for m in model.modules():

@@ -19,7 +19,8 @@ from .flowconfig import FlowConfig, is_embedded, load
 from .flowreport import FlowReport
 from .gate import NotLearned
 from .stages import STAGES
-from .store import StageResult, Store, write_atomic
+from .process import write_atomic
+from .store import StageResult, Store
 from .work import Interrupted, Work, alone, run_stage, stopped
 
 # %% ../../nbs/engine/85a_running.ipynb #0465e0a5

@@ -16,7 +16,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 from typing import Annotated, Literal, get_args, get_origin
 
-from .errors import UserError, nearest, shown, unknown
+from .errors import UserError, nearest, quoted, unknown
 
 # %% ../../nbs/engine/05_validation.ipynb #c39da595
 def _no_bool(value):
@@ -125,4 +125,4 @@ def refusal(
                                                                                          value,
                                                                                          field)
     else: end = f"which does not fit: {err['msg'][:1].lower()}{err['msg'][1:]}"
-    return f'{name} is {shown(value)}, {end}'
+    return f'{name} is {quoted(value)}, {end}'
