@@ -17,7 +17,7 @@ from ..core import Artifact
 from .confusion import Confusion
 from .figures import figures_of
 from .process import package
-from .reports import metric_columns
+from .reports import ROLES, metric_columns
 from .show import size_text
 
 # %% ../../nbs/engine/71_card.ipynb #7a1ed444
@@ -35,16 +35,15 @@ def rows_of(report) -> list:
             for r in plain_value(report).get('rows', [])]
 
 # %% ../../nbs/engine/71_card.ipynb #af31915c
-_TUNED = ('tuned', 'fine-tuned', 'finetuned', 'after', 'adapter', 'ours')
-_BASE = ('base', 'before', 'base model')
-
 def systems_of(report,  # evaluate.Report, or its dict
                system: str = None,  # the tuned system's name, where it is none of the usual ones
                ) -> tuple:  # names of the base and of the tuned system; None where there is none
     "Find the base and the tuned system in a report."
-    names = list(dict.fromkeys(r['system'] for r in plain_value(report).get('rows', [])))
-    pick = lambda known: next((n for n in names if n.lower() in known), None)
-    return pick(_BASE), system or pick(_TUNED)
+    report = plain_value(report)
+    names = list(dict.fromkeys(r['system'] for r in report.get('rows', [])))
+    pick = lambda role: ((report.get('roles') or {}).get(role)
+                         or next((n for n in names if n.lower() in ROLES[role]), None))
+    return pick('base'), system or pick('tuned')
 
 def samples_of(report, system: str = None) -> list:
     "Return what the tuned system answered: dicts of split, prompt, reference, answer, right."

@@ -12,7 +12,6 @@ import json, warnings
 from pathlib import Path
 
 from ..core import Artifact
-from .errors import UserError
 from .files import file_of
 from .loading import base_of, dense_weight, kind_of, load_base, load_tokenizer, locate
 

@@ -267,7 +267,7 @@ def _report(w, model, tok, original):
     untuned.chats = w.task == 'causal'
     names = e.metrics or (('accuracy', 'macro_f1') if labels else ())
     return reports.evaluate({'base': untuned, 'fine-tuned': system(model), **_controls(w)}, w.tests,
-                            limit=e.limit,
+                            limit=e.limit, roles={'base': 'base', 'tuned': 'fine-tuned'},
                             metrics=by_name(names, labels) if names else None)
 
 # %% ../../nbs/engine/85_stages.ipynb #74c47cfa

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/store.html.md"""
 __all__ = ['digest', 'plain', 'again', 'StageResult', 'Store']
 
 # %% ../../nbs/engine/81_store.ipynb #b33efa67
-import hashlib, json, os
+import hashlib, json
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import get_args, get_type_hints
