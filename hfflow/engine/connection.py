@@ -29,7 +29,8 @@ def _settings(endpoint, token, cache=None, embedded=False):
         env |= {'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_DATASETS_DISABLE_PROGRESS_BARS': '1'}
     # not huggingface.co: caches of its own, and never the login that was saved for the real one
     if cache:
-        env |= {'HF_HUB_CACHE': str(cache/'hub'), 'HF_DATASETS_CACHE': str(cache/'datasets'),
+        env |= {'INFERENCE_ENDPOINTS_ENDPOINT': f'{endpoint}/api/endpoints/v2',
+                'HF_HUB_CACHE': str(cache/'hub'), 'HF_DATASETS_CACHE': str(cache/'datasets'),
                 'HF_ASSETS_CACHE': str(cache/'assets'), 'HF_XET_CACHE': str(cache/'xet'),
                 'HF_MODULES_CACHE': str(cache/'modules'), 'HF_TOKEN_PATH': str(cache/'token')}
     if embedded:

@@ -271,7 +271,6 @@ def data(
 def space(
     repo: Annotated[str, typer.Argument(metavar="MODEL_OR_SPACE",
                                         help="A Space to run, or a model to make one for.")],
-    port: Annotated[int, typer.Option("--port", metavar="N", help="0 takes a free one.")] = 0,
     sdk: Annotated[str, typer.Option("--sdk", metavar="NAME",
                                      help="For a new Space: gradio, docker or static.")] = "gradio",
     ask: Annotated[Optional[str], typer.Option("--ask", metavar="TEXT",
@@ -280,7 +279,7 @@ def space(
         "running it.")] = False,
     hub: HubOpt = None,
 ):
-    """Run a Space here, or make one for a model.
+    """Run a Space on the Hub, or make one for a model.
 
 \b
     hfflow space you/flow-writer-space
@@ -297,8 +296,7 @@ def space(
                                 found)
         print(f"pushed {found.repo_id} @ {found.short}\n{found.url}", flush=True)
     if only_push: return
-    port_free(port)
-    with runner.start(found, port=port) as running:
+    with runner.start(found) as running:
         if ask is not None: return print(running.ask(ask))
         print(f"{found.repo_id} answers at {running.url} (Ctrl-C stops it)", flush=True)
         until_stopped(running)

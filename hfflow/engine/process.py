@@ -90,8 +90,10 @@ import runpy, sys
 from pathlib import Path
 root, data, port, *may = sys.argv[1:]
 if root not in sys.path: sys.path.append(root)
+from hfflow.localhub.environment import begin_anew
+begin_anew()   # without the secrets of the shell: apps will run beside it
 token = (Path(data)/"token").read_text().strip()
-sys.argv = ["hfflow.localhub", "--data", data, "--port", port, "--user", "you:" + token, "--org", "hfflow:you", *may]
+sys.argv = ["hfflow.localhub", "--data", data, "--port", port, "--user", "you:" + token, "--org", "hfflow:you", "--asked", *may]
 runpy.run_module("hfflow.localhub", run_name="__main__", alter_sys=True)
 '''
 
@@ -106,13 +108,12 @@ def _spawn(data, port=0, may=()):
     local_token(data)
     log = data/'hub.log'
     if log.exists(): log.replace(data/'hub.log.1')
-    env = {k: v for k, v in os.environ.items() if k not in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN')}
     with open(log, 'ab') as out:
         p = subprocess.Popen([sys.executable, '-c', _LAUNCH, str(package().parent), str(data),
                               str(port), *(f'--{m}' for m in may)], cwd=data,
                              stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                              start_new_session=True,
-                             env=env | {'PYTHONUNBUFFERED': '1', 'PYTHONIOENCODING': 'utf-8'})
+                             env=os.environ | {'PYTHONUNBUFFERED': '1', 'PYTHONIOENCODING': 'utf-8'})
     write(data/'hub.json', json.dumps({'pid': p.pid, 'birth': _birth(p.pid), 'port': port,
                                         'url': None, 'may': list(may)}))
     p.returncode = 0  # it is meant to outlive us: no warning when this object goes

@@ -318,9 +318,9 @@ def _space(w):
         made = spacefiles.push(built, w.space_id, w.artifact("publish"), private=w.cfg.publish.private)
     result = {"artifact": made.as_dict(), "question": None, "answer": None}
     if not (c.try_it and c.sdk == "gradio"): return result
-    w.say("      pushed; starting it here, which takes some seconds ...")
+    w.say("      pushed; starting it, which takes some seconds ...")
     start = time.perf_counter()
-    with runner.start(made, port=c.port, timeout=c.timeout) as app:
+    with runner.start(made, timeout=c.timeout) as app:
         answer = app.ask(question)
     # a classifier says how sure it is of each label, the surest first
     sure, answer = (answer, next(iter(answer))) if isinstance(answer, dict) else (None, answer.strip())
