@@ -428,9 +428,11 @@ def restart_app(hub:Hub, row:RepoRow, factory:bool=False):
     else: app.begin(factory=factory)
 
 def pause_app(hub:Hub, row:RepoRow):
-    "Stop a Space until it is restarted."
+    "Stop a Space until it is restarted, and wait until its programs are gone."
     set_app(hub, row, paused=1)
     app_of(hub,row).halt('PAUSED')
+    for name,p in list(hub.programs.items()):
+        if name.startswith(f'space {row.key} '): p.wait(10)
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00032
 @app_routes('POST', '/api/spaces/{ns}/{name}/restart')
