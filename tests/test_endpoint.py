@@ -1,5 +1,6 @@
 """The endpoint speaks OpenAI's protocol over raw HTTP: answers, streams, errors in its shape, stop strings, tokens."""
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -173,7 +174,9 @@ def test_start_serves_a_folder_in_a_process_of_its_own(tmp_path):
         with pytest.raises(UserError, match="cannot be had"):
             ep.serve(tmp_path / "small", port=port)
     assert e.job.status.stage == "CANCELED" and not e.job.running
-    with socket.socket() as s: s.bind(("127.0.0.1", port))      # nobody holds it any more
+    with socket.socket() as s:                                   # nobody holds it any more
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("127.0.0.1", port))
     with pytest.raises(UserError, match="does not answer"):
         e.ask("still there?")
 
@@ -221,6 +224,17 @@ def test_it_ends_when_whoever_started_it_is_killed(tmp_path):
             try: s.bind(("127.0.0.1", port)); break
             except OSError: time.sleep(.1)
     else: raise AssertionError("the server lives on")
+
+
+@pytest.mark.parametrize("first", ["", "import huggingface_hub.constants; "])
+def test_connect_tells_the_client_where_endpoints_are(first):
+    code = first + """from hfflow import hub
+h = hub.connect()
+from huggingface_hub import constants, create_inference_endpoint
+assert constants.INFERENCE_ENDPOINTS_ENDPOINT == h.endpoint + '/api/endpoints/v2', constants.INFERENCE_ENDPOINTS_ENDPOINT"""
+    from hfflow.hub import connect
+
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"HF_ENDPOINT": connect().endpoint})
 
 
 def test_the_spec_runs_on_the_embedded_hub(tmp_path):
