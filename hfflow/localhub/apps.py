@@ -351,11 +351,11 @@ def stage(hub:Hub, row:RepoRow)->tuple: # (stage, message)
     if is_static(row): return 'RUNNING',None
     return ('SLEEPING' if 'spaces' in hub.may else 'STOPPED'),None
 
+# %% ../../nbs/localhub/08h_apps.ipynb #08h00028
 def may_begin(hub:Hub, app:App)->bool:
     "Tell whether a Space may start without being asked for: all, or those that somebody started."
     return 'spaces' in hub.may or 'asked' in hub.may and app.stage is not None
 
-# %% ../../nbs/localhub/08h_apps.ipynb #08h00028
 def new_commit(hub:Hub, row:RepoRow):
     "Build a Space again when its newest commit is another."
     if row.kind!='space' or hub.url is None: return
