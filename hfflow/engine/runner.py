@@ -103,7 +103,7 @@ def _copy(hub, folder: Path, name: str, secrets: dict, variables: dict, private:
     try:
         hub.api.upload_folder(repo_id=repo_id, repo_type='space', folder_path=folder,
                               ignore_patterns=['.*', '*/.*', '*__pycache__*'])
-        if hub.embedded and sdk != 'static': hub.api.restart_space(repo_id)
+        if sdk != 'static': hub.api.restart_space(repo_id)     # a push alone starts nothing on the embedded Hub
         return app
     except HfHubHTTPError as e:
         app.stop()
