@@ -8,7 +8,12 @@ Docs: https://hfflow.github.io/hfflow/endpoint.html.md"""
 __all__ = ['stream_text', 'app', 'serve', 'Endpoint', 'start', 'EndpointSpec', 'endpoint_spec']
 
 # %% ../nbs/15_endpoint.ipynb #c3ec69c9
-from .engine.openai import app, serve
+import sys
+from .engine.openai import app, main, serve
 from .engine.serving import Endpoint, start, EndpointSpec, endpoint_spec
 from .engine.streaming import stream_text
 _all_ = ['stream_text', 'app', 'serve', 'Endpoint', 'start', 'EndpointSpec', 'endpoint_spec']
+
+# %% ../nbs/15_endpoint.ipynb #c3ec69ca
+# as a program, `python -m hfflow.endpoint MODEL`, and not in a notebook
+if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -1,5 +1,6 @@
 """The endpoint speaks OpenAI's protocol over raw HTTP: answers, streams, errors in its shape, stop strings, tokens."""
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -144,7 +145,7 @@ def test_a_client_that_hangs_up_stops_the_model(server):
 
 def test_half_a_character_waits():
     tok = tinychat.tokenizer()
-    text = streaming._Text(tok)
+    text = streaming.Settled(tok)
     pieces = [text.push(i) for i in tok.encode("aé😀b")]
     assert "".join(pieces) == "aé😀b" and "\ufffd" not in "".join(pieces) and "" in pieces
 
@@ -169,10 +170,13 @@ def test_start_serves_a_folder_in_a_process_of_its_own(tmp_path):
     with ep.start(tmp_path / "small", bits=32) as e:
         assert e.url.startswith("http://127.0.0.1:") and e.name == "small"
         assert e.ask("tune llama", max_tokens=8) == generate(model, tok, ["tune llama"], max_new_tokens=8, progress=False)[0]
-        pid, port = e.process.pid, int(e.url.rsplit(":", 1)[1])
+        port = int(e.url.rsplit(":", 1)[1])
         with pytest.raises(UserError, match="cannot be had"):
             ep.serve(tmp_path / "small", port=port)
-    assert e.process.poll() is not None and not e.log.exists() and pid
+    assert e.job.status.stage == "CANCELED" and not e.job.running
+    with socket.socket() as s:                                   # nobody holds it any more
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("127.0.0.1", port))
     with pytest.raises(UserError, match="does not answer"):
         e.ask("still there?")
 
@@ -204,6 +208,46 @@ def test_endpoint_spec_says_the_task_of_the_model():
     assert task(made("hears-lora", adapter_config=adapter(whisper), qlora=dict(task="seq2seq"))) == "automatic-speech-recognition"
     assert task(made("rewrites-lora", adapter_config=adapter(t5), qlora=dict(task="seq2seq"))) == "text2text-generation"
     assert task(made("sorts-lora", adapter_config=adapter(t5), qlora=dict(task="classify"))) == "text-classification"
+
+
+def test_it_ends_when_whoever_started_it_is_killed(tmp_path):
+    folder = tinychat.save(tmp_path / "small")
+    code = f"from hfflow import endpoint as ep; e = ep.start({str(folder)!r}, bits=32); print(e.url, flush=True); input()"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    port = int(parent.stdout.readline().rsplit(":", 1)[1])
+    parent.kill()
+    parent.wait(10)
+    end = time.monotonic() + 30
+    while time.monotonic() < end:
+        with socket.socket() as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try: s.bind(("127.0.0.1", port)); break
+            except OSError: time.sleep(.1)
+    else: raise AssertionError("the server lives on")
+
+
+@pytest.mark.parametrize("first", ["", "import huggingface_hub.constants; "])
+def test_connect_tells_the_client_where_endpoints_are(first):
+    code = first + """from hfflow import hub
+h = hub.connect()
+from huggingface_hub import constants, create_inference_endpoint
+assert constants.INFERENCE_ENDPOINTS_ENDPOINT == h.endpoint + '/api/endpoints/v2', constants.INFERENCE_ENDPOINTS_ENDPOINT"""
+    from hfflow.hub import connect
+
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"HF_ENDPOINT": connect().endpoint})
+
+
+def test_the_spec_runs_on_the_embedded_hub(tmp_path):
+    from hfflow.hub import connect
+
+    hub, model = connect(), Artifact.at("model", tinychat.publish("rented"))
+    spec = ep.endpoint_spec(model, "rented-test", accelerator="cpu", instance_type="intel-spr")
+    made = hub.api.create_inference_endpoint(spec.name, **spec.arguments)
+    try:
+        made.wait(timeout=120, refresh_every=.2)
+        out = made.client.chat_completion([dict(role="user", content="tune llama")], max_tokens=4)
+        assert out.usage.completion_tokens <= 4 and made.raw["type"] == "authenticated"
+    finally: made.delete()
 
 
 def test_endpoint_spec_is_a_call_that_the_client_has():

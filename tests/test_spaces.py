@@ -36,9 +36,12 @@ def static(tmp_path):
     """A Space that starts at once."""
     folder = tmp_path / "static"
     folder.mkdir()
-    (folder / "README.md").write_text("---\ntitle: Page\nsdk: static\n---\n")
-    (folder / "index.html").write_text("<h1>Here</h1>")
+    (folder / "README.md").write_text("---\ntitle: Page\nsdk: static\napp_file: page.html\n---\n")
+    (folder / "page.html").write_text("<h1>Here</h1>")
     return folder
+
+
+SERVER = "import http.server, os\nhttp.server.HTTPServer(('127.0.0.1', int(os.environ['PORT'])), http.server.SimpleHTTPRequestHandler).serve_forever()\n"
 
 
 def alive(pid):
@@ -50,21 +53,25 @@ def alive(pid):
         return False
 
 
-def group(pgid):
-    """The processes of a group that still run."""
+def group(repo_id):
+    """The processes of a Space that still run: its guard, and its program with all it started."""
     found = []
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if os.getpgid(int(pid)) == pgid and alive(pid):
-                found.append(int(pid))
-        except ProcessLookupError:
+            with open(f"/proc/{pid}/environ") as f:
+                if f"\0SPACE_ID={repo_id}\0" in "\0" + f.read() and alive(pid):
+                    found.append(int(pid))
+        except OSError:
             pass
     return found
 
 
 def left_behind():
-    """Working folders of Spaces; their logs may stay."""
-    return [p.name for p in (home() / "spaces").glob("*") if p.name != "logs"]
+    """Copies of Spaces on the Hub, and the folders of Spaces that are gone."""
+    api = connect().api
+    there = {s.id: api.space_info(s.id) for s in api.list_spaces(author="you")}
+    folders = [p for p in (home() / "hub" / "spaces").glob("*") if p.is_dir()]
+    return [i for i in there if "-run-" in i] + [p.name for p in folders][len(there):]
 
 
 # --- what is written ----------------------------------------------------------------------------
@@ -211,37 +218,61 @@ def test_push_refuses_a_folder_of_another_model(model, tmp_path):
 
 # --- running ------------------------------------------------------------------------------------
 def test_an_app_that_runs_ends_with_its_group(static):
-    with spaces.start(static) as app:
-        pgid = app.process.pid
-        assert app.running and len(group(pgid)) == 2          # the leash and the server
+    with spaces.start(gradio_like(static, SERVER)) as app:
+        assert app.running and len(group(app.repo_id)) == 2          # the guard and the server
         assert app.url in app._repr_markdown_()
+        page(app, "page.html")
+    assert group(app.repo_id) == [] and not left_behind() and "GET /" in app.logs() and not app.running
+    app.stop()                                                 # a second time does nothing
+    assert "stopped" in app._repr_markdown_()
+
+
+def test_a_static_page_is_the_file_that_its_metadata_names(static):
+    with spaces.start(static) as app:
+        assert app.running and "<h1>Here</h1>" in page(app)
         with pytest.raises(UserError, match="has no /ask"):
             app.ask("x")
-    assert group(pgid) == [] and not left_behind() and app.log.exists() and "GET /" in app.logs()
-    app.stop()                                                 # a second time does nothing
+    assert not left_behind()
 
 
 def test_an_exception_stops_it(static):
     with pytest.raises(KeyboardInterrupt):
-        with spaces.start(static) as app:
+        with spaces.start(gradio_like(static, SERVER)) as app:
+            assert group(app.repo_id)
             raise KeyboardInterrupt
-    assert group(app.process.pid) == [] and not left_behind()
+    assert group(app.repo_id) == [] and not left_behind()
 
 
 def test_it_ends_when_whoever_started_it_is_killed(static):
-    code = f"from hfflow import spaces; a = spaces.start({str(static)!r}); print(a.process.pid, flush=True); input()"
+    code = f"from hfflow import spaces; a = spaces.start({str(gradio_like(static, SERVER))!r}); print(a.repo_id, flush=True); input()"
     parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    pgid = int(parent.stdout.readline())
-    assert group(pgid)
+    repo_id = parent.stdout.readline().strip()
+    assert group(repo_id)
     parent.send_signal(signal.SIGKILL)
     parent.wait(10)
-    end = time.monotonic() + 10
-    while group(pgid) and time.monotonic() < end:
+    end = time.monotonic() + 30
+    while (group(repo_id) or left_behind()) and time.monotonic() < end:
         time.sleep(0.05)
-    assert group(pgid) == []
-    for p in (home() / "spaces").glob("static-*"):             # nobody was there to remove it
-        import shutil
-        shutil.rmtree(p)
+    assert group(repo_id) == [] and not left_behind()
+
+
+def test_a_space_on_the_hub_runs_itself_and_is_left_as_it_was(hub, static):
+    repo_id = "you/runs-itself"
+    hub.api.create_repo(repo_id, repo_type="space", space_sdk="gradio", exist_ok=True)
+    sha = hub.api.upload_folder(repo_id=repo_id, repo_type="space", folder_path=gradio_like(static, SERVER)).oid
+    assert hub.api.get_space_runtime(repo_id).stage == "STOPPED", "a push alone starts nothing"
+    first = Artifact("space", repo_id, sha, "")
+    with spaces.start(first) as app:
+        assert app.repo_id == repo_id and group(repo_id)
+        with spaces.start(first) as second: assert second.repo_id == repo_id
+        assert app.running, "whoever finds it running leaves it running"
+    assert hub.api.get_space_runtime(repo_id).stage == "PAUSED" and group(repo_id) == []
+    hub.api.upload_file(path_or_fileobj=b"new", path_in_repo="new.txt", repo_id=repo_id, repo_type="space")
+    with spaces.start(first) as app:                           # not the newest commit: a copy of that one
+        assert app.repo_id.startswith("you/runs-itself-run-")
+        assert "new.txt" not in hub.api.list_repo_files(app.repo_id, repo_type="space")
+    hub.api.delete_repo(repo_id, repo_type="space")
+    assert not left_behind()
 
 
 def gradio_like(static, code):
@@ -252,7 +283,7 @@ def gradio_like(static, code):
 
 
 def test_a_failing_app_tells_its_last_lines(static):
-    with pytest.raises(UserError, match="(?s)exit code 1.*ZeroDivisionError"):
+    with pytest.raises(UserError, match="(?s)Exit code: 1.*ZeroDivisionError"):
         spaces.start(gradio_like(static, "print('starting')\n1 / 0\n"))
     assert not left_behind()
 
@@ -265,13 +296,10 @@ def test_a_silent_app_is_given_up_and_ended(static):
     assert not any(map(alive, pids)) and not left_behind()
 
 
-def test_a_taken_port_and_missing_files_are_named(static, hub):
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        s.listen()
-        with pytest.raises(UserError, match="is taken"):
-            spaces.start(static, port=s.getsockname()[1])
-    with pytest.raises(UserError, match="no app.py"):
+def test_a_port_and_missing_files_are_named(static, hub):
+    with pytest.raises(UserError, match="port is 7860.*leave port out"):
+        spaces.start(static, port=7860)
+    with pytest.raises(UserError, match="no `app.py`"):
         (gradio_like(static, "") / "app.py").unlink()
         spaces.start(static)
     with pytest.raises(UserError, match="is not a folder"):
@@ -279,16 +307,27 @@ def test_a_taken_port_and_missing_files_are_named(static, hub):
     assert not left_behind()
 
 
-def test_docker_needs_streamlit_or_docker(model, tmp_path):
-    from importlib.util import find_spec
+def test_a_docker_space_runs_the_command_that_its_dockerfile_names(static):
+    (static / "README.md").write_text("---\nsdk: docker\napp_port: 7860\n---\n")
+    (static / "app.py").write_text(SERVER)
+    (static / "Dockerfile").write_text('FROM python:3.12\nWORKDIR /app\nCOPY . .\nCMD ["python", "app.py"]\n')
+    with spaces.start(static) as app: assert "Here" in page(app, "page.html")
+    (static / "Dockerfile").write_text('FROM x\nCMD ["no-such-program"]\n')
+    with pytest.raises(UserError, match="(?s)Exit code: 127.*no-such-program cannot be started"):
+        spaces.start(static)
+    (static / "Dockerfile").write_text("FROM x\n")
+    with pytest.raises(UserError, match="needs a FROM and a CMD"):
+        spaces.start(static)
+    assert not left_behind()
 
+
+def test_streamlit_does_not_phone_home(model, tmp_path):
     folder = spaces.build(model, tmp_path, sdk="docker")
-    if find_spec("streamlit") is None:
-        with pytest.raises(UserError, match="Streamlit is not installed"):
-            spaces.start(folder)
-    (folder / "Dockerfile").write_text('FROM x\nCMD ["rm", "-rf", "/"]\n')
-    with pytest.raises(UserError, match="run it with docker"):
-        spaces.start(folder)
+    (folder / "requirements.txt").write_text("")               # what is tested is how it would be started
+    (folder / "Dockerfile").write_text((folder / "Dockerfile").read_text().replace('"streamlit", "run", "app.py"', '"python", "app.py"').replace("RUN", "# RUN"))
+    (folder / "app.py").write_text(SHOWS.replace("GRADIO_SERVER_PORT", "STREAMLIT_SERVER_PORT"))
+    with spaces.start(folder) as app: said = json.loads(page(app))
+    assert said["env"]["STREAMLIT_BROWSER_GATHER_USAGE_STATS"] == "false" and said["env"]["STREAMLIT_SERVER_ADDRESS"] == "127.0.0.1"
 
 
 SHELL = dict(AWS_SECRET_ACCESS_KEY="aws-1", OPENAI_API_KEY="sk-2", GITHUB_TOKEN="ghp-3", SSH_AUTH_SOCK="/run/agent-4", HUGGING_FACE_HUB_TOKEN="hf-5",
@@ -312,16 +351,34 @@ HTTPServer(("127.0.0.1", int(os.environ["GRADIO_SERVER_PORT"])), Page).serve_for
 """
 
 
-def page(app):
+def page(app, path=""):
     from urllib.request import ProxyHandler, build_opener
 
-    return json.loads(build_opener(ProxyHandler({})).open(app.url, timeout=30).read())
+    return build_opener(ProxyHandler({})).open(app.url + path, timeout=30).read().decode()
+
+
+def fresh(tmp_path, folder, more, **kw):
+    """What a Space says that runs on a Hub of its own, started from a shell with these variables; and the Hub's own variables."""
+    code = f"""
+import json, urllib.request
+from hfflow import hub, spaces
+hub.connect()
+try:
+    with spaces.start({str(folder)!r}, **{kw!r}) as app:
+        said = json.loads(urllib.request.build_opener(urllib.request.ProxyHandler({{}})).open(app.url, timeout=30).read())
+    said["hub"] = open(f"/proc/{{hub.status()['pid']}}/environ").read()
+    print(json.dumps(said))
+finally: hub.stop()"""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HFFLOW_"))} | more | dict(HFFLOW_HOME=str(tmp_path / "fresh"))
+    p = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
+    assert p.returncode == 0, p.stderr[-2000:]
+    return json.loads(p.stdout.splitlines()[-1])
 
 
 def test_no_secret_of_the_shell_reaches_an_app_and_it_can_read_but_not_write(hub, static, monkeypatch):
     for name, value in SHELL.items(): monkeypatch.setenv(name, value)
     assert os.environ["HF_TOKEN"]
-    with spaces.start(gradio_like(static, SHOWS)) as app: said = page(app)
+    with spaces.start(gradio_like(static, SHOWS)) as app: said = json.loads(page(app))
     assert not set(said["env"]) & ({"HF_TOKEN"} | set(SHELL)), sorted(said["env"])
     values = [*SHELL.values(), os.environ["HF_TOKEN"]]
     assert not [k for k, v in said["env"].items() if any(x in v for x in values)]
@@ -332,16 +389,21 @@ def test_no_secret_of_the_shell_reaches_an_app_and_it_can_read_but_not_write(hub
     with pytest.raises(OSError): open(said["home"])               # it goes with the app
 
 
-def test_what_an_app_needs_is_given_to_it_alone(static, monkeypatch):
-    import certifi
-    from huggingface_hub import constants
+def test_a_hub_started_from_a_shell_with_secrets_holds_none(static, tmp_path):
+    said = fresh(tmp_path, gradio_like(static, SHOWS), SHELL)
+    assert not set(said["env"]) & ({"HF_TOKEN"} | set(SHELL)), sorted(said["env"])
+    for where in (said["hub"], json.dumps(said["env"])):           # an app can read the variables of its neighbours
+        assert not [v for v in SHELL.values() if v in where] and "PATH" in where
 
-    for name, value in dict(OMP_NUM_THREADS="1", HTTPS_PROXY="http://proxy:1", LC_ALL="C.UTF-8", SSL_CERT_FILE=certifi.where(), SPACE_ID="old").items():
-        monkeypatch.setenv(name, value)
-    with spaces.start(gradio_like(static, SHOWS), env=dict(OPENAI_API_KEY="sk-mine", LC_ALL="C")) as app: said = page(app)
-    given = {"OMP_NUM_THREADS": "1", "HTTPS_PROXY": "http://proxy:1", "LC_ALL": "C", "SSL_CERT_FILE": certifi.where(), "OPENAI_API_KEY": "sk-mine",
-             "HF_HUB_CACHE": constants.HF_HUB_CACHE}
-    assert given.items() <= said["env"].items() and "SPACE_ID" not in said["env"] and "OPENAI_API_KEY" not in os.environ
+
+def test_what_an_app_needs_is_given_to_it_alone(static, tmp_path):
+    import certifi
+
+    shell = dict(OMP_NUM_THREADS="1", HTTPS_PROXY="http://proxy:1", LC_ALL="C.UTF-8", SSL_CERT_FILE=certifi.where(), SPACE_ID="old")
+    said = fresh(tmp_path, gradio_like(static, SHOWS), shell, env=dict(OPENAI_API_KEY="sk-mine", LC_ALL="C"))
+    given = {"OMP_NUM_THREADS": "1", "HTTPS_PROXY": "http://proxy:1", "LC_ALL": "C", "SSL_CERT_FILE": certifi.where(), "OPENAI_API_KEY": "sk-mine"}
+    assert given.items() <= said["env"].items() and said["env"]["SPACE_ID"].startswith("you/static-run-") and "OPENAI_API_KEY" not in os.environ
+    assert said["env"]["HF_HOME"].startswith(said["home"]) and "127.0.0.1" in said["env"]["NO_PROXY"] and "sk-mine" not in said["hub"]
     with pytest.raises(UserError, match="env.*'PORT'.*text"): spaces.start(static, env={"PORT": 1})
 
 
@@ -358,7 +420,8 @@ def test_the_space_of_a_private_model_gets_the_model_and_no_token(hub, tmp_path,
     for p in ("closed", "base"): shutil.rmtree(f"{constants.HF_HUB_CACHE}/models--you--{p}")     # nothing that happens to lie there
     with spaces.start(space) as app:
         assert app.ask(PROMPT) == ANSWER
-        with open(f"/proc/{group(app.process.pid)[-1]}/environ") as f: env = f.read()
+        with open(f"/proc/{group(app.repo_id)[-1]}/environ") as f: env = f.read()
+        with pytest.raises(RepositoryNotFoundError): hub.api.space_info(app.repo_id, token=False)
     assert "HF_TOKEN" not in env and os.environ["HF_TOKEN"] not in env and "HF_HUB_OFFLINE=1" in env
 
 
@@ -368,8 +431,10 @@ def test_a_strangers_space_is_lent_nothing(hub, model, tmp_path):
     closed = publish.commit("model", "you/not-for-others", {"config.json": b"{}"}, "Add", private=True)
     (tmp_path / "README.md").write_text(f"---\nsdk: gradio\nmodels: [{closed.repo_id}]\n---\n")
     there, space = replace(hub, embedded=False), Artifact("space", "stranger/app", "0" * 40, "")
-    assert runner._lent(there, space, tmp_path) == {}
-    assert runner._lent(there, replace(space, repo_id="you/app"), tmp_path) == {"HF_HUB_OFFLINE": "1"} == runner._lent(hub, space, tmp_path)
+    assert runner._lent(hub, space, tmp_path) == {}
+    ours = replace(space, repo_id="you/app")
+    assert runner._lent(hub, ours, tmp_path)["HF_HUB_OFFLINE"] == "1" == runner._lent(hub, None, tmp_path)["HF_HUB_OFFLINE"]
+    assert runner._lent(there, ours, tmp_path) == {}, "another machine has no cache of ours"
     (tmp_path / "README.md").write_text(f"---\nsdk: gradio\nmodels: [{model.repo_id}, nobody/has-this]\n---\n")
     assert runner._lent(hub, None, tmp_path) == {}, "open to all: there is nothing to lend"
 
@@ -405,10 +470,10 @@ def test_the_gradio_space_answers_from_the_hub_and_calls_nobody(hub, model, tmp_
         with pytest.raises(UserError, match="too long"):
             app.ask("word " * 400)
         assert app.ask(f"  {PROMPT}\n") == ANSWER
-        pgid = app.process.pid
+        repo_id = app.repo_id
     assert sink.asked == []
     sink.socket.close()
-    assert group(pgid) == [] and not left_behind()
+    assert repo_id == space.repo_id and group(repo_id) == [] and not left_behind()
     assert "Traceback" not in app.logs(), app.logs(30)
     with pytest.raises(UserError, match="not running"):
         app.ask(PROMPT)

@@ -41,8 +41,31 @@ def _settings(endpoint, token, cache=None, embedded=False):
     if token: env['HF_TOKEN'] = token
     if not (sys.stderr and sys.stderr.isatty()):
         env |= {'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_DATASETS_DISABLE_PROGRESS_BARS': '1'}
-    if cache: env |= _cache_settings(cache)
+    if cache: env |= _cache_settings(cache) | {'INFERENCE_ENDPOINTS_ENDPOINT': f'{endpoint}/api/endpoints/v2'}
     return env | (_embedded_settings() if embedded else {})
+
+# %% ../../nbs/engine/02_connection.ipynb #c1e2a3b4
+class _AtImport:
+    "Sets where the client finds Inference Endpoints as soon as it is imported: a constant, which no variable changes."
+    real = None   # what the client says by itself
+    def find_spec(self, name, path=None, target=None):
+        if name != 'huggingface_hub.constants': return None
+        from importlib.util import find_spec
+        sys.meta_path.remove(self)
+        spec = find_spec(name)
+        run = spec.loader.exec_module
+        def exec_module(module):
+            run(module)
+            _tell_endpoints()
+        spec.loader.exec_module = exec_module
+        return spec
+
+def _tell_endpoints():
+    "Tell the client where Inference Endpoints are, now or when it is imported."
+    if constants := sys.modules.get('huggingface_hub.constants'):
+        _AtImport.real = _AtImport.real or constants.INFERENCE_ENDPOINTS_ENDPOINT
+        constants.INFERENCE_ENDPOINTS_ENDPOINT = os.environ.get('INFERENCE_ENDPOINTS_ENDPOINT') or _AtImport.real
+    elif not any(isinstance(f, _AtImport) for f in sys.meta_path): sys.meta_path.insert(0, _AtImport())
 
 # %% ../../nbs/engine/02_connection.ipynb #ffdfc5aa
 _before = {}   # what the variables were before the first connect
@@ -54,6 +77,7 @@ def _apply(env):
         value = env.get(key, _before[key])
         if value is None: os.environ.pop(key, None)
         else: os.environ[key] = value
+    _tell_endpoints()
 
 # %% ../../nbs/engine/02_connection.ipynb #e9770fb8
 def _not_too_late(endpoint):
@@ -161,6 +185,7 @@ def _remote(endpoint, token=None):
     except BaseException:
         for key in _before:
             os.environ.update({key: old[key]}) if key in old else os.environ.pop(key, None)
+        _tell_endpoints()
         raise
 
 # %% ../../nbs/engine/02_connection.ipynb #de2bf7dc

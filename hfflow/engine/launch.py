@@ -7,14 +7,15 @@ Docs: https://hfflow.github.io/hfflow/engine/launch.html.md"""
 # %% auto #0
 __all__ = ['SCRIPT', 'Done', 'local', 'torchrun']
 
-# %% ../../nbs/engine/87_launch.ipynb #c5a7c315
+# %% ../../nbs/engine/87_launch.ipynb #565aac32
 import json, os, re, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .command import Command
 from .errors import UserError
 
-# %% ../../nbs/engine/87_launch.ipynb #efa224ea
+# %% ../../nbs/engine/87_launch.ipynb #86e2bb8d
 SCRIPT = '''\
 """Fine-tune a base on a registered data set. The same file runs here, under torchrun, and in a rented job."""
 import argparse, json, os
@@ -23,20 +24,23 @@ from hfflow import data, hub, qlora, tokens, train
 from hfflow.hub import Artifact
 
 p = argparse.ArgumentParser(description=__doc__)
-p.add_argument("--base", default="hfflow/tiny-llama")
-p.add_argument("--data", required=True, help="a Dataset repo: namespace/name or namespace/name@commit")
-p.add_argument("--folder", default="run")
-p.add_argument("--bits", type=int, default=4)
-p.add_argument("--rank", type=int, default=16)
-p.add_argument("--max-steps", type=int)
-p.add_argument("--batch", type=int, default=8, help="examples per step and process")
-p.add_argument("--lr", type=float, default=2e-4)
-p.add_argument("--max-len", type=int, default=512)
+p.add_argument('--base', default='hfflow/tiny-llama')
+p.add_argument('--data', required=True, help='a Dataset repo: namespace/name or namespace/name@commit')
+p.add_argument('--folder', default='run')
+p.add_argument('--bits', type=int, default=4)
+p.add_argument('--rank', type=int, default=16)
+p.add_argument('--max-steps', type=int)
+p.add_argument('--batch', type=int, default=8, help='examples per step and process')
+p.add_argument('--lr', type=float, default=2e-4)
+p.add_argument('--max-len', type=int, default=512)
 a = p.parse_args()
+'''
 
+# %% ../../nbs/engine/87_launch.ipynb #1ed2046b
+SCRIPT += '''
 hub.connect()
-repo, _, revision = a.data.partition("@")
-base, rows = Artifact.at("model", a.base), data.load(Artifact.at("dataset", repo, revision or "main"))["train"]
+repo, _, revision = a.data.partition('@')
+base, rows = Artifact.at('model', a.base), data.load(Artifact.at('dataset', repo, revision or 'main'))['train']
 tok = tokens.prepare_tokenizer(qlora.load_tokenizer(base))
 encoded, _ = tokens.encode_dataset(rows, tok, a.max_len)
 model = qlora.add_lora(qlora.load_base(base, bits=a.bits), qlora.QloraConfig(bits=a.bits, rank=a.rank))
@@ -45,13 +49,13 @@ run = train.fit(model, tok, encoded, cfg, a.folder, progress=False)
 
 import torch.distributed as dist
 world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-asked = int(os.environ.get("WORLD_SIZE", "1"))
-if world != asked: raise SystemExit(f"{asked} processes were started, but the training knew of {world}")
-if int(os.environ.get("RANK", "0")) == 0:
-    print(json.dumps({"world_size": world, "steps": run.steps, "seconds": round(run.seconds, 2), "device": run.device}))
+asked = int(os.environ.get('WORLD_SIZE', '1'))
+if world != asked: raise SystemExit(f'{asked} processes were started, but the training knew of {world}')
+if int(os.environ.get('RANK', '0')) == 0:
+    print(json.dumps({'world_size': world, 'steps': run.steps, 'seconds': round(run.seconds, 2), 'device': run.device}))
 '''
 
-# %% ../../nbs/engine/87_launch.ipynb #81eace5b
+# %% ../../nbs/engine/87_launch.ipynb #61180279
 @dataclass(frozen=True)
 class Done:
     "What a training process left behind."
@@ -60,65 +64,62 @@ class Done:
     output: str = field(repr=False)        # stdout and stderr together
     result: dict = field(default_factory=dict)   # the last line that is JSON
 
+def _result(lines) -> dict:
+    "The last line that is a JSON object, or nothing."
+    for line in reversed(lines):
+        if not (line.startswith('{') and line.endswith('}')): continue
+        try: return json.loads(line)
+        except ValueError: return {}
+    return {}
 
-def _command(command, cwd, env, timeout, threads) -> Done:
+def _last_words(lines) -> str:
+    "The line that says what went wrong."
+    errors = (x for x in reversed(lines) if re.match(r'\w*(Error|Exit|Exception)\b|[\w.]+Error:', x))
+    return next(errors, '\n'.join(lines).strip()[-300:])
+
+# %% ../../nbs/engine/87_launch.ipynb #e6d46c7c
+def _run(command, cwd, env, timeout, threads) -> Done:
     "Run a command to its end, and read the JSON in its last line."
-    import subprocess
     start = time.perf_counter()
-    full = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false",
-            **(env or {})}
-    try:
-        p = subprocess.run(command, cwd=cwd, env=full, timeout=timeout, stdout=subprocess.PIPE,
-                           stderr=subprocess.STDOUT, text=True, errors="replace")
-    except subprocess.TimeoutExpired:
-        raise UserError(f"the training had not ended after {timeout} s and was stopped: give it a "
-                        "longer timeout; "
-                        f"its checkpoints are kept.") from None
-    except FileNotFoundError as e:
-        raise UserError(f"cannot start {e.filename}: no such program or folder") from None
-    lines = [x for x in p.stdout.splitlines() if x.startswith("{") and x.endswith("}")]
-    try: result = json.loads(lines[-1]) if lines else {}
-    except ValueError: result = {}
-    if p.returncode:
-        last = next((x for x in reversed(p.stdout.splitlines())
-                     if re.match(r"\w*(Error|Exit|Exception)\b|[\w.]+Error:", x)),
-                     p.stdout.strip()[-300:])
-        raise UserError(f"the training process ended with code {p.returncode}: {last}")
-    return Done(p.returncode, round(time.perf_counter() - start, 1), p.stdout, result)
+    full = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'TOKENIZERS_PARALLELISM': 'false', **(env or {})}
+    with Command(command, cwd, full, timeout) as job: status, lines = job.wait(), job.lines()
+    if 'ran for more than' in (status.message or ''):
+        raise UserError(f'the training had not ended after {timeout} s and was stopped: give it a '
+                        'longer timeout; its checkpoints are kept.')
+    if status.stage != 'COMPLETED':
+        code = (re.search(r'exit code (\d+)', status.message or '') or ['', status.message])[1]
+        raise UserError(f'the training process ended with code {code}: {_last_words(lines)}')
+    return Done(0, round(time.perf_counter() - start, 1), '\n'.join(lines), _result(lines))
 
-
+# %% ../../nbs/engine/87_launch.ipynb #1d06da2a
 def local(
-    script: "str | Path",                  # a Python file
+    script: 'str|Path',                    # a Python file
     args: tuple = (),                      # its arguments
-    cwd: "str | Path" = ".",               # where it runs, and writes
-    threads: int = 1,                      # of PyTorch; see the chapter on training for what too many cost
-    timeout: "float | None" = None,        # seconds
-    env: "dict | None" = None,             # further environment variables
+    cwd: 'str|Path' = '.',                 # where it runs, and writes
+    threads: int = 1,                      # of PyTorch; too many cost more than they give
+    timeout: 'float|None' = None,          # seconds
+    env: 'dict|None' = None,               # further environment variables
 ) -> Done:
     "Run a training script here, as a process of its own; raise `UserError` where it fails."
-    return _command([sys.executable, str(Path(script).resolve()), *map(str, args)], cwd, env,
-                    timeout, threads)
+    return _run([sys.executable, str(Path(script).resolve()), *map(str, args)], cwd, env, timeout, threads)
 
-# %% ../../nbs/engine/87_launch.ipynb #b2b0f58d
+# %% ../../nbs/engine/87_launch.ipynb #61322789
 def torchrun(
-    script: "str | Path",                  # a Python file whose last line prints JSON with `world_size`
+    script: 'str|Path',                    # a Python file whose last line prints JSON with `world_size`
     processes: int = 2,                    # on this machine; one per GPU, where there are GPUs
     args: tuple = (),                      # the script's arguments
-    cwd: "str | Path" = ".",               # where it runs, and writes
+    cwd: 'str|Path' = '.',                 # where it runs, and writes
     threads: int = 1,                      # of PyTorch, per process
-    timeout: "float | None" = None,        # seconds
-    env: "dict | None" = None,             # further environment variables
+    timeout: 'float|None' = None,          # seconds
+    env: 'dict|None' = None,               # further environment variables
 ) -> Done:
     "Run a training script on several processes of this machine, and make sure that it was several."
-    if processes < 1: raise UserError(f"processes is {processes}, but must be 1 or more")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node",
-              str(processes)]
-    done = _command([*launch, str(Path(script).resolve()), *map(str, args)], cwd, env, timeout,
-                    threads)
-    world = done.result.get("world_size")
+    if processes < 1: raise UserError(f'processes is {processes}, but must be 1 or more')
+    launch = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
+    done = _run([*launch, str(Path(script).resolve()), *map(str, args)], cwd, env, timeout, threads)
+    world = done.result.get('world_size')
     if world != processes:
-        raise UserError(f"{processes} processes were asked for, but the training reports {world}: "
-                        "print the world "
-                        f"size as JSON at the end of {Path(script).name}, and see that it uses "
-                        "Accelerate.")
+        raise UserError(f'{processes} processes were asked for, but the training reports {world}: '
+                        f'print the world size as JSON at the end of {Path(script).name}, and see that it uses '
+                        'Accelerate.')
     return done

@@ -103,8 +103,10 @@ import runpy, sys
 from pathlib import Path
 root, data, port, *may = sys.argv[1:]
 if root not in sys.path: sys.path.append(root)
+from hfflow.localhub.environment import begin_anew
+begin_anew()   # without the secrets of the shell: apps will run beside it
 token = (Path(data)/"token").read_text().strip()
-sys.argv = ["hfflow.localhub", "--data", data, "--port", port, "--user", "you:" + token, "--org", "hfflow:you", *may]
+sys.argv = ["hfflow.localhub", "--data", data, "--port", port, "--user", "you:" + token, "--org", "hfflow:you", "--asked", *may]
 runpy.run_module("hfflow.localhub", run_name="__main__", alter_sys=True)
 '''
 

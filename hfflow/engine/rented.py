@@ -7,18 +7,17 @@ Docs: https://hfflow.github.io/hfflow/engine/rented.html.md"""
 # %% auto #0
 __all__ = ['FLAVORS', 'ACCELERATORS', 'Job', 'hf_job', 'skypilot_task', 'colab_url']
 
-# %% ../../nbs/engine/88_rented.ipynb #539eb166
+# %% ../../nbs/engine/88_rented.ipynb #d5ea0caa
 import json, shlex
 from dataclasses import dataclass
 
 from .devices import GPUS, job_minutes
 from .errors import UserError
 
-# %% ../../nbs/engine/88_rented.ipynb #60775b3b
+# %% ../../nbs/engine/88_rented.ipynb #77bcd77b
 #: US dollars per hour of HF Jobs' hardware: the plan's table of GPUs, and two that it does not need.
-FLAVORS = {"cpu-basic": 0.01, **{g.flavor: g.price for g in GPUS.values() if g.flavor},
-           "a10g-large": 1.50}
-
+FLAVORS = {'cpu-basic': 0.01, **{g.flavor: g.price for g in GPUS.values() if g.flavor},
+           'a10g-large': 1.50}
 
 @dataclass(frozen=True)
 class Job:
@@ -30,38 +29,26 @@ class Job:
 
     def python(self) -> str:
         "Return the official client's call."
-        rest = ",\n           ".join(f"{k}={v!r}" for k, v in self.call.items() if k != "secrets")
-        return (f"import os\nfrom huggingface_hub import run_uv_job\n\nrun_uv_job({self.path!r},\n "
-                f"          {rest},\n"
+        rest = ''.join(f'           {k}={v!r},\n' for k, v in self.call.items() if k != 'secrets')
+        return (f'import os\nfrom huggingface_hub import run_uv_job\n\nrun_uv_job({self.path!r},\n{rest}'
                 "           secrets={'HF_TOKEN': os.environ['HF_TOKEN']})")
-
     def command(self, dry_run=False) -> str:
         "Return the same as a shell command; it reads the token from your environment."
         c = self.call
-        env = " ".join(f"--env {shlex.quote(f'{k}={v}')}" for k, v in c.get("env", {}).items())
-        dry = "--dry-run " if dry_run else ""
-        return (f"hf jobs uv run {dry}--flavor {c['flavor']} --timeout {c['timeout']} {env} "
-                "--secrets HF_TOKEN --detach "
-                f"{self.path}")
-
+        env = ' '.join(f'--env {shlex.quote(f"{k}={v}")}' for k, v in c.get('env', {}).items())
+        return (f"hf jobs uv run {'--dry-run ' * dry_run}--flavor {c['flavor']} --timeout {c['timeout']} {env} "
+                f'--secrets HF_TOKEN --detach {self.path}')
     def _repr_markdown_(self):
-        return f"```bash\n{self.command()}\n```\nAt most ${self.cost:.2f}, if it runs into its timeout."
+        return f'```bash\n{self.command()}\n```\nAt most ${self.cost:.2f}, if it runs into its timeout.'
 
-
-def hf_job(
-    config: dict,                          # a flow's config, as in flow.yaml
-    flavor: str = "t4-small",              # hardware; see FLAVORS
-    seconds: "float | None" = None,        # of training, as `plan` predicts them; None allows two hours
-    package: str = "hfflow",               # what pip installs: a version, or git+https://...@commit
-    path: str = "flow_job.py",             # name of the script's file
-) -> Job:
-    "Write the uv script and the official client's call that run a flow as a job on huggingface.co."
-    if flavor not in FLAVORS:
-        raise UserError(f"there is no hardware '{flavor}': take one of {', '.join(FLAVORS)}")
-    # room to install and download
-    minutes = job_minutes(seconds)
-    header = f'# /// script\n# requires-python = ">=3.10"\n# dependencies = [{json.dumps(package)}]\n# ///\n'
-    script = header + f'''"""Runs the whole flow on the machine of a job; each stage pushes what it made."""
+# %% ../../nbs/engine/88_rented.ipynb #9aadd383
+def _uv_script(config: dict, package: str) -> str:
+    "A script that brings its requirements and runs a flow."
+    return f'''# /// script
+# requires-python = ">=3.10"
+# dependencies = [{json.dumps(package)}]
+# ///
+"""Runs the whole flow on the machine of a job; each stage pushes what it made."""
 import json
 
 from hfflow import flow
@@ -69,54 +56,66 @@ from hfflow import flow
 config = json.loads({json.dumps(config, sort_keys=True)!r})
 print(flow.run(config, "https://huggingface.co", report="report.json"))
 '''
-    call = dict(flavor=flavor, timeout=f"{minutes}m", env={"HFFLOW_HUB": "https://huggingface.co"},
-                secrets={"HF_TOKEN": "..."})
-    return Job(script, path, call, round(FLAVORS[flavor] * minutes / 60, 2))
 
-# %% ../../nbs/engine/88_rented.ipynb #863ac080
+def hf_job(
+    config: dict,                          # a flow's config, as in flow.yaml
+    flavor: str = 't4-small',              # hardware; see FLAVORS
+    seconds: 'float|None' = None,          # of training, as `plan` predicts them; None allows two hours
+    package: str = 'hfflow',               # what pip installs: a version, or git+https://...@commit
+    path: str = 'flow_job.py',             # name of the script's file
+) -> Job:
+    "Write the uv script and the official client's call that run a flow as a job on huggingface.co."
+    if flavor not in FLAVORS:
+        raise UserError(f"there is no hardware '{flavor}': take one of {', '.join(FLAVORS)}")
+    minutes = job_minutes(seconds)
+    call = dict(flavor=flavor, timeout=f'{minutes}m', env={'HFFLOW_HUB': 'https://huggingface.co'},
+                secrets={'HF_TOKEN': '...'})
+    return Job(_uv_script(config, package), path, call, round(FLAVORS[flavor] * minutes / 60, 2))
+
+# %% ../../nbs/engine/88_rented.ipynb #e207f34d
 #: Names that SkyPilot gives to GPUs, for each preset of the flow.
-ACCELERATORS = {"t4": "T4", "l4": "L4", "a100": "A100-80GB", "h200": "H200"}
+ACCELERATORS = {'t4': 'T4', 'l4': 'L4', 'a100': 'A100-80GB', 'h200': 'H200'}
 
-
-def skypilot_task(
-    name: str = "flow-writer",             # of the task
-    gpu: str = "l4",                       # a preset, or SkyPilot's own name such as "H100"
-    count: int = 1,                        # GPUs on the machine
-    infra: "str | None" = None,            # aws, gcp, azure, k8s, ...; None takes the cheapest that has it
-    spot: bool = False,                    # a machine that may be taken away, at about a third of the price
-    bucket: "str | None" = None,           # keeps the run's folder: s3://..., gs://...
-    config: str = "flow.yaml",             # in the folder that is sent along
-    package: str = "hfflow",               # what pip installs
-) -> str:                                  # text of task.yaml
-    "Write a SkyPilot task that runs a flow on a cloud or on Kubernetes."
+def _yaml(task: dict) -> str:
+    "Write YAML with texts of several lines as blocks."
     import yaml
-    if spot and not bucket:
-        raise UserError("a spot machine may be taken away at any moment: name a bucket that keeps the "
-                        "checkpoints, or set spot=False")
-    if infra == "kubernetes": infra = "k8s"
-    resources = {**({"infra": infra} if infra else {}),
-                 "accelerators": f"{ACCELERATORS.get(gpu, gpu)}:{count}",
-                 **({"use_spot": True} if spot else {}),
-                 **({} if infra == "k8s" else {"disk_size": 128})}
-    task = {"name": name, "workdir": ".", "resources": resources,
-            **({"file_mounts": {"/runs": {"source": bucket, "mode": "MOUNT"}}} if bucket else {}),
-            "envs": {"HFFLOW_HUB": "https://huggingface.co"}, "secrets": {"HF_TOKEN": None},
-            "setup": f"pip install -q {shlex.quote(package)}\n",
-            "run": f"hfflow run {shlex.quote(config)} --workdir {'/runs' if bucket else '.'} "
-                   "--report "
-                   f"report.json\n"}
     class Dumper(yaml.SafeDumper): pass
-    Dumper.add_representer(str, lambda d,
-                           s: d.represent_scalar("tag:yaml.org,2002:str", s,
-                                                 style="|" if "\n" in s else None))
+    Dumper.add_representer(str, lambda d, s: d.represent_scalar('tag:yaml.org,2002:str', s,
+                                                                style='|' if '\n' in s else None))
     return yaml.dump(task, Dumper=Dumper, sort_keys=False, width=100)
 
-# %% ../../nbs/engine/88_rented.ipynb #5dd11472
+# %% ../../nbs/engine/88_rented.ipynb #26d91085
+def skypilot_task(
+    name: str = 'flow-writer',             # of the task
+    gpu: str = 'l4',                       # a preset, or SkyPilot's own name such as "H100"
+    count: int = 1,                        # GPUs on the machine
+    infra: 'str|None' = None,              # aws, gcp, azure, k8s, ...; None takes the cheapest that has it
+    spot: bool = False,                    # a machine that may be taken away, at about a third of the price
+    bucket: 'str|None' = None,             # keeps the run's folder: s3://..., gs://...
+    config: str = 'flow.yaml',             # in the folder that is sent along
+    package: str = 'hfflow',               # what pip installs
+) -> str:                                  # text of task.yaml
+    "Write a SkyPilot task that runs a flow on a cloud or on Kubernetes."
+    if spot and not bucket:
+        raise UserError('a spot machine may be taken away at any moment: name a bucket that keeps the '
+                        'checkpoints, or set spot=False')
+    if infra == 'kubernetes': infra = 'k8s'
+    resources = dict(infra=infra, accelerators=f'{ACCELERATORS.get(gpu, gpu)}:{count}',
+                     use_spot=spot or None, disk_size=None if infra == 'k8s' else 128)
+    where = '/runs' if bucket else '.'
+    task = dict(name=name, workdir='.', resources={k: v for k, v in resources.items() if v is not None},
+                file_mounts={'/runs': {'source': bucket, 'mode': 'MOUNT'}} if bucket else None,
+                envs={'HFFLOW_HUB': 'https://huggingface.co'}, secrets={'HF_TOKEN': None},
+                setup=f'pip install -q {shlex.quote(package)}\n',
+                run=f'hfflow run {shlex.quote(config)} --workdir {where} --report report.json\n')
+    return _yaml({k: v for k, v in task.items() if v is not None})
+
+# %% ../../nbs/engine/88_rented.ipynb #d8b33785
 def colab_url(
     notebook: str,                         # path in the repo
-    repo: str = "hfflow/hfflow",           # on GitHub
-    branch: str = "main",
+    repo: str = 'hfflow/hfflow',           # on GitHub
+    branch: str = 'main',
 ) -> str:
     "Return the address that opens a notebook from GitHub in Colab."
     from urllib.parse import quote
-    return f"https://colab.research.google.com/github/{repo}/blob/{branch}/{quote(notebook)}"
+    return f'https://colab.research.google.com/github/{repo}/blob/{branch}/{quote(notebook)}'

@@ -7,61 +7,75 @@ Docs: https://hfflow.github.io/hfflow/engine/serving.html.md"""
 # %% auto #0
 __all__ = ['Endpoint', 'start', 'EndpointSpec', 'endpoint_spec']
 
-# %% ../../nbs/engine/79_serving.ipynb #05483aaf
-import json, os, subprocess, sys, tempfile, time, urllib.request
+# %% ../../nbs/engine/79_serving.ipynb #fbe9c24d
+import json, os, re, sys, time, urllib.request
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import Artifact
+from .command import Command
 from .errors import UserError
 from .files import read_note
 from .modelfiles import purpose
-from .openai import main, name
+from .openai import served_name
 
-# %% ../../nbs/engine/79_serving.ipynb #a8714254
+# %% ../../nbs/engine/79_serving.ipynb #c4212af2
+def _direct():
+    "Return an opener that asks no proxy: the endpoint is on this machine."
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+def _chat(url, text, **options):
+    "Ask one question of a server that speaks OpenAI's protocol."
+    body = json.dumps(dict(messages=[dict(role='user', content=text)], **options)).encode()
+    request = urllib.request.Request(url + '/v1/chat/completions', body, {'Content-Type': 'application/json'})
+    if token := os.environ.get('HFFLOW_ENDPOINT_TOKEN'): request.add_header('Authorization', f'Bearer {token}')
+    try:
+        with _direct().open(request, timeout=600) as r:
+            return json.load(r)['choices'][0]['message']['content']
+    except urllib.error.HTTPError as e:
+        raise UserError(json.load(e)['error']['message']) from None
+    except OSError as e:
+        raise UserError(f'The endpoint at {url} does not answer ({e}): start it again') from e
+
+# %% ../../nbs/engine/79_serving.ipynb #7b73fe73
 @dataclass
 class Endpoint:
     "A running server; stop it, or use it in a `with` block."
     url: str  # without /v1
     name: str  # of the model, as clients call it
-    process: 'subprocess.Popen' = field(repr=False)
-    log: Path = field(repr=False)
-
+    job: Command = field(repr=False)  # its process
     @property
     def base_url(self): return self.url + '/v1'
-
     def ask(self, text, **options):
         "Ask one question; options are those of the protocol, such as max_tokens."
-        body = json.dumps(dict(messages=[dict(role='user', content=text)], **options)).encode()
-        request = urllib.request.Request(self.base_url + '/chat/completions', body,
-                                         {'Content-Type': 'application/json'})
-        if token := os.environ.get('HFFLOW_ENDPOINT_TOKEN'):
-            request.add_header('Authorization', f'Bearer {token}')
-        try:
-            with _direct().open(request, timeout=600) as r:
-                return json.load(r)['choices'][0]['message']['content']
-        except urllib.error.HTTPError as e:
-            raise UserError(json.load(e)['error']['message']) from None
-        except OSError as e:
-            raise UserError(f'The endpoint at {self.url} does not answer ({e}): start it again') from e
-
+        return _chat(self.url, text, **options)
     def stop(self):
-        "End the process, within five seconds."
-        if self.process.poll() is None:
-            self.process.terminate()
-            try: self.process.wait(5)
-            except subprocess.TimeoutExpired: self.process.kill(); self.process.wait()
-        self.log.unlink(missing_ok=True)
-
+        "End the process."
+        self.job.stop()
     def __enter__(self): return self
     def __exit__(self, *_): self.stop()
     def _repr_markdown_(self): return f'**{self.name}** answers at <{self.base_url}>'
 
-def _direct():
-    "An opener that asks no proxy: the endpoint is on this machine."
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+# %% ../../nbs/engine/79_serving.ipynb #6127a082
+def _ready(made: Endpoint, timeout: float) -> Endpoint:
+    "Wait until an endpoint answers; UserError with its last words when it ends or takes too long."
+    end = time.monotonic() + timeout
+    while time.monotonic() < end:
+        running, lines = made.job.running, made.job.lines()
+        if not running:
+            last = (lines or [made.job.status.message])[-1]
+            raise UserError(last.removeprefix('hfflow: '))
+        for line in lines:
+            if ' answers at ' in line: made.url = line.split(' answers at ')[1].split()[0].removesuffix('/v1')
+        if made.url:
+            try:
+                with _direct().open(made.url + '/health', timeout=2): return made
+            except OSError: pass
+        time.sleep(.1)
+    raise UserError(f'{made.name} was not ready within {timeout:g} seconds: give more with '
+                    'timeout=, or take a smaller model')
 
-# %% ../../nbs/engine/79_serving.ipynb #1918b31d
+# %% ../../nbs/engine/79_serving.ipynb #15f61041
 def start(
     model,  # Artifact, repo id or folder
     port: int = 0,  # 0 takes a free one
@@ -69,36 +83,16 @@ def start(
     timeout: float = 120,  # seconds until it must be healthy
 ) -> Endpoint:
     "Run the server as a process of its own on 127.0.0.1 and wait until it answers."
-    where = f'{model.repo_id}@{model.revision}' if isinstance(model,
-        Artifact) else str(Path(model).resolve()) if Path(str(model)).is_dir() else str(model)
-    fd, log = tempfile.mkstemp(prefix='hfflow-endpoint-', suffix='.log')
-    command = [sys.executable, '-m', 'hfflow.endpoint', where, '--port',
-               str(port)] + (['--bits', str(bits)] if bits else [])
-    process = subprocess.Popen(command, stdout=fd, stderr=subprocess.STDOUT,
-                               stdin=subprocess.DEVNULL)
-    os.close(fd)
-    made = Endpoint('', name(model), process, Path(log))
-    try:
-        end = time.monotonic() + timeout
-        while time.monotonic() < end:
-            said = made.log.read_text(errors='replace')
-            if process.poll() is not None:
-                last = said.strip().splitlines()[-1] if said.strip() else f'exit code {process.returncode}'
-                raise UserError(last.removeprefix('hfflow: '))
-            if not made.url and ' answers at ' in said:
-                made.url = said.split(' answers at ')[1].split()[0].removesuffix('/v1')
-            if made.url:
-                try:
-                    with _direct().open(made.url + '/health', timeout=2): return made
-                except OSError: pass
-            time.sleep(0.1)
-        raise UserError(f'{made.name} was not ready within {timeout:g} seconds: give more with '
-                        'timeout=, or take a smaller model')
+    folder = not isinstance(model, Artifact) and Path(str(model)).is_dir()
+    where = str(Path(model).resolve()) if folder else str(model) if isinstance(model, str) else f'{model.repo_id}@{model.revision}'
+    command = [sys.executable, '-m', 'hfflow.endpoint', where, '--port', str(port)]
+    made = Endpoint('', served_name(model), Command(command + (['--bits', str(bits)] if bits else [])))
+    try: return _ready(made, timeout)
     except BaseException:
         made.stop()
         raise
 
-# %% ../../nbs/engine/79_serving.ipynb #02b6a403
+# %% ../../nbs/engine/79_serving.ipynb #e831a1e7
 @dataclass(frozen=True)
 class EndpointSpec:
     "The arguments of `create_inference_endpoint`, ready to be sent."
@@ -107,11 +101,13 @@ class EndpointSpec:
     def code(self):
         "The call as Python, to be pasted where you are logged in to huggingface.co."
         args = ''.join(f'    {k}={v!r},\n' for k, v in self.arguments.items())
-        return f'from huggingface_hub import create_inference_endpoint\nendpoint = create_inference_endpoint(\n    {self.name!r},\n{args})\nendpoint.wait()\nprint(endpoint.url)'
+        return ('from huggingface_hub import create_inference_endpoint\n'
+                f'endpoint = create_inference_endpoint(\n    {self.name!r},\n{args})\n'
+                'endpoint.wait()\nprint(endpoint.url)')
     def as_dict(self): return dict(name=self.name, **self.arguments)
     def _repr_markdown_(self): return f'```python\n{self.code()}\n```'
 
-# %% ../../nbs/engine/79_serving.ipynb #07d11346
+# %% ../../nbs/engine/79_serving.ipynb #e520d7c4
 _TASKS = {'causal': 'text-generation', 'classify': 'text-classification',
           'seq2seq': 'text2text-generation'}
 
@@ -125,7 +121,14 @@ def _task_name(model):
     hears = bool(config) and config.get('model_type') in speech
     return 'automatic-speech-recognition' if hears else _TASKS[task]
 
-# %% ../../nbs/engine/79_serving.ipynb #878a88ab
+# %% ../../nbs/engine/79_serving.ipynb #43007b97
+def _endpoint_name(name, model):
+    "An endpoint's name: the given one, or one made from the repo's."
+    name = name or re.sub(r'[^a-z0-9]+', '-', model.repo_id.split('/')[-1].lower()).strip('-')[:32].strip('-')
+    if re.fullmatch(r'[a-z0-9](?:[a-z0-9-]{2,30})[a-z0-9]', name): return name
+    raise UserError(f"'{name}' cannot be an endpoint's name: take 4 to 32 small letters, digits and dashes")
+
+# %% ../../nbs/engine/79_serving.ipynb #4f542085
 def endpoint_spec(
     model: Artifact,  # a model repo at a commit; merged weights are served by any engine, an adapter needs one that loads adapters
     name: 'str|None' = None,  # of the endpoint, 4 to 32 small letters, digits and dashes; default: from the repo's
@@ -138,24 +141,15 @@ def endpoint_spec(
     scale_to_zero: int = 15,  # minutes without a request until it stops and costs nothing; 0: never
 ) -> EndpointSpec:
     "Write out the official client's call that rents an endpoint for a model at its commit."
-    import re
     if not isinstance(model, Artifact) or model.kind != 'model':
         raise UserError(f'{model} is not a model at a commit: give one as Artifact.at("model", '
                         '"owner/name")')
-    name = name or re.sub(r'[^a-z0-9]+', '-',
-                          model.repo_id.split('/')[-1].lower()).strip('-')[:32].strip('-')
-    if not re.fullmatch(r'[a-z0-9](?:[a-z0-9-]{2,30})[a-z0-9]', name):
-        raise UserError(f"'{name}' cannot be an endpoint's name: take 4 to 32 small letters, "
-                        "digits and dashes")
+    name = _endpoint_name(name, model)
     if scale_to_zero < 0:
         raise UserError(f'scale_to_zero is {scale_to_zero}: give minutes, or 0 for never')
     args = dict(repository=model.repo_id, revision=model.revision, framework='pytorch',
                 task=_task_name(model), accelerator=accelerator, vendor=vendor, region=region,
                 instance_type=instance_type, instance_size=instance_size,
                 min_replica=0 if scale_to_zero else 1, max_replica=1,
-                scale_to_zero_timeout=scale_to_zero or None, type='protected', namespace=namespace)
+                scale_to_zero_timeout=scale_to_zero or None, type='authenticated', namespace=namespace)
     return EndpointSpec(name, {k: v for k, v in args.items() if v is not None})
-
-# %% ../../nbs/engine/79_serving.ipynb #61eeb470
-# as a program, not in a notebook
-if __name__ == '__main__' and '__file__' in globals(): sys.exit(main())

@@ -370,7 +370,7 @@ def _tried(w, made) -> Shown:
     from hfflow.engine import runner
     question, start = _question(w), time.perf_counter()
     w.say('      pushed; starting it, which takes some seconds ...')
-    with runner.start(made, port=w.cfg.space.port, timeout=w.cfg.space.timeout) as app:
+    with runner.start(made, timeout=w.cfg.space.timeout) as app:
         answer = app.ask(question)
     # a classifier says how sure it is of each label, the surest first
     sure, answer = (answer, next(iter(answer))) if isinstance(answer, dict) else (None,

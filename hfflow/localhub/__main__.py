@@ -11,6 +11,7 @@ __all__ = ['parser', 'listen', 'address', 'serve', 'main']
 import argparse, socket, sys
 from pathlib import Path
 
+from .environment import begin_anew
 from .server import all_routes, open_hub, own, working
 from .store import HubError
 from .wire import LOOPBACK, make_app
@@ -34,6 +35,8 @@ def parser()->argparse.ArgumentParser:
         help='run Spaces as processes of this machine, without a container around them')
     p.add_argument('--jobs', action='store_true',
         help='run Jobs and Inference Endpoints as local processes; no container isolates them')
+    p.add_argument('--asked', action='store_true',
+        help='run what a member asks for by name: Jobs, Endpoints, a Space that is restarted')
     return p
 
 # %% ../../nbs/localhub/11_main.ipynb #ea1160bf
@@ -75,7 +78,7 @@ def main(args=None)->int:
         with own(a.data):
             sock = listen(a.host, a.port)
             hub = open_hub(a.data, a.user, a.org,
-                           may=[s for s in ('spaces','jobs') if getattr(a,s)])
+                           may=[s for s in ('spaces','jobs','asked') if getattr(a,s)])
             hub.url = address(a.host, sock)
             hub.local = loopback = a.host in LOOPBACK or a.host.startswith('127.')
             app = make_app(hub, all_routes(), LOOPBACK|{a.host} if loopback else None)
@@ -88,4 +91,6 @@ def main(args=None)->int:
 
 # %% ../../nbs/localhub/11_main.ipynb #286c8acc
 # `__package__` is another in the notebook, so nothing starts there
-if globals().get('__package__')=='hfflow.localhub' and __name__=='__main__': sys.exit(main())
+if globals().get('__package__')=='hfflow.localhub' and __name__=='__main__':
+    begin_anew()
+    sys.exit(main())

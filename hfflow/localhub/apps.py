@@ -7,10 +7,10 @@ Docs: https://hfflow.github.io/hfflow/localhub/apps.html.md"""
 # %% auto #0
 __all__ = ['BUILD_SECONDS', 'START_SECONDS', 'DRAIN', 'SETTLE', 'app_routes', 'ENV_NAME', 'subdomain', 'settings_of', 'set_app',
            'App', 'begin', 'halt', 'free_port', 'app_env', 'listening', 'answers', 'app_of', 'trouble', 'is_static',
-           'stage', 'new_commit', 'remove', 'runtime', 'space_facts', 'get_runtime', 'restart_app', 'pause_app',
-           'restart', 'pause', 'hardware', 'request_hardware', 'sleep_time', 'dev_mode', 'set_env', 'drop_env',
-           'list_env', 'env_calls', 'env_changed', 'volumes', 'logs', 'log_of', 'create_space', 'duplicate_space',
-           'delete_space', 'templates', 'quota', 'find_spaces']
+           'stage', 'may_begin', 'new_commit', 'remove', 'runtime', 'space_facts', 'get_runtime', 'restart_app',
+           'pause_app', 'restart', 'pause', 'hardware', 'request_hardware', 'sleep_time', 'dev_mode', 'set_env',
+           'drop_env', 'list_env', 'env_calls', 'env_changed', 'volumes', 'logs', 'log_of', 'create_space',
+           'duplicate_space', 'delete_space', 'templates', 'quota', 'find_spaces']
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00005
 import http.client, json, os, re, shutil, socket, sys, threading, time, traceback
@@ -231,7 +231,8 @@ def app_env(hub:Hub, row:RepoRow, plan:Plan, where:Path, home:Path, port:int, py
         SPACE_HOST=f'{subdomain(hub,row)}.localhost', SPACE_AUTHOR_NAME=row.owner,
         SPACE_REPO_NAME=row.name, SPACE_TITLE=title if isinstance(title,str) else row.name,
         GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port), GRADIO_SSR_MODE='False',
-        GRADIO_ANALYTICS_ENABLED='False', GRADIO_TEMP_DIR=str(home/'gradio'),
+        GRADIO_ANALYTICS_ENABLED='False', GRADIO_SHARE='False',
+        GRADIO_TEMP_DIR=str(home/'gradio'),
         STREAMLIT_SERVER_PORT=str(port), STREAMLIT_SERVER_ADDRESS='127.0.0.1',
         STREAMLIT_BROWSER_SERVER_ADDRESS=f'{subdomain(hub,row)}.localhost', # allowed as an origin
         STREAMLIT_SERVER_HEADLESS='true', STREAMLIT_BROWSER_GATHER_USAGE_STATS='false',
@@ -351,11 +352,17 @@ def stage(hub:Hub, row:RepoRow)->tuple: # (stage, message)
     return ('SLEEPING' if 'spaces' in hub.may else 'STOPPED'),None
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00028
+def may_begin(hub:Hub, app:App)->bool:
+    "Tell whether a Space may start without being asked for: all, or those that somebody started."
+    return 'spaces' in hub.may or 'asked' in hub.may and app.stage is not None
+
 def new_commit(hub:Hub, row:RepoRow):
     "Build a Space again when its newest commit is another."
-    if row.kind!='space' or 'spaces' not in hub.may or hub.url is None: return
+    if row.kind!='space' or hub.url is None: return
     try:
-        app,bad = app_of(hub,row),trouble(hub,row)
+        app = app_of(hub,row)
+        if not may_begin(hub,app): return
+        bad = trouble(hub,row)
         if app.asked==row.sha: return
         app.asked = row.sha
         if settings_of(hub,row)['paused']: return
@@ -416,13 +423,16 @@ def restart_app(hub:Hub, row:RepoRow, factory:bool=False):
     set_app(hub, row, paused=0)
     app = app_of(hub,row)
     app.halt('BUILDING')
+    app.asked = row.sha
     if bad:=trouble(hub,row): app.halt(bad.stage, bad.message)
     else: app.begin(factory=factory)
 
 def pause_app(hub:Hub, row:RepoRow):
-    "Stop a Space until it is restarted."
+    "Stop a Space until it is restarted, and wait until its programs are gone."
     set_app(hub, row, paused=1)
     app_of(hub,row).halt('PAUSED')
+    for name,p in list(hub.programs.items()):
+        if name.startswith(f'space {row.key} '): p.wait(10)
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00032
 @app_routes('POST', '/api/spaces/{ns}/{name}/restart')

@@ -239,7 +239,7 @@ def add_job(hub:Hub, owner:str, creator:str, spec:dict, secrets:dict,
 
 def dispatch(hub:Hub):
     "Start what waits, while there are places."
-    if 'jobs' not in hub.may or hub.stopping.is_set(): return
+    if not {'jobs','asked'}&set(hub.may) or hub.stopping.is_set(): return
     with hub.db.tx() as c:
         n = c.execute("SELECT count(*) FROM jobs WHERE stage='RUNNING'").fetchone()[0]
         ids = [r['id'] for r in c.execute("SELECT id FROM jobs WHERE stage='SCHEDULING' ORDER BY "
@@ -599,7 +599,7 @@ def open_jobs(hub:Hub):
         c.execute("UPDATE jobs SET stage='ERROR', message='the Hub stopped while "
         "it ran', finished=? WHERE stage='RUNNING'", (time.time(),))
     for work in (hub.data/'jobs').glob('*/work'): shutil.rmtree(work, ignore_errors=True)
-    if 'jobs' not in hub.may: return
+    if not {'jobs','asked'}&set(hub.may): return
     def tick():
         while not hub.stopping.wait(1):
             try: run_due(hub, time.time())

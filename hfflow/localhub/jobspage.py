@@ -45,7 +45,7 @@ def jobs_page(call:Call)->Response:
     return html(call, 'jobs.html', title=f'Jobs of {owner}', owner=owner, stage=stage,
         jobs=[job_json(call.hub,j) for j in rows], schedules=list_schedules(call),
         stages=STAGES[:5],
-        more=urlencode(more) if cursor else None, allowed='jobs' in call.hub.may)
+        more=urlencode(more) if cursor else None, allowed=bool({'jobs','asked'}&set(call.hub.may)))
 
 # %% ../../nbs/localhub/09b_jobspage.ipynb #f5ce281f
 _ansi = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')

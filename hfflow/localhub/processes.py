@@ -8,30 +8,27 @@ Docs: https://hfflow.github.io/hfflow/localhub/processes.html.md"""
 __all__ = ['LOG_BYTES', 'LINE_BYTES', 'base_env', 'Log', 'follow', 'Program', 'stop', 'wait', 'check_may', 'start', 'stop_all']
 
 # %% ../../nbs/localhub/08g_processes.ipynb #0229515c
-import asyncio, json, os, signal, subprocess, sys, threading, time
+import asyncio, json, os, signal, site, subprocess, sys, threading, time
 from collections.abc import Callable
 from pathlib import Path
 
+from .environment import harmless
 from .store import HubError
 from .wire import Hub, iso
 
 # %% ../../nbs/localhub/08g_processes.ipynb #9e966cd3
-_kept = {'PATH','LANG','LANGUAGE','TZ','TMPDIR','VIRTUAL_ENV','PYTHONPATH','LD_LIBRARY_PATH',
-    'SSL_CERT_FILE','SSL_CERT_DIR','REQUESTS_CA_BUNDLE','NO_PROXY','no_proxy',
-    'CUDA_VISIBLE_DEVICES'}
-
 def base_env(home:Path, # of the program
              url:str # of this Hub
             )->dict:
     "Make the environment of a program: nothing secret of the Hub's own."
-    env = {k:v for k,v in os.environ.items()
-           if k in _kept or k.startswith(('LC_','PIP_','UV_')) and not _secret(k)}
+    env = harmless()
     own = str(Path(sys.executable).parent) # what is installed beside this Python can be run by its name
+    near = [*filter(None,(env.get('NO_PROXY') or env.get('no_proxy','')).split(',')),'127.0.0.1','localhost']
+    near = ','.join(dict.fromkeys(near)) # this Hub is not asked through a proxy
     return env | dict(PATH=own+os.pathsep+env.get('PATH',os.defpath), HOME=str(home),
         HF_HOME=str(home/'huggingface'), HF_ENDPOINT=url, PYTHONUNBUFFERED='1',
+        PYTHONUSERBASE=site.getuserbase(), NO_PROXY=near, no_proxy=near,
         HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_UPDATE_CHECK='1')
-
-def _secret(name): return any(s in name for s in ('TOKEN','SECRET','PASSWORD','KEY','AUTH'))
 
 # %% ../../nbs/localhub/08g_processes.ipynb #5255a94f
 LOG_BYTES = 32<<20 # of one log
@@ -174,7 +171,7 @@ Program.wait = wait
 def check_may(hub:Hub, what:str # spaces | jobs: the switch that allows it
              ):
     "Refuse to start programs that nobody allowed."
-    if what not in hub.may:
+    if what not in hub.may and 'asked' not in hub.may:
         raise HubError(403, f'this Hub was started without --{what}, so it starts no programs '
             f'for {what}: start it with `--{what}` if you trust what would run.')
     if hub.stopping.is_set(): raise HubError(503, 'this Hub is stopping: try again later.')

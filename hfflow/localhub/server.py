@@ -56,7 +56,7 @@ def own(data:Path # data folder
 def open_hub(data:Path, users:list=(), # 'name:token'
              orgs:list=(), # 'org:user'
              limits:Limits=Limits(),
-             may:tuple=() # `spaces`, `jobs`: what it may start programs for
+             may:tuple=() # `spaces`, `jobs`, `asked`: what it may start programs for
             )->Hub:
     "Open a data folder that this process owns, and make the people it should have."
     hub = Hub(data, limits)

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.routing import BaseRoute, Match
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from .apps import app_of, is_static, stage, subdomain, trouble
+from .apps import app_of, is_static, may_begin, stage, subdomain, trouble
 from .download import send_file
 from .people import NOBODY, Caller, RepoRow, no_repo
 from .store import HubError
@@ -220,14 +220,14 @@ async def ready(hub:Hub, row:RepoRow, app, patient:bool)->int: # port; None wher
     end = time.monotonic()+(WAIT if patient else 0)
     app.visited = time.monotonic()
     if app.port is None and (await run_in_threadpool(stage,hub,row))[0]=='SLEEPING':
-        if app.stage in (None,'SLEEPING') and 'spaces' in hub.may: app.begin()
+        if app.stage in (None,'SLEEPING') and may_begin(hub,app): app.begin()
     while app.port is None and time.monotonic()<end:
         if not any(s in (app.stage or '') for s in ('BUILDING','STARTING')): break
         await asyncio.sleep(.1)
     return app.port
 
 _words = dict(BUILDING='is being built', APP_STARTING='is starting', PAUSED='is paused',
-    STOPPED='does not run, because this Hub was started without --spaces',
+    STOPPED='does not run: this Hub was started without --spaces, and nobody restarted it',
     NO_APP_FILE='has no app file', CONFIG_ERROR='cannot be understood',
     BUILD_ERROR='could not be built', RUNTIME_ERROR='has ended')
 

@@ -55,7 +55,7 @@ class Hub:
     def __init__(self, data:Path, limits:Limits=Limits()):
         self.data,self.limits = Path(data),limits
         self.url = None # where it answers
-        self.may,self.programs = frozenset(),{} # `spaces`, `jobs`: whether it may start programs, and those that run
+        self.may,self.programs = frozenset(),{} # `spaces`, `jobs`, `asked`: whether it may start programs, and those that run
         self.stopping = threading.Event() # set when it ends
         self.apps = {} # Spaces that were started, by the key of their repo
         self.turns,self.turn = {},threading.RLock() # of endpoints: the launch that counts

@@ -308,6 +308,31 @@ def test_nothing_runs_without_the_switch(api, http):
         api.restart_space("you/idle")
 
 
+def test_a_hub_that_runs_what_it_is_asked_for(tmp_path, apis):
+    s = Server(tmp_path, "--asked")
+    try:
+        api = HfApi(s.url, token=TOKENS["you"])
+        make(api, "quiet", wait=False, app__py=APP, Dockerfile=DOCKER)
+        time.sleep(1.5)
+        assert api.get_space_runtime("you/quiet").stage == "STOPPED"
+        host = api.space_info("you/quiet").host
+        assert httpx.get(host).status_code == 503 and api.get_space_runtime("you/quiet").stage == "STOPPED", "a visit is no request"
+        with pytest.raises(HfHubHTTPError, match="403"): HfApi(s.url, token=TOKENS["ann"]).restart_space("you/quiet")
+        api.restart_space("you/quiet")
+        first = api.wait_for_space("you/quiet", timeout=60, poll_interval=0.2)
+        assert first.stage == "RUNNING" and httpx.get(host).json()["path"] == "/"
+        push(api, "you/quiet", app__py=APP.replace("dict(path=", "dict(new=True, path="))    # it follows its commits now
+        end = time.monotonic() + 60
+        while "new" not in httpx.get(host, timeout=60).json(): assert time.monotonic() < end
+        api.set_space_sleep_time("you/quiet", 1)
+        while api.get_space_runtime("you/quiet").stage != "SLEEPING": time.sleep(0.1)
+        assert "new" in httpx.get(host, timeout=60).json(), "and a visit wakes it"
+        assert api.pause_space("you/quiet").stage == "PAUSED" and httpx.get(host).status_code == 503
+        assert api.wait_for_job(api.run_job(image="x", command=["echo", "hi"]).id, poll_interval=0.1).status.stage == "COMPLETED"
+    finally:
+        s.stop()
+
+
 def test_a_new_hub_wakes_spaces_when_somebody_comes(tmp_path, apis):
     s = Server(tmp_path, "--spaces")
     try:
