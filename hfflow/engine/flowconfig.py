@@ -91,7 +91,6 @@ class SpaceConfig:
     title: str | None = None               # None: the name of the flow
     question: str | None = None            # what it is asked once; None: a request from the test data
     try_it: bool = True                    # start it here and ask; False only pushes it
-    port: int = Field(0, ge=0, le=65535)   # 0 takes a free one
     timeout: int = Field(120, ge=1, le=86_400)   # seconds until its first answer
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #d4ee828e

@@ -12,7 +12,7 @@ import json, os, re, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .command import Command
+from .local_job import LocalJob
 from .errors import UserError
 
 # %% ../../nbs/engine/87_launch.ipynb #86e2bb8d
@@ -82,7 +82,7 @@ def _run(command, cwd, env, timeout, threads) -> Done:
     "Run a command to its end, and read the JSON in its last line."
     start = time.perf_counter()
     full = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'TOKENIZERS_PARALLELISM': 'false', **(env or {})}
-    with Command(command, cwd, full, timeout) as job: status, lines = job.wait(), job.lines()
+    with LocalJob(command, cwd, full, timeout) as job: status, lines = job.wait(), job.lines()
     if 'ran for more than' in (status.message or ''):
         raise UserError(f'the training had not ended after {timeout} s and was stopped: give it a '
                         'longer timeout; its checkpoints are kept.')

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import Artifact
-from .command import Command
+from .local_job import LocalJob
 from .errors import UserError
 from .files import read_note
 from .modelfiles import purpose
@@ -43,7 +43,7 @@ class Endpoint:
     "A running server; stop it, or use it in a `with` block."
     url: str  # without /v1
     name: str  # of the model, as clients call it
-    job: Command = field(repr=False)  # its process
+    job: LocalJob = field(repr=False)  # its process
     @property
     def base_url(self): return self.url + '/v1'
     def ask(self, text, **options):
@@ -86,7 +86,7 @@ def start(
     folder = not isinstance(model, Artifact) and Path(str(model)).is_dir()
     where = str(Path(model).resolve()) if folder else str(model) if isinstance(model, str) else f'{model.repo_id}@{model.revision}'
     command = [sys.executable, '-m', 'hfflow.endpoint', where, '--port', str(port)]
-    made = Endpoint('', served_name(model), Command(command + (['--bits', str(bits)] if bits else [])))
+    made = Endpoint('', served_name(model), LocalJob(command + (['--bits', str(bits)] if bits else [])))
     try: return _ready(made, timeout)
     except BaseException:
         made.stop()
