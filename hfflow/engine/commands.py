@@ -56,7 +56,9 @@ def option(flag, metavar, help=None, kind=Optional[str]):
     "Annotate an option with a value."
     return Annotated[kind, typer.Option(flag, metavar=metavar, help=help)]
 
-def number(flag, help): return option(flag, 'N', help, Optional[int])
+def number(flag, help):
+    "Annotate an option that is a whole number."
+    return option(flag, 'N', help, Optional[int])
 
 def switch(*flags, help, kind=bool):
     "Annotate an option that is on or off."

@@ -223,7 +223,9 @@ def interval(formula, rows, span, seed, resamples):
     return value, *map(float, np.quantile(draws, at))
 
 # %% ../../nbs/engine/63_metrics.ipynb #93792451
-def is_missing(x): return x is None or x != x          # None, or NaN, which is not equal to itself
+def is_missing(x):
+    "Whether an answer is None, or NaN, which is not equal to itself."
+    return x is None or x != x
 
 def as_texts(
     predictions,  # answers
