@@ -13,6 +13,7 @@ import errno, os, sys, typer
 from typing import Annotated, Optional
 
 from .errors import UserError, nearest
+from .extras import lacking
 
 # %% ../../nbs/engine/90_commands.ipynb #8c6ae9dd
 class _Ended(Exception):
@@ -101,8 +102,8 @@ def _failed(e, debug) -> int:
     if hasattr(e, 'format_message'): return _fail(_usage(e) if getattr(e, 'exit_code', 2) == 2
                                                   else e.format_message())
     if isinstance(e, UserError): return _fail(e, getattr(e, 'code', 2))
-    if isinstance(e, ModuleNotFoundError) and not (e.name or '').startswith('hfflow'):
-        return _fail(f'{e}: `hfflow doctor` says which package is missing, and how to install it.')
+    if isinstance(e, ModuleNotFoundError) and not (e.name or 'hfflow').startswith('hfflow'):
+        return _fail(lacking(e.name.split('.')[0]))
     if text := explain(e): return _fail(text)
     first = (str(e).strip() or '(no message)').splitlines()[0][:300]
     return _fail(f'a bug: {type(e).__name__}: {first} (add --debug to see where)', 1)

@@ -11,6 +11,7 @@ __all__ = ['Confusion', 'confusion', 'plot_confusion']
 from collections import Counter
 from dataclasses import dataclass
 
+from .extras import need
 from .metrics import as_texts, known_labels, per_label, ratio
 from .show import PALETTE
 
@@ -56,6 +57,7 @@ def plot_confusion(
     ax=None,  # matplotlib axes; None makes a figure
 ) -> "'Figure'":
     "Draw the matrix: colour and percentage are shares of the row, the number is the count."
+    need('matplotlib')
     import numpy as np
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.figure import Figure

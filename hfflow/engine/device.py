@@ -11,9 +11,12 @@ __all__ = ['own_device', 'device', 'cpu_flags', 'compute_dtype']
 import os
 from pathlib import Path
 
+from .extras import need
+
 # %% ../../nbs/engine/30_device.ipynb #458a0b26
 def device() -> str:   # cuda, xpu, mps or cpu
     "Say where training runs: on the accelerator where there is one."
+    need('torch')
     import torch
     if torch.cuda.is_available(): return 'cuda'
     if hasattr(torch, 'xpu') and torch.xpu.is_available(): return 'xpu'

@@ -9,11 +9,13 @@ __all__ = ['CHECKED', 'doctor', 'version']
 
 # %% ../../nbs/engine/93_doctor.ipynb #0a2dd9cc
 import json, os, sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import hfflow
 from .commands import HubOpt, Json, app, print_table
 from .errors import UserError
+from .extras import extra_of
 
 # %% ../../nbs/engine/93_doctor.ipynb #d4218bf5
 CHECKED = ('torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'datasets',
@@ -26,7 +28,7 @@ def _needed() -> dict:
     from importlib import metadata
     try: lines = metadata.requires('hfflow') or []
     except metadata.PackageNotFoundError: return {}
-    found = (re.match(r'([\w.-]+?)\s*>=\s*([\d.]+)', x) for x in lines if 'extra' not in x)
+    found = (re.match(r'([\w.-]+?)\s*>=\s*([\d.]+)', x) for x in lines)
     return {m[1].lower().replace('_', '-'): m[2] for m in found if m}
 
 def _numbers(version) -> tuple:
@@ -40,9 +42,11 @@ def _package(name, lowest) -> tuple:
     from importlib import metadata
     dist = {'yaml': 'pyyaml'}.get(name, name).replace('_', '-')
     lowest = lowest.get(dist)
-    wish = f"pip install '{dist}" + (f">={lowest}'" if lowest else "'")
+    extra = extra_of(name)
+    wish = f"pip install 'hfflow[{extra}]'" if extra else f"pip install '{dist}" + (f">={lowest}'" if lowest else "'")
     try: version = metadata.version(dist)
-    except metadata.PackageNotFoundError: return name, 'missing', 'not installed', wish
+    except metadata.PackageNotFoundError:
+        return name, 'note' if extra else 'missing', 'not installed', wish
     old = lowest and _numbers(version) < _numbers(lowest)
     return name, 'missing' if old else 'ok', version, f'too old: {wish}' if old else ''
 
@@ -64,6 +68,7 @@ def _cpu() -> list:
     from hfflow.engine.device import compute_dtype, cpu_flags
     from hfflow.engine.optimizer import threads_for
     from hfflow.engine.settings import TrainConfig
+    if not find_spec('torch'): return [('cpu', 'note', f'{os.cpu_count()} cores', 'without torch it trains nothing')]
     units = ('amx_bf16', 'avx512_bf16', 'avx512f', 'avx2', 'asimd')
     best = next((f for f in units if f in cpu_flags()), 'no vector unit that we know')
     bf16 = compute_dtype('cpu').itemsize == 2
@@ -74,6 +79,7 @@ def _cpu() -> list:
 def _gpu() -> list:
     "The row of the GPU."
     from hfflow.engine.flowconfig import gpu_gib
+    if not find_spec('torch'): return []
     try: gib = gpu_gib()
     except Exception as e:
         return [('gpu', 'note', type(e).__name__, 'PyTorch cannot use it: install the CUDA build '

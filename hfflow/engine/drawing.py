@@ -8,6 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/drawing.html.md"""
 __all__ = ['FLOW', 'flow_text', 'flow_mermaid', 'draw_flow']
 
 # %% ../../nbs/engine/05a_drawing.ipynb #ddf23de0
+from .extras import need
 from .show import AMBER, BLUE, GREEN, GREY, Table
 
 # %% ../../nbs/engine/05a_drawing.ipynb #8b753f07
@@ -129,6 +130,7 @@ _ARROWS = [(('code', 'r'), ('actions', 'l')), (('raw', 'r'), ('prepare', 'l')),
 
 def draw_flow(ax=None):  # matplotlib axes; a new figure of 11 x 5 inches by default
     "Draw the flow: three lanes, solid arrows for data, dotted ones for what Actions starts; return the axes."
+    need('matplotlib')
     import matplotlib.pyplot as plt
     if ax is None: ax = plt.subplots(figsize=(11, 5), layout='constrained')[1]
     ax.set(xlim=(-.1, 12.85), ylim=(-.25, 4.85)); ax.axis('off')

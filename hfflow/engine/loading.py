@@ -18,6 +18,7 @@ from pathlib import Path
 from ..core import Artifact
 from .device import compute_dtype, own_device
 from .errors import UserError
+from .extras import need
 from .templates import prepare_tokenizer
 
 # %% ../../nbs/engine/31_loading.ipynb #7e729160
@@ -286,6 +287,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
               dtype=None,                 # of the arithmetic; default: as `compute_dtype` says
              ) -> "'PreTrainedModel'":
     "Load a model with its linear layers in `bits` bits; weights that it lacks start the same each time."
+    need('torch', 'transformers')
     if bits in (4, 8): need_libraries()
     import torch
     device = device or own_device()
@@ -308,6 +310,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
 def load_tokenizer(base:'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
                   ):
     "Load a model's tokenizer and prepare it for fine-tuning."
+    need('transformers')
     from transformers import AutoTokenizer
     name, revision = locate(base)
     with _found(name):

@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from .adapters import QloraConfig, add_lora
 from .attention import Kernels, use_kernels
 from .device import compute_dtype
+from .extras import need
 from .fakes import alive_class, allow, allowed, fakes, meta_model, packed_bits
 from .fused import CACHE_LIMIT
 from .loading import (base_of, check_stored, dense_weight, exact_heads, kind_of,
@@ -243,6 +244,7 @@ def fake_step(
     one_kernel:bool=False,   # attention of packed documents as GPUs have it, in one kernel
 ) -> "'Step'":
     "Make one training step on fake tensors: what would be alive, where, and how much would be computed."
+    need('torch', 'transformers', 'peft')
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     qlora, train, alive = qlora or QloraConfig(), train or TrainConfig(), alive_class()()
@@ -263,6 +265,7 @@ def plot_step(
     steps:dict,   # title -> `Step` of `fake_step`
 ) -> "'Figure'":
     "Draw what is in memory over the course of a step."
+    need('matplotlib')
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7.2, 3.2), layout='constrained')
     axes = fig.subplots(1, len(steps), sharey=True, squeeze=False)[0]

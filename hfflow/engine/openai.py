@@ -14,6 +14,7 @@ from pathlib import Path
 from ..core import Artifact
 from .connection import connect
 from .errors import UserError
+from .extras import need
 from .generation import dense
 from .streaming import stream_text
 from .templates import prompt_text
@@ -277,6 +278,7 @@ def serve(
     token: 'str|None' = None,  # default: $HFFLOW_ENDPOINT_TOKEN, or none
 ):
     "Load a model and answer requests until interrupted."
+    need('torch', 'transformers')
     import uvicorn
     from hfflow.engine.merging import load_model
     from hfflow.engine.tasks import task_of

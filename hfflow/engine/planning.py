@@ -18,6 +18,7 @@ from .adapters import QloraConfig
 from .case import Case, config_of
 from .devices import GPUS, asked_prices, gpu_here, gpu_named, job_minutes, price_per_hour
 from .errors import UserError
+from .extras import need
 from .fakes import meta_model
 from .memory import PART_COLORS, Step, fake_step
 from .recipe import recipe, too_far
@@ -276,6 +277,7 @@ def plan(
     preset: 'str|None' = None,  # settings and device by name in SETTINGS; auto: the nearest that fit the device
 ) -> Plan:
     "Predict memory, time and cost of a run before anything is downloaded."
+    need('torch', 'transformers', 'peft')
     qlora, train, gpu = _settings(preset, qlora, train, gpu)
     train = replace(train, **{k: v for k, v in dict(max_len=max_len, batch=batch).items() if v is not None})
     dev = price_per_hour(gpu_named(gpu)) if gpu else gpu_here()
@@ -365,6 +367,7 @@ def plot_memory(
     ax=None,  # matplotlib axes; None makes a figure
 ) -> "'Figure'":
     "Draw where the memory of each plan goes, beside what the device has."
+    need('matplotlib')
     from matplotlib.figure import Figure
     if ax is None: ax = Figure(figsize=(6.8, 1.4 + 0.45 * len(plans)), layout='constrained').add_subplot()
     colors = {**PART_COLORS, 'allocator slack': '#dee2e6', 'compiled kernels': '#ced4da', 'context': '#9aa0a6', 'libraries': '#9aa0a6'}

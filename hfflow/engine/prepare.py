@@ -18,6 +18,7 @@ from .cleaning import CleanReport, DataConfig, TURN, by_number, clean
 from .columns import text_of
 from .connection import connect
 from .errors import UserError
+from .extras import need
 from .readers import read_raw
 
 # %% ../../nbs/engine/15_prepare.ipynb #2b1411b4
@@ -55,6 +56,7 @@ def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
             task=None,       # 'causal', 'classify', 'seq2seq': what the rows are to train
            ) -> Prepared:
     "Read raw rows, clean and split them."
+    need('datasets')
     cfg = cfg or DataConfig()
     if source is None: source = cfg.source
     named = isinstance(source, (str, Path))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from .checkpoint import force_to_disk
 from .errors import UserError
+from .extras import need
 from .settings import trackers
 from .shard import held_bytes
 
@@ -129,6 +130,7 @@ class Run:
 def plot_loss(run:Run,   # or anything else with `losses` and `eval_losses`
              ) -> "'Figure'":
     "Draw the loss of each step, its running mean, the held-out loss, and the loss of guessing."
+    need('matplotlib')
     from matplotlib.figure import Figure
     fig = Figure(figsize=(7, 3.5), layout='constrained')
     ax, n = fig.subplots(), max(1, len(run.losses) // 20)

@@ -16,6 +16,7 @@ from pathlib import Path
 from ..core import Artifact
 from .connection import connect
 from .errors import UserError
+from .extras import need
 from .splits import split_notes, split_of, split_words
 
 # %% ../../nbs/engine/12_readers.ipynb #27d93371
@@ -208,6 +209,7 @@ def load_at(data:Artifact,     # a Dataset repo at its commit
             **kwargs,          # further arguments of `load_dataset`
            ) -> "'DatasetDict'":
     "Load a Dataset repo by `datasets.load_dataset` at its commit; UserError when that fails."
+    need('datasets')
     connect()
     import datasets
     from huggingface_hub.errors import HfHubHTTPError

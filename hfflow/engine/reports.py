@@ -14,6 +14,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 
 from .errors import UserError
+from .extras import need
 from .scores import column, row_f1, score
 from .show import PALETTE, Table
 
@@ -279,6 +280,7 @@ def plot_report(
     ax=None,  # matplotlib axes; None makes a figure
 ) -> "'Figure'":
     "Draw each system's rate of right answers on each split, with its 95 % interval."
+    need('matplotlib')
     from matplotlib.figure import Figure
     systems, splits = report.systems, list(dict.fromkeys(r['split'] for r in report.rows))
     if ax is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from . import connection
 from .errors import UserError, nearest
+from .extras import need
 from .faults import chain_of, explain
 from .flowconfig import FlowConfig, is_embedded, load
 from .flowreport import FlowReport
@@ -34,6 +35,11 @@ def _wanted(stages) -> list:
         raise UserError(f"there is no stage '{s}': " + (f"did you mean '{near}'?" if near
                                                         else 'they are ' + ', '.join(names)))
     return names[:max((names.index(s) + 1 for s in wanted), default=0)]
+
+def _need(wanted, cfg):
+    "Refuse a run that would stop half-way because a package is missing."
+    need('datasets', *(('torch', 'transformers', 'peft', 'accelerate') if 'plan' in wanted else ()),
+         *(('gradio',) if 'space' in wanted and cfg.space.sdk == 'gradio' else ()))
 
 def _connected(hub):
     "Return a Hub, its address, or None for the embedded one as a Hub that is connected."
@@ -108,6 +114,7 @@ def run(
     "Run the flow's stages in order, each at most once for the same inputs; raise `UserError` where one cannot be done."
     wanted = _wanted(stages)
     if not isinstance(cfg, FlowConfig): cfg = load(cfg, embedded=is_embedded(hub))
+    _need(wanted, cfg)
     if report is not None and Path(report).is_dir():
         raise UserError(f"the report cannot be written to {report}, which is a folder: name a "
                         f"file, such as {Path(report)/'report.json'}")

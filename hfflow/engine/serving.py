@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import Artifact
+from .extras import need
 from .local_job import LocalJob
 from .errors import UserError
 from .files import read_note
@@ -83,6 +84,7 @@ def start(
     timeout: float = 120,  # seconds until it must be healthy
 ) -> Endpoint:
     "Run the server as a process of its own on 127.0.0.1 and wait until it answers."
+    need('torch', 'transformers')
     folder = not isinstance(model, Artifact) and Path(str(model)).is_dir()
     where = str(Path(model).resolve()) if folder else str(model) if isinstance(model, str) else f'{model.repo_id}@{model.revision}'
     command = [sys.executable, '-m', 'hfflow.endpoint', where, '--port', str(port)]

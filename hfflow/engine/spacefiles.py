@@ -16,6 +16,7 @@ from . import card, modelfiles, verify
 from .commits import commit
 from .connection import connect
 from .errors import UserError
+from .extras import need
 from .files import read_note
 from .process import package
 from .pushing import sealed, trace
@@ -85,16 +86,18 @@ def _facts(model, title, examples, about, max_new_tokens) -> dict:
                 max_new_tokens=max_new_tokens, report=report, samples=samples, chain=chain)
 
 # %% ../../nbs/engine/75_spacefiles.ipynb #ba17451c
-def _gradio_version():
-    "Return the version of Gradio that is installed; a Space is pinned to it."
+def _gradio_version(sdk):
+    "Return the version of Gradio that is installed, to which a Gradio Space is pinned; None for others."
     from importlib import metadata
+    if sdk != 'gradio': return None
+    need('gradio')
     return metadata.version('gradio')
 
 def _front_matter(sdk, facts) -> str:
     "Return the metadata of a Space's README.md: what the Hub needs to run it, and which model and data it shows."
     import yaml
     meta = dict(title=facts['title'], colorFrom='blue', colorTo='green', sdk=sdk)
-    meta |= dict(gradio=dict(sdk_version=_gradio_version(), app_file='app.py'), docker=dict(app_port=7860),
+    meta |= dict(gradio=dict(sdk_version=_gradio_version(sdk), app_file='app.py'), docker=dict(app_port=7860),
                  static=dict(app_file='index.html'))[sdk]
     meta |= dict(pinned=False, models=[facts['model']])
     if 'data' in facts['chain']: meta['datasets'] = [facts['chain']['data']['repo_id']]
@@ -147,7 +150,7 @@ def _filled(path, sdk, facts) -> str:
     right, wrong = ([s for s in facts['samples'] if s['right'] is x] for x in (True, False))
     usage = card.usage(facts['model'], facts['revision'], not facts['adapter'], facts['task'], facts['labels'])
     return env.from_string(path.read_text(encoding='utf-8')).render(
-        **facts, front_matter=_front_matter(sdk, facts), sdk_version=_gradio_version(),
+        **facts, front_matter=_front_matter(sdk, facts), sdk_version=_gradio_version(sdk),
         first_example=facts['placeholder'], client_src='http://127.0.0.1:7860',
         rows=_table(facts['report']), shown=right[:2] + wrong[:1], links=_links(facts),
         usage=usage.split('\n', 1)[1].rsplit('\n```', 1)[0], curve=_curve(facts) is not None)

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 from .errors import UserError
+from .extras import need
 
 # %% ../../nbs/engine/24_tinymodels.ipynb #ff4c48a0
 FAMILIES = {
@@ -144,6 +145,7 @@ def tiny(family:str,      # bert, gpt, llama or whisper
          steps:int=100,   # training steps on `LINES` or `TONES`; 0 leaves the weights random
         ) -> Path:        # the folder
     "Make a small model of a family with its tokenizer, let it learn a few lines, and save it as a repository holds it."
+    need('torch', 'transformers')
     if family not in FAMILIES:
         raise UserError(f"'{family}' is not a family of this page: choose from "
                         f"{', '.join(FAMILIES)}.")

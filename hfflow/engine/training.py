@@ -15,6 +15,7 @@ from pathlib import Path
 from .adapters import save_adapter
 from .checkpoint import find_checkpoint, pull_checkpoint
 from .errors import UserError
+from .extras import need
 from .loop import Loop
 from .optimizer import threads_for
 from .progress import Run, plot_loss
@@ -78,6 +79,7 @@ def fit(model,                  # from `add_lora`; trained in place
         planned_bytes:int=None, # shown beside the memory in use
        ) -> Run:
     "Train the adapter, and save it in `folder/adapter`."
+    need('torch', 'accelerate')
     cfg, folder = cfg or TrainConfig(), Path(folder)
     data, eval_data = _encoded(data, eval_data, model, tok, cfg)
     with _threads(threads_for(cfg, int(os.environ.get('LOCAL_WORLD_SIZE', 1)))):
