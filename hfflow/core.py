@@ -40,7 +40,7 @@ class Artifact:
     def as_dict(self) -> dict: return asdict(self)           # for JSON
 
     @classmethod
-    def from_dict(cls, d:dict) -> 'Artifact':
+    def from_dict(cls, d: dict) -> 'Artifact':
         "The artifact that `as_dict` described; further keys are ignored."
         return cls(*(d[k] for k in ('kind', 'repo_id', 'revision', 'url')))
 
@@ -50,10 +50,10 @@ class Artifact:
 
 # %% ../nbs/engine/03_core.ipynb #ad98681a
 @patch(cls_method=True)
-def at(cls:Artifact,
-       kind:str,               # model, dataset or space
-       repo_id:str,            # `owner/name`
-       revision:str='main',    # branch, tag or commit
+def at(cls: Artifact,
+       kind: str,               # model, dataset or space
+       repo_id: str,            # `owner/name`
+       revision: str = 'main',    # branch, tag or commit
       ) -> Artifact:
     "Ask the connected Hub which commit `revision` is now, and pin to it."
     hub = connect()
@@ -109,7 +109,7 @@ def _code():
     return code | {'commit': vcs.get('commit_id'), 'dirty': False if vcs else None}
 
 # %% ../nbs/engine/03_core.ipynb #31be1969
-def provenance(kind:str,        # what is being made: model, dataset or space
+def provenance(kind: str,        # what is being made: model, dataset or space
                inputs=(),       # the artifacts it is made from
                config=None,     # the settings it is made with: a dict or dataclass
               ) -> dict:        # the content of `lineage.json`

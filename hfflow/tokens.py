@@ -41,7 +41,7 @@ class _Shown:
     def __repr__(self): return ''.join(f'[{t}]' if learned else t for t, learned in self.parts)
 
 # %% ../nbs/07_tokens.ipynb #ecb8b7e3
-def show(example:dict,   # an encoded row, or one that can be encoded
+def show(example: dict,   # an encoded row, or one that can be encoded
          tok,            # a prepared tokenizer
         ):
     "Display which tokens carry loss: in colour in a notebook and a terminal, in brackets where NO_COLOR is set."

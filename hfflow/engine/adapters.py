@@ -44,11 +44,11 @@ def _fits(cfg, bits):
     "Refuse choices that exclude one another, or that a base in `bits` bits cannot take."
     if not re.fullmatch(f'default|loftq|{_MOVES_BASE}', cfg.init):
         raise UserError(f"init is '{cfg.init}', but an adapter starts by default, loftq, pissa, "
-                        "pissa_niter_4 (fast) or olora: choose one of these.")
+                        'pissa_niter_4 (fast) or olora: choose one of these.')
     if re.fullmatch(_MOVES_BASE, cfg.init) and bits < 16:
         raise UserError(f"init is '{cfg.init}', which takes a part out of the base's weights, and "
-                        f"{bits}-bit weights cannot be changed: set bits to 16 or 32, or init to "
-                        "loftq, which is made for few bits.")
+                        f'{bits}-bit weights cannot be changed: set bits to 16 or 32, or init to '
+                        'loftq, which is made for few bits.')
     if cfg.init == 'loftq' and bits > 8:
         raise UserError(f"init is 'loftq', which makes up for rounding to 4 or 8 bits, but bits is "
                         f"{bits}: lower bits, or take init='pissa'.")
@@ -70,12 +70,12 @@ def _refuse(model, cfg, experts, apart):
     "Refuse what peft cannot do with this model; `apart` are the layers that `unadapted` names."
     name, moves = type(model).__name__, re.fullmatch(_MOVES_BASE, cfg.init)
     if experts and (cfg.dora or cfg.dropout or moves):
-        raise UserError(f"The experts of {name} lie in one tensor, beside which dora, dropout, "
-                        "pissa and olora have no place: leave these out, or name other layers in "
+        raise UserError(f'The experts of {name} lie in one tensor, beside which dora, dropout, '
+                        'pissa and olora have no place: leave these out, or name other layers in '
                         "targets, as in ['q_proj', 'v_proj'].")
     if passed := apart & {*([cfg.targets] if isinstance(cfg.targets, str) else cfg.targets)}:
         raise UserError(f"targets has {', '.join(sorted(passed))}, whose weights {name} takes without "
-                        "calling the layer, so an adapter beside it may never be used: leave it out, "
+                        'calling the layer, so an adapter beside it may never be used: leave it out, '
                         "or take 'all-linear'.")
     if cfg.init == 'olora' and any(type(m).__name__ == 'Conv1D' for m in model.modules()):
         raise UserError(f"init is 'olora', which peft has for linear layers alone, and those of "
@@ -129,7 +129,7 @@ def _loftq(peft, origin):
     from peft.tuners.lora import LoraLayer
     if not origin:
         raise UserError("init is 'loftq', which needs the weights from before rounding: load the "
-                        "base by load_base.")
+                        'base by load_base.')
     base = peft.get_base_model()
     task = task_name(type(base).__name__, base.config)
     exact = load_in_bits(origin['name'], origin['revision'], 32, 'cpu', 'auto', task,
@@ -149,8 +149,8 @@ def _loftq(peft, origin):
 _BITS = {'nf4': 4, 'int8': 8, 'full': 32, None: 32}
 
 def add_lora(model,                  # from `load_base`; changed in place
-             cfg:QloraConfig=None,
-             seed:int=0,             # of A's random start; B starts at zero
+             cfg: QloraConfig = None,
+             seed: int = 0,             # of A's random start; B starts at zero
             ) -> "'PeftModel'":      # with `full=True` the model itself
     "Freeze the base and put an adapter beside its linear layers; with `full=True` let every weight learn."
     need_libraries()
@@ -168,7 +168,7 @@ def add_lora(model,                  # from `load_base`; changed in place
         except ValueError as e:
             if 'arget modules' not in str(e): raise
             raise UserError(f"No layer of the model is called {cfg.targets}: take 'all-linear', or "
-                            "names that appear in model.named_modules().") from e
+                            'names that appear in model.named_modules().') from e
         if real: _start(peft, cfg.init, origin)
     peft.hfflow_base = origin
     return peft

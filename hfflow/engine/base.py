@@ -37,9 +37,9 @@ def train_tokenizer(texts, vocab: int = 4096) -> "'tokenizers.Tokenizer'":
 
 # %% ../../nbs/engine/23_base.ipynb #5c70fc2e
 CHAT_TEMPLATE = ("{% for m in messages %}{% if m['role'] == 'assistant' %}" + ASSISTANT
-                 + "{{ m['content'] }}" + EOS + "{% else %}" + USER
+                 + "{{ m['content'] }}" + EOS + '{% else %}' + USER
                  + "{{ m['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}"
-                 + ASSISTANT + "{% endif %}")
+                 + ASSISTANT + '{% endif %}')
 
 def wrap_tokenizer(t: "'tokenizers.Tokenizer'") -> "'PreTrainedTokenizerFast'":
     "The tokenizer as transformers wants it: with its special tokens and the chat template."

@@ -38,7 +38,7 @@ class TokenStats:
 # %% ../../nbs/engine/22_batches.ipynb #b09bc5f8
 def encode_dataset(ds,                # rows: a Dataset, or a list of dicts
                    tok,               # a prepared tokenizer
-                   max_len:int=None,  # longest example in tokens
+                   max_len: int = None,  # longest example in tokens
                   ) -> tuple:         # list of encoded rows, `TokenStats`
     "Encode all rows; drop those without a label token, and refuse a data set that has none at all."
     rows, out = list(ds), []
@@ -55,8 +55,8 @@ def encode_dataset(ds,                # rows: a Dataset, or a list of dicts
     return kept, TokenStats(len(rows), len(rows) - len(kept), sum(lengths), learned, max(lengths), cut)
 
 # %% ../../nbs/engine/22_batches.ipynb #443021bd
-def collate(rows:list[dict],  # encoded rows
-            pad_id:int,       # id of the padding token
+def collate(rows: list[dict],  # encoded rows
+            pad_id: int,       # id of the padding token
            ) -> dict:         # tensors `input_ids`, `labels`, `attention_mask`, each (rows, longest)
     "Stack rows of unequal length: padding on the right, which no earlier token can see."
     import torch
@@ -67,7 +67,7 @@ def collate(rows:list[dict],  # encoded rows
             'attention_mask': (torch.arange(n) < lens[:, None]).long()}
 
 # %% ../../nbs/engine/22_batches.ipynb #3b105ae2
-def pack(rows:list[dict],  # encoded rows
+def pack(rows: list[dict],  # encoded rows
         ) -> dict:         # tensors `input_ids`, `labels`, `position_ids`, each (1, tokens); where documents begin, as `transformers` names it
     "Lay rows side by side, those of equal length next to each other; they must be kept apart by attention, never by a mask."
     import torch
@@ -81,11 +81,11 @@ def pack(rows:list[dict],  # encoded rows
             'cu_seq_lens_k': starts, 'max_length_q': lengths[-1], 'max_length_k': lengths[-1]}
 
 # %% ../../nbs/engine/22_batches.ipynb #e1419752
-def length_batches(lengths:list[int],  # tokens of each row
-                   batch:int,          # rows per batch
-                   seed:int=0,
-                   epoch:int=0,        # another order each epoch
-                   pool:int=100,       # batches whose rows are sorted together; 1 leaves all rows as they fall
+def length_batches(lengths: list[int],  # tokens of each row
+                   batch: int,          # rows per batch
+                   seed: int = 0,
+                   epoch: int = 0,        # another order each epoch
+                   pool: int = 100,       # batches whose rows are sorted together; 1 leaves all rows as they fall
                   ) -> list[list[int]]: # row numbers; every row once
     "Group rows of like length into batches, in an order that depends on seed and epoch alone."
     rng = random.Random(f'{seed} {epoch}')

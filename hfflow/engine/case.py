@@ -78,8 +78,8 @@ def config_of(
 
 # %% ../../nbs/engine/53_case.ipynb #c0ba5191
 def stored(
-    name:str,             # repo id or folder
-    revision:str=None,    # of the repo
+    name: str,             # repo id or folder
+    revision: str = None,    # of the repo
 ) -> 'int|None':          # bytes; None where there are no safetensors files, or no answer
     "Read the size of a model's weights from the headers of its files."
     from huggingface_hub import HfApi
@@ -109,7 +109,7 @@ def _for_task(config, task, labels):
 
 def kind_and_size(
     base,                 # as for `plan`
-    task:str=None,        # as in `load_base`
+    task: str = None,        # as in `load_base`
     labels=None,          # of a classifier
 ) -> tuple:               # causal, classify or seq2seq; parameters
     "Say what a base would be loaded for, and how large it is, from its config alone."
@@ -327,10 +327,10 @@ def _random_model(config, folder):
 # %% ../../nbs/engine/53_case.ipynb #e108fcc5
 def probe(
     config,              # configuration of a model
-    rows:list,           # encoded rows of one step
-    qlora:QloraConfig=None,
-    train:TrainConfig=None,
-    seconds:float=10.,   # at most, about
+    rows: list,           # encoded rows of one step
+    qlora: QloraConfig = None,
+    train: TrainConfig = None,
+    seconds: float = 10.,   # at most, about
 ) -> float:  # FLOP per second
     "Measure how fast this device makes training steps: real ones, of the model's first layers with random weights."
     import torch

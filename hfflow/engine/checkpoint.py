@@ -57,12 +57,12 @@ def _full(e):
     return e.errno in (28, 122) if isinstance(e, OSError) else 'No space' in str(e)
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #d02b2fcb
-def save_checkpoint(folder:Path,    # of all checkpoints
-                    step:int,
-                    tensors:dict,   # file name -> dict of tensors
-                    state:dict,     # anything JSON can hold
-                    keep:int=2,     # older ones are removed
-                    best:int=None,  # the step of one that is kept besides
+def save_checkpoint(folder: Path,    # of all checkpoints
+                    step: int,
+                    tensors: dict,   # file name -> dict of tensors
+                    state: dict,     # anything JSON can hold
+                    keep: int = 2,     # older ones are removed
+                    best: int = None,  # the step of one that is kept besides
                    ) -> Path:
     "Write a checkpoint so that it is there whole or not at all: staging folder, fsync, manifest of digests, rename."
     folder = Path(folder)
@@ -82,7 +82,7 @@ def save_checkpoint(folder:Path,    # of all checkpoints
     return final
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #fdd99274
-def damage(path:Path,    # of one checkpoint
+def damage(path: Path,    # of one checkpoint
           ) -> list:     # names of its files that are missing or not what the manifest states
     "Compare a checkpoint's files with its manifest."
     try:
@@ -90,7 +90,7 @@ def damage(path:Path,    # of one checkpoint
         return [n for n, sha in manifest.items() if not (path/n).exists() or _sha256(path/n) != sha]
     except (OSError, ValueError, AttributeError): return ['manifest.json']
 
-def find_checkpoint(folder:Path,      # of all checkpoints
+def find_checkpoint(folder: Path,      # of all checkpoints
                    ) -> tuple:        # newest whole checkpoint or None; list of what is wrong with newer ones
     "Find the newest checkpoint of which every file is there and has the digest that its manifest states."
     wrong = []
@@ -109,8 +109,8 @@ def versions() -> dict:  # package -> version
     return found
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #03b7a06d
-def changed(then:dict,   # fingerprint of a checkpoint
-            now:dict,    # fingerprint of this run
+def changed(then: dict,   # fingerprint of a checkpoint
+            now: dict,    # fingerprint of this run
            ) -> list:    # what differs, by name
     "Say in what two fingerprints differ; settings and packages by their own names."
     now, names = json.loads(json.dumps(now)), []
@@ -134,7 +134,7 @@ def push_target(text):
     except HFValidationError: repo = ''
     if repo.count('/') != 1:
         raise UserError(f"'{text}' names no repo for checkpoints: write it as owner/name, or "
-                        "owner/name@branch.")
+                        'owner/name@branch.')
     return repo, branch or 'checkpoints'
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #d2a1f624
@@ -162,7 +162,7 @@ class Branch:
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #d38a0004
 @patch
-def commit(self:Branch, snap):
+def commit(self: Branch, snap):
     "One commit: the files of this folder in, every other checkpoint out."
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     self.make()
@@ -214,7 +214,7 @@ class Pusher:
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #db784dde
 @patch
-def send(self:Pusher):
+def send(self: Pusher):
     "Push the snapshot that waits; if that fails, it waits on, unless a newer one has come."
     with self.lock: snap, self.next = self.next, None
     if snap is None: return
@@ -227,15 +227,15 @@ def send(self:Pusher):
     if snap is not None: shutil.rmtree(snap, ignore_errors=True)
 
 @patch
-def failed(self:Pusher, snap, e):
+def failed(self: Pusher, snap, e):
     "Say which checkpoint was not pushed, and why."
     name = max((p.name for p in snap.glob('step-*')), default='')
     why = str(e).strip().splitlines() or [type(e).__name__]
     self.say(f'checkpoint {name} was not pushed to {self.branch.repo}: {why[0][:200]}')
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #f8302f1f
-def pull_checkpoint(source:str,     # owner/name or owner/name@branch
-                    folder:Path,    # of the run
+def pull_checkpoint(source: str,     # owner/name or owner/name@branch
+                    folder: Path,    # of the run
                    ) -> str|None:   # name of the checkpoint that was fetched
     "Fetch the newest checkpoint, the best and the log, if they are newer than what the folder has."
     from huggingface_hub import snapshot_download

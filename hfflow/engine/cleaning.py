@@ -18,7 +18,7 @@ from .errors import UserError
 from .validation import checked
 
 # %% ../../nbs/engine/14_cleaning.ipynb #6603f786
-def key(prompt:str) -> str:
+def key(prompt: str) -> str:
     "Reduce a prompt to what must differ for it to be another prompt."
     text = ' '.join(unicodedata.normalize('NFKC', prompt).casefold().split())
     return text.strip(' .,;:!?"\'') or text
@@ -217,7 +217,7 @@ def _put_aside(splits, cfg, task):
     return {s: splits[s] for s in sorted(splits, key=lambda s: (-_strictness(s), s)) if splits[s]}
 
 # %% ../../nbs/engine/14_cleaning.ipynb #5ba3542d
-def by_number(label:str) -> list:
+def by_number(label: str) -> list:
     "Key that sorts labels with the numbers in them by size: 2 before 10."
     return [int(x) if i % 2 else x for i, x in enumerate(re.split(r'(\d+)', label))]
 
@@ -261,7 +261,7 @@ def _need_training(splits, source, read, counts):
                         'put a file with the word train in its name beside it, or rename it.')
 
 # %% ../../nbs/engine/14_cleaning.ipynb #5eb0ab93
-def clean(tables:list,       # of `RawTable`
+def clean(tables: list,       # of `RawTable`
           cfg=None,          # a `DataConfig`
           source='rows',     # how to call it in the report
           progress=False,    # show bars

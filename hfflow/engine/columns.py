@@ -124,7 +124,7 @@ def _only(group, role, given, held, table, task):
     names = [repr(c) for c in group if c in best]
     what, number = _called(task)[role == 'completion'], 'two' if len(best) == 2 else len(best)
     option = f'--{role} {shlex.quote(str(best[0]))}'
-    raise UserError(f"{table} has {number} columns that could be the {what}, "
+    raise UserError(f'{table} has {number} columns that could be the {what}, '
                     f"{', '.join(names[:-1])} and {names[-1]}: "
                     f'write {_line(given | {role: best[0]})} (or {option})')
 

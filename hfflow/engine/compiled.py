@@ -19,7 +19,7 @@ from .loss import paths_of
 from .tasks import task_of
 
 # %% ../../nbs/engine/40_compiled.ipynb #c0a1e110
-def compiler_missing(device:str='cpu',   # or cuda
+def compiler_missing(device: str = 'cpu',   # or cuda
                     ) -> 'str|None':     # and how to get it
     "Name what `torch.compile` lacks on this machine; None if nothing."
     from torch._inductor.cpp_builder import get_cpp_compiler

@@ -93,7 +93,7 @@ def _not_too_late(endpoint):
 # %% ../../nbs/engine/02_connection.ipynb #d746bbb9
 _PREFIX = {'model': '', 'dataset': 'datasets/', 'space': 'spaces/'}
 
-def check_kind(kind:str) -> str:
+def check_kind(kind: str) -> str:
     "Return the kind of repo; UserError where it is none of model, dataset and space."
     if kind not in _PREFIX:
         raise UserError(f"'{kind}' is not a kind of repo: use model, dataset or space.")
@@ -115,9 +115,9 @@ class Hub:
         return HfApi(endpoint=self.endpoint, library_name='hfflow')
 
     def repo_url(self,
-                 kind:str,            # model, dataset or space
-                 repo_id:str,         # `owner/name`
-                 revision:str=None,   # branch, tag or commit; None: the repo's front page
+                 kind: str,            # model, dataset or space
+                 repo_id: str,         # `owner/name`
+                 revision: str = None,   # branch, tag or commit; None: the repo's front page
                 ) -> str:
         "The page of a repo."
         url = f'{self.endpoint}/{_PREFIX[check_kind(kind)]}{repo_id}'
@@ -247,8 +247,8 @@ def _embedded(data):
         _auth._IS_GOOGLE_COLAB_CHECKED = True
     return Hub(url, 'you', True, data)
 
-def connect(endpoint:str=None,  # address of a Hub; default: `$HFFLOW_HUB`, else the embedded Hub
-            token:str=None,     # for a Hub that is not embedded; default: HF_TOKEN, a Colab secret, or the saved login
+def connect(endpoint: str = None,  # address of a Hub; default: `$HFFLOW_HUB`, else the embedded Hub
+            token: str = None,     # for a Hub that is not embedded; default: HF_TOKEN, a Colab secret, or the saved login
             data=None,          # folder of the embedded Hub; default: `$HFFLOW_HOME/hub`
            ) -> Hub:
     "Connect the client libraries of this process to a Hub; call it before they are imported, as often as you like."

@@ -43,7 +43,7 @@ def controls(
 def _learned(train):
     "Texts and answers of training rows; of several references the first."
     texts, answers = column(train, 'prompt'), column(train, 'completion')
-    if not texts: raise UserError("The training split is empty, so no control can learn from it: give a split with rows")
+    if not texts: raise UserError('The training split is empty, so no control can learn from it: give a split with rows')
     first = (a[0] if isinstance(a, (list, tuple)) and a else a for a in answers)
     return [_last_text(t) for t in texts], [str(a).strip() for a in first]
 
@@ -57,8 +57,8 @@ def tfidf_control(
     text, linear = (optional_package(f'sklearn.{m}', 'tfidf_control') for m in ('feature_extraction.text', 'linear_model'))
     texts, labels = _learned(train)
     if (kinds := len(set(labels))) > 1000:
-        raise UserError(f"The training rows have {kinds:,} different answers, and a classifier is "
-                        "for at most 1,000: take nearest_control")
+        raise UserError(f'The training rows have {kinds:,} different answers, and a classifier is '
+                        'for at most 1,000: take nearest_control')
     words = text.TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, min_df=1 if len(texts) < 5000 else 2,
         token_pattern=f'[{UNSPACED}]|[^\\W{UNSPACED}]+|[^\\w\\s]')

@@ -33,7 +33,7 @@ def cpu_flags() -> set:
                      if l.startswith(('flags', 'Features'))), ()))
 
 # %% ../../nbs/engine/30_device.ipynb #5f130074
-def compute_dtype(device:str=None,   # default: `device()`
+def compute_dtype(device: str = None,   # default: `device()`
                  ) -> "'torch.dtype'":
     "Choose the numbers of the arithmetic: bf16 where the hardware has it, fp16 on older GPUs, else fp32."
     import torch

@@ -44,7 +44,7 @@ def _machine(name):
     return Gpu(f'Apple {gb} GB', gb * (2 / 3 if gb <= 36 else 3 / 4), kind='mps')
 
 def gpu_named(
-    name:str,  # of a GPU, a flavor of HF Jobs, 'cpu 16' or 'apple 24'; case, blanks and signs do not matter
+    name: str,  # of a GPU, a flavor of HF Jobs, 'cpu 16' or 'apple 24'; case, blanks and signs do not matter
 ) -> Gpu:
     "Find a device by its name."
     plain = lambda s: ''.join(c for c in s.lower() if c.isalnum()).removeprefix('nvidia')
@@ -54,7 +54,7 @@ def gpu_named(
     near = nearest(plain(name), names)
     known = names[near].name if near else ', '.join(g.name for g in GPUS.values())
     raise UserError(f"No GPU '{name}' is in the table: take {known}, 'cpu 16' or 'apple 24' for a machine of so many GB, "
-                    "or leave gpu out for this machine")
+                    'or leave gpu out for this machine')
 
 # %% ../../nbs/engine/52_devices.ipynb #bc2d34cc
 def _free_memory():
@@ -89,13 +89,13 @@ def asked_prices() -> dict:
     return {h.name: h.unit_cost_usd * hours[h.unit_label] for h in offered
             if getattr(h, 'unit_cost_usd', None) and getattr(h, 'unit_label', None) in hours}
 
-def price_per_hour(gpu:Gpu) -> Gpu:
+def price_per_hour(gpu: Gpu) -> Gpu:
     "The device with the price of today, if it can be had."
     asked = asked_prices().get(gpu.flavor) if gpu.flavor else None
     return replace(gpu, price=asked, date='today') if asked else gpu
 
 def job_minutes(
-    seconds:'float|None',  # predicted training time; None: not known
+    seconds: 'float|None',  # predicted training time; None: not known
 ) -> int:  # two hours where nothing is known
     "Minutes to ask for when a job is started: twice the training, and half an hour to install and download; at least an hour."
     return 120 if seconds is None else max(60, int(2 * seconds / 60) + 30)

@@ -149,7 +149,7 @@ def doctor(hub: HubOpt = None, as_json: Json = False):
     else: print_table(rows)
     if bad:
         raise UserError(f"{len(bad)} of {len(rows)} checks failed ({', '.join(bad)}): do what "
-                        "stands beside them, "
+                        'stands beside them, '
                         'then run `hfflow doctor` again.')
 
 @app.command()

@@ -41,7 +41,7 @@ def nearest(value,      # what was given
 # %% ../../nbs/engine/00_errors.ipynb #3d1e3930
 def unknown(key,            # the key that was given
             allowed,        # the keys that exist
-            where:str,      # what holds them, as in "the config"
+            where: str,      # what holds them, as in "the config"
            ) -> UserError:
     "Return the error for a key that does not exist, with the nearest one that does."
     near = nearest(str(key), allowed)

@@ -33,7 +33,7 @@ def _wanted(name):
     source = f'--no-binary {name}\n' if name == 'vaderSentiment' else ''
     return f'{source}{name}=={version} --hash=sha256:{digest}\n'
 
-def fetched(name:str,   # of a package in PACKAGES
+def fetched(name: str,   # of a package in PACKAGES
             folder,     # where its file goes
            ) -> Path:   # the wheel, or the source archive
     "Download one file of the package index, by its digest; nothing is installed."
@@ -49,8 +49,8 @@ def fetched(name:str,   # of a package in PACKAGES
                     f'({errors[-1] if errors else done.stderr.strip()[-200:]})')
 
 # %% ../../nbs/engine/86_examples.ipynb #e605c326
-def answers(upstream:str=HF,      # address of a Hub
-            seconds:float=5,      # to wait at most
+def answers(upstream: str = HF,      # address of a Hub
+            seconds: float = 5,      # to wait at most
            ) -> bool:
     "Whether a Hub answers."
     from urllib import request
@@ -85,7 +85,7 @@ def _unpacked(folder):
 
 # %% ../../nbs/engine/86_examples.ipynb #23f4ab88
 def encoder(hub,                 # from `hub.connect`
-            upstream:str=HF,     # where it is fetched from, if it answers
+            upstream: str = HF,     # where it is fetched from, if it answers
            ) -> str:             # repo id of the encoder on that Hub
     "Say under which name the encoder is on a Hub; bring it to the embedded one."
     if not hub.embedded: return ENCODER
@@ -124,7 +124,7 @@ def _from_index(folder, tmp):
 
 # %% ../../nbs/engine/86_examples.ipynb #2076d9c9
 def reviews(hub,              # from `hub.connect`
-            upstream:str=HF,  # where they are fetched from, if it answers
+            upstream: str = HF,  # where they are fetched from, if it answers
            ) -> str:          # as the flow's key `data` takes it
     "Say where the reviews are: a Dataset repo on the real Hub, else a folder here."
     if not hub.embedded: return REVIEWS
@@ -144,11 +144,11 @@ def reviews(hub,              # from `hub.connect`
 EXAMPLES = {'reviews': dict(name='reviews', epochs=1, model={'task': 'classify'},
                             evaluate={'limit': 1000})}
 
-def example(name:str,              # in EXAMPLES
+def example(name: str,              # in EXAMPLES
             hub,                   # from `hub.connect`
-            base:str=None,         # instead of the encoder
-            data:str=None,         # texts and labels instead of the reviews
-            upstream:str=HF,       # where both are fetched from, if it answers
+            base: str = None,         # instead of the encoder
+            data: str = None,         # texts and labels instead of the reviews
+            upstream: str = HF,       # where both are fetched from, if it answers
            ) -> dict:              # as `flow.load` takes it
     "Make the config of an example, with base and data brought to where the flow finds them."
     if name not in EXAMPLES:

@@ -18,7 +18,7 @@ from .loading import auto_class, base_of, kind_of
 # %% ../../nbs/engine/50_fakes.ipynb #cdd68c6b
 def shortened(
     config,      # of a model; it stays as it is
-    layers:int,  # to keep; 0 or None: all of them
+    layers: int,  # to keep; 0 or None: all of them
 ):               # a copy
     "A copy of a configuration, for weights as they are before quantisation, with so many layers."
     config = copy.deepcopy(config)
@@ -35,7 +35,7 @@ def shortened(
 def meta_model(
     config,        # configuration of a model; its `architectures` say what it is for
     dtype=None,    # of the weights; default: fp32
-    layers:int=None,  # cut to so many layers; default: all of them
+    layers: int = None,  # cut to so many layers; default: all of them
 ) -> "'PreTrainedModel'":  # every parameter on the device `meta`
     "Build a model that has all its shapes and no weights."
     import torch
@@ -50,8 +50,8 @@ def meta_model(
 
 # %% ../../nbs/engine/50_fakes.ipynb #14025d6f
 def nf4_bytes(
-    n:int,             # weights in one matrix
-    double:bool=True,  # 8-bit scales with scales of their own; False: fp32 scales
+    n: int,             # weights in one matrix
+    double: bool = True,  # 8-bit scales with scales of their own; False: fp32 scales
 ) -> int:
     "Memory of one NF4 matrix, to the byte: codes, scales, tables (Dettmers et al. 2023, arXiv 2305.14314)."
     blocks = math.ceil(n / 64)

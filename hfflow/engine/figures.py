@@ -141,8 +141,8 @@ def difference(
         if (d['split'], d['metric']) == (split, metric):
             if (d['before'], d['after']) == (before, after): return Difference(**d)
             if (d['before'], d['after']) == (after, before): return Difference(**d).flip()
-    raise UserError(f"The report does not compare {before!r} with {after!r} by {metric!r} on "
-                    f"{split!r}: ask evaluate for it with metrics=by_name({metric!r})")
+    raise UserError(f'The report does not compare {before!r} with {after!r} by {metric!r} on '
+                    f'{split!r}: ask evaluate for it with metrics=by_name({metric!r})')
 
 def figures_of(
     row: dict,  # of a report's rows
@@ -157,12 +157,12 @@ def _check_source(dataset_id, date, source_url, source_name):
     "Refuse what the Hub would not read."
     from datetime import datetime
     if not re.fullmatch(r'[\w.-]+/[\w.-]+', dataset_id):
-        raise UserError(f"{dataset_id!r} is no data set on a Hub: write it as owner/name")
+        raise UserError(f'{dataset_id!r} is no data set on a Hub: write it as owner/name')
     try: date is None or datetime.fromisoformat(str(date).replace('Z', '+00:00'))
     except ValueError:
-        raise UserError(f"{date!r} is no date of ISO 8601: write it as 2026-01-31 or 2026-01-31T10:30:00Z") from None
+        raise UserError(f'{date!r} is no date of ISO 8601: write it as 2026-01-31 or 2026-01-31T10:30:00Z') from None
     if source_name and not source_url:
-        raise UserError(f"The source {source_name!r} has no address: give source_url too")
+        raise UserError(f'The source {source_name!r} has no address: give source_url too')
 
 def _notes(report, row, d):
     "What the figure is, how sure, and what the other systems have on the same rows."
@@ -193,7 +193,7 @@ def eval_results(
         entries.append(EvalResultEntry(dataset_id, task, round(d['value'], 4), revision, date=date,
                                        source_url=source_url, source_name=source_name, notes=_notes(report, row, d)))
     if not entries:
-        raise UserError(f"The report has no figure of {system!r}" + (f' for {tasks}' if tasks else '')
+        raise UserError(f'The report has no figure of {system!r}' + (f' for {tasks}' if tasks else '')
                         + f": its systems are {', '.join(report.systems)}")
     return entries
 

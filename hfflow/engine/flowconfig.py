@@ -157,7 +157,7 @@ def _open_settings(value):
     if isinstance(value, (list, tuple)) and all(isinstance(v, str) and v in WISHES
                                                 for v in value): return tuple(value)
     raise UserError(f"left_open is {quoted(value)}, but must be a list of {', '.join(WISHES)}: "
-                    "leave it out")
+                    'leave it out')
 
 def _repo_name(value):
     "Check that a name can be that of a repo."
@@ -216,12 +216,12 @@ def _parsed(text, where):
     except yaml.YAMLError as e:
         mark = getattr(e, 'problem_mark', None)
         line = f'line {mark.line + 1}' if mark else 'somewhere'
-        raise UserError(f"{where} is not valid YAML at {line} "
+        raise UserError(f'{where} is not valid YAML at {line} '
                         f"({getattr(e, 'problem', None) or 'unreadable'}): "
                         "each line is 'key: value', and a section's lines are indented by spaces.") from None
     if found is None or isinstance(found, dict): return found or {}
     raise UserError(f"{where} is {quoted(str(found))}, but must be lines of 'key: value': for "
-                    "example preset: auto")
+                    'example preset: auto')
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #029f312f
 def _read(source) -> 'tuple[dict, str]':
@@ -270,7 +270,7 @@ def _left_open(own, where) -> tuple:
     "Name the settings that a base may decide: those that nobody has named, in the order of `recipe.WISHES`."
     if None not in (own.get('minutes'), steps := own['train'].get('max_steps')):
         raise UserError(f"minutes is {quoted(own['minutes'])} and train.max_steps is {quoted(steps)} "
-                        f"in {where}: keep one of them")
+                        f'in {where}: keep one of them')
     named = {k for k, v in {**own, **own['lora'], **own['train']}.items() if v is not None}
     # whoever says how long means it: a base's minutes do not cut epochs short, nor the other way round
     if named & {'minutes', 'epochs', 'max_steps'}: named |= {'minutes', 'epochs'}
@@ -292,7 +292,7 @@ def no_space(task, space) -> 'tuple | None':
 def _agreed(cfg, own, where) -> FlowConfig:
     "Check what spans several sections."
     if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?(@[\w./-]+)?', cfg.base):
-        raise UserError(f"base is {quoted(cfg.base)}, but must be a model on the Hub: for example "
+        raise UserError(f'base is {quoted(cfg.base)}, but must be a model on the Hub: for example '
                         f"base: {PRESETS[cfg.preset]['base']}")
     if cfg.space != SpaceConfig() and (none := no_space(cfg.model.task or 'causal', cfg.space)):
         raise UserError(f'space is given in {where}, but {none[0]}: {none[1]}')

@@ -22,7 +22,7 @@ DEFAULTS = dict(base='Qwen/Qwen3-0.6B', data='flow-writer', preset='auto', rank=
 RAW = Path(hfflow.__file__).parent/'assets'/'flow-writer'     # raw files and grammar, as shipped
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #27788ee8
-def config_text(cfg:dict,   # a value for each of FIELDS
+def config_text(cfg: dict,   # a value for each of FIELDS
                ) -> str:    # six lines, no newline at the end
     "Write a configuration as the `flow.yaml` that the model learns to answer."
     return '\n'.join(f'{f}: {cfg[f]}' for f in FIELDS)
@@ -34,9 +34,9 @@ def grammar() -> dict:
     return yaml.safe_load((RAW/'grammar.yaml').read_text(encoding='utf-8'))
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #ee42616b
-def pick(rng:random.Random,       # its state decides
-         phrases:'dict|list',     # a list, or one with the parts `seen` and `kept`
-         kept:bool=False,         # from the part that training never sees
+def pick(rng: random.Random,       # its state decides
+         phrases: 'dict|list',     # a list, or one with the parts `seen` and `kept`
+         kept: bool = False,         # from the part that training never sees
         ) -> str:
     "Draw one phrase of a list, or of the part of it that is asked for."
     if isinstance(phrases, list): return rng.choice(phrases)
@@ -56,7 +56,7 @@ def _word(rng, words, new, share):
     syllables = [rng.choice(grammar()['names']['syllable']) for _ in range(rng.randint(2, 3))]
     return ''.join(syllables) + rng.choice('nrsltxk' if new else ['', 'n', 'r', 's'])
 
-def owner(rng:random.Random, new:bool=False) -> str:
+def owner(rng: random.Random, new: bool = False) -> str:
     "Invent a user or an organisation; `new` draws from the words that training never sees."
     g = grammar()['names']
     name = _word(rng, g['org'], new, .3)
@@ -65,7 +65,7 @@ def owner(rng:random.Random, new:bool=False) -> str:
     return _cased(name, rng)
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #25832513
-def dataset_name(rng:random.Random, new:bool=False) -> str:
+def dataset_name(rng: random.Random, new: bool = False) -> str:
     "Invent a data set: `owner/name`, a file, or a bare name."
     g = grammar()['names']
     name, sep = _word(rng, g['topic'], new, .12), rng.choice('--_')
@@ -76,7 +76,7 @@ def dataset_name(rng:random.Random, new:bool=False) -> str:
     if r < .78: return name + '.' + rng.choice(['csv', 'csv', 'jsonl', 'json', 'parquet', 'txt'])
     return name if re.search('[-_]', name) else f'{name}{sep}{rng.choice(g["data_tail"])}'
 
-def model_name(rng:random.Random, new:bool=False) -> str:
+def model_name(rng: random.Random, new: bool = False) -> str:
     "Invent a base model, `owner/name-size`."
     g = grammar()['names']
     name = _cased(_word(rng, g['org'], new, .4), rng) + '-' + rng.choice(g['size'])
@@ -89,9 +89,9 @@ def _in_quotes(name, rng):
     r = rng.random()
     return f'`{name}`' if r < .04 else f'"{name}"' if r < .08 else f"'{name}'" if r < .1 else name
 
-def value(field:str,          # one of FIELDS
-          rng:random.Random,
-          new:bool=False,     # names and numbers that training never sees
+def value(field: str,          # one of FIELDS
+          rng: random.Random,
+          new: bool = False,     # names and numbers that training never sees
          ) -> tuple:          # (what it means, how it is said)
     "Draw a value for a field."
     v = grammar()['values'].get(field)
@@ -110,10 +110,10 @@ def value(field:str,          # one of FIELDS
 # what is a phrase already
 _WHOLE = re.compile(r"(in|with|at|using|do|don't|keep|load|not|without|no|zero|you) ")
 
-def phrase(field:str,          # one of FIELDS
-           means, said:str,    # from `value`
-           rng:random.Random,
-           kept:bool=False,    # in words that training never sees
+def phrase(field: str,          # one of FIELDS
+           means, said: str,    # from `value`
+           rng: random.Random,
+           kept: bool = False,    # in words that training never sees
           ) -> str:
     "Say a value in a few words."
     g = grammar()
@@ -163,16 +163,16 @@ def _keys(fields, said, rng):
     return rng.choice(['\n', ', ', '\n', '; ', ' | ']).join(line(f) for f in fields)
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #d76ddfc6
-def compose(frame:str,      # one of the grammar's frames
-            said:dict,      # field -> value as said
-            part:dict,      # field -> phrase
-            rng:random.Random,
+def compose(frame: str,      # one of the grammar's frames
+            said: dict,      # field -> value as said
+            part: dict,      # field -> phrase
+            rng: random.Random,
             say,            # `say(name)` draws from the grammar's `sentence` lists
            ) -> str:
     "Put the phrases into a frame."
     fields, thing, asides = list(part), say('thing'), _asides(rng, say)
     rng.shuffle(fields)
-    row = lambda fs, sep=None: _joined([part[f] for f in fs] + asides, rng, sep)
+    row = lambda fs, sep = None: _joined([part[f] for f in fs] + asides, rng, sep)
     if frame == 'keys': return _keys(fields, said, rng)
     if frame == 'arrows': return ' -> '.join(part[f] for f in fields)
     if frame == 'dashes': return '\n'.join('- ' + part[f] for f in fields)
@@ -217,9 +217,9 @@ def _typed(text, said, names, rng, say):
     return text
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #88bcb2c1
-def request(rng:random.Random,        # its state decides the row
-            new_values:bool=False,    # names and ranks that training never sees
-            new_phrases:bool=False,   # half of all phrases and frames, too
+def request(rng: random.Random,        # its state decides the row
+            new_values: bool = False,    # names and ranks that training never sees
+            new_phrases: bool = False,   # half of all phrases and frames, too
            ) -> dict:                 # {'request', 'config'}
     "Make one request and the configuration that it means."
     g, cfg, said, part = grammar(), dict(DEFAULTS), {}, {}
@@ -267,10 +267,10 @@ def _rows_to(path, rows):
             out = csv.DictWriter(f, list(rows[0]), lineterminator='\n')
             out.writeheader(); out.writerows(rows)
 
-def write_raw(folder:'str|Path',   # gets three files to train on and two to test on
-              rows:int=9000,       # training rows before the dirt
-              tests:int=300,       # rows in each generated test file
-              seed:int=0,          # the same seed writes the same bytes
+def write_raw(folder: 'str|Path',   # gets three files to train on and two to test on
+              rows: int = 9000,       # training rows before the dirt
+              tests: int = 300,       # rows in each generated test file
+              seed: int = 0,          # the same seed writes the same bytes
              ) -> list:            # paths of the files
     "Write the raw files of flow-writer, planted dirt included."
     folder, rng, taken = Path(folder), random.Random(seed), set()
@@ -305,7 +305,7 @@ def _said_number(pattern, text, default):
     return int(words.get(m[1], m[1])) if m else default
 
 # %% ../../nbs/engine/10_flowwriter.ipynb #7bc61ee6
-def regex_control(text:str) -> str:   # the six lines
+def regex_control(text: str) -> str:   # the six lines
     "Answer a request with regular expressions: the control that every model has to beat."
     cfg, rest, names = dict(DEFAULTS), text.lower(), _NAME.findall(text)
     models = [n for n in names if '/' in n

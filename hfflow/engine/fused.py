@@ -117,13 +117,13 @@ def _operators():
     from torch.library import custom_op
 
     @custom_op('hfflow::lora', mutates_args=())
-    def lora(x:Tensor, A:Tensor, B:Tensor, number:Tensor) -> Tensor:
+    def lora(x: Tensor, A: Tensor, B: Tensor, number: Tensor) -> Tensor:
         p, a, b = _frozen[number.item()], A.to(x.dtype), B.to(x.dtype)
         return _product(x, p.weight(), a, b, p.scale, p.layer.bias)[0]
 
     @custom_op('hfflow::lora_backward', mutates_args=())
-    def backward(g:Tensor, x:Tensor, A:Tensor, B:Tensor, number:Tensor,
-                 needed:bool) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(g: Tensor, x: Tensor, A: Tensor, B: Tensor, number: Tensor,
+                 needed: bool) -> tuple[Tensor, Tensor, Tensor]:
         p, a, b = _frozen[number.item()], A.to(x.dtype), B.to(x.dtype)
         W = p.weight() if needed else None
         M = _folded(x, W, a, b, p.scale) if needed else None
@@ -182,7 +182,7 @@ def _fast_forward(layer, cache):
 # %% ../../nbs/engine/34_fused.ipynb #f59898ac
 @contextmanager
 def fast_lora(model,              # from `add_lora`
-              cache:bool=None,    # keep de-quantised weights; default: on a CPU, up to `CACHE_LIMIT`
+              cache: bool = None,    # keep de-quantised weights; default: on a CPU, up to `CACHE_LIMIT`
              ):
     "While inside, compute LoRA layers by one fused function; the model and its adapter stay what peft made."
     if cache is None:

@@ -19,10 +19,10 @@ from .tasks import unmoved
 # %% ../../nbs/engine/67_gate.ipynb #460205cc
 LEVEL = .05      # a difference that luck makes in fewer than 5 of 100 cases is one
 
-def standing(report:Report,   # of `evaluate`
-             system:str,      # name of a system in it
-             beside:str,      # name of another one
-             text:bool=False, # answers are free text: the words that they share with the references count, too
+def standing(report: Report,   # of `evaluate`
+             system: str,      # name of a system in it
+             beside: str,      # name of another one
+             text: bool = False, # answers are free text: the words that they share with the references count, too
             ) -> str:         # better, worse, equal, or cannot tell
     "Say how a system stands beside another one on all rows of a report, as far as these rows can show it."
     p = paired(report, beside, system)
@@ -70,7 +70,7 @@ def _unheld(loss):
 
 def _beside(report, tuned, controls):
     "How many answers are right beside those of some controls."
-    count = lambda system, key='right': sum(r[key] for r in report.rows if r['system'] == system)
+    count = lambda system, key = 'right': sum(r[key] for r in report.rows if r['system'] == system)
     others = [f"'{c}' has {count(c):,} (p = {paired(report, c, tuned).p:.2g})" for c in controls]
     return f"{count(tuned):,} of {count(tuned, 'n'):,} test rows are right, where {' and '.join(others)}"
 
@@ -93,14 +93,14 @@ def _advice(losses, guess, lr, usual, stands):
 # %% ../../nbs/engine/67_gate.ipynb #2b1b6354
 TRIVIAL, SIMPLE = 'most frequent', ('TF-IDF + logistic regression', 'nearest training row')
 
-def judge(losses:list,         # of the steps
-          guess:float,         # from `tasks.guessing`
-          held_out:dict=None,  # held-out loss: before, after
-          report:Report=None,  # of `evaluate`
-          text:bool=False,     # answers are free text
-          lr:float=None,       # that was used
-          usual:tuple=None,    # learning rate that suits the base, where it is from
-          tuned:str='fine-tuned', base:str='base',   # names of the systems in the report
+def judge(losses: list,         # of the steps
+          guess: float,         # from `tasks.guessing`
+          held_out: dict = None,  # held-out loss: before, after
+          report: Report = None,  # of `evaluate`
+          text: bool = False,     # answers are free text
+          lr: float = None,       # that was used
+          usual: tuple = None,    # learning rate that suits the base, where it is from
+          tuned: str = 'fine-tuned', base: str = 'base',   # names of the systems in the report
          ) -> Verdict:
     "Say whether a run has learned, from its losses, its held-out loss and its answers to the test rows."
     names = {r['system'] for r in report.rows} if report else set()

@@ -150,17 +150,17 @@ def _decoded(model, ids, stop, pad, new):
 def _askable(model, tok, prompts, new):
     "Token ids of the prompts, and the loop that answers them; refuse what has no defined answer."
     if getattr(tok, 'chat_template', None) is None:
-        raise UserError("The tokenizer has no chat template, so it is not defined where an answer "
-                        "begins: call tokens.prepare_tokenizer(tok) first")
+        raise UserError('The tokenizer has no chat template, so it is not defined where an answer '
+                        'begins: call tokens.prepare_tokenizer(tok) first')
     if tok.eos_token is None:
-        raise UserError("The tokenizer has no end token, so no answer would ever end: call "
-                        "tokens.prepare_tokenizer(tok) first")
+        raise UserError('The tokenizer has no end token, so no answer would ever end: call '
+                        'tokens.prepare_tokenizer(tok) first')
     if task_of(model) == 'seq2seq': return _texts(model, tok, prompts), _decoded
     ids = _prompt_ids(tok, list(prompts))
     longest, most = max(map(len, ids), default=0), getattr(model.config, 'max_position_embeddings', None) or 10**9
     if longest + new > most:
-        raise UserError(f"A prompt of {longest} tokens and {new} new ones are more than the {most} that this model reads: "
-                        "shorten the prompt or lower max_new_tokens")
+        raise UserError(f'A prompt of {longest} tokens and {new} new ones are more than the {most} that this model reads: '
+                        'shorten the prompt or lower max_new_tokens')
     return ids, _greedy
 
 # %% ../../nbs/engine/66_generation.ipynb #c213fcf6
@@ -240,8 +240,8 @@ def classify(
     "Predict the likeliest label of each text. A text longer than the model reads is cut at its end."
     cfg, texts = model.config, copy_control()(texts)
     if cfg.num_labels < 2 or cfg.problem_type == 'multi_label_classification':
-        raise UserError(f"The model has {cfg.num_labels} label(s) and problem type {cfg.problem_type}, but classify picks "
-                        "one label of several per text: load it with num_labels=2 or more")
+        raise UserError(f'The model has {cfg.num_labels} label(s) and problem type {cfg.problem_type}, but classify picks '
+                        'one label of several per text: load it with num_labels=2 or more')
     if tok.pad_token_id is None or cfg.pad_token_id is None: batch = 1       # nothing to fill up with
     most = row_limit(cfg, min(tok.model_max_length, 10**9), 'max_position_embeddings')
     found, out = tok(texts, truncation=True, max_length=most)['input_ids'] if texts else [], [None] * len(texts)

@@ -200,7 +200,7 @@ def _told(report, what):
     print(f'{what}: {report.url}')
     for change in report.changes or ['nothing new'][:not report.files]: print(f'  {change}')
     if report.files: print(f"  {report.files} large file{'s' * (report.files != 1)}, "
-                           f"{size_text(report.bytes)}")
+                           f'{size_text(report.bytes)}')
 
 # %% ../../nbs/engine/92_hub_commands.ipynb #04a53fd2
 _Part = lambda flag, help: option(flag, 'PATTERN', help, Optional[List[str]])

@@ -22,7 +22,7 @@ from .extras import need
 from .templates import prepare_tokenizer
 
 # %% ../../nbs/engine/31_loading.ipynb #7e729160
-def locate(base:'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
+def locate(base: 'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
           ) -> tuple:                  # name as `from_pretrained` takes it; its revision, or None
     "Find what `from_pretrained` is to be given; what cannot be a model is refused."
     if isinstance(base, Artifact):
@@ -48,13 +48,13 @@ def _why_not(name, error):
                                  'does not appear to have a file')
     if isinstance(error.__cause__ or error, GatedRepoError) or 'gated repo' in text:
         return (f"The model '{name}' is gated: accept its terms on its page while logged in, then "
-                "try again.")
+                'try again.')
     if 'trust_remote_code' in text or 'custom code' in text:
         return (f"The model '{name}' brings code of its own, which is never run here: choose one "
-                "that transformers knows.")
+                'that transformers knows.')
     if any(m in text for m in missing):
         return (f"The model '{name}' was not found on the connected Hub, or it is private and not "
-                "yours: check its name (owner/name).")
+                'yours: check its name (owner/name).')
     return ''
 
 @contextmanager
@@ -71,7 +71,7 @@ def base_of(model):
     "Return the model under an adapter, or the model itself."
     return model.get_base_model() if hasattr(model, 'get_base_model') else model
 
-def task_name(arch:str,  # name of the model's class
+def task_name(arch: str,  # name of the model's class
               config,    # its configuration
              ) -> str:   # causal, classify or seq2seq
     "Say what a class of models is for."
@@ -80,8 +80,8 @@ def task_name(arch:str,  # name of the model's class
 
 # %% ../../nbs/engine/31_loading.ipynb #8fc5d96a
 def auto_class(config,   # of the model
-               task:'str|None',          # causal, classify or seq2seq; None: as the config says
-               labels:'list|int|None',   # a classifier's labels, or how many
+               task: 'str|None',          # causal, classify or seq2seq; None: as the config says
+               labels: 'list|int|None',   # a classifier's labels, or how many
               ) -> tuple:                # task, class
     "Choose the class of transformers that loads this model for this task."
     import transformers as tf
@@ -90,22 +90,22 @@ def auto_class(config,   # of the model
         'seq2seq': [tf.AutoModelForSeq2SeqLM, tf.AutoModelForSpeechSeq2Seq]}
     if task not in (None, *autos):
         raise UserError(f"task is '{task}', but a model is loaded for {', '.join(autos)}: choose "
-                        "one of these.")
+                        'one of these.')
     want = task or task_name(arch, config)
     if not task and want == 'causal' and arch.endswith(('ForMaskedLM', 'ForPreTraining')):
         raise UserError(f"The model is a {arch}, which writes no text: give task='classify' and "
-                        "labels to make a classifier of it.")
+                        'labels to make a classifier of it.')
     if want == 'classify' and labels is None and task_name(arch, config) != want:
         raise UserError(f'The model is a {arch or config.model_type} and has no labels yet: name '
                         'them, as in labels=["bad", "good"]; labels=1 predicts a number.')
     found = next((a for a in autos[want] if type(config) in a._model_mapping), None)
     if found is None:
-        raise UserError(f"The model is a {arch or config.model_type}, which transformers cannot "
+        raise UserError(f'The model is a {arch or config.model_type}, which transformers cannot '
                         f"load for the task '{want}': choose another base or task.")
     return want, found
 
 # %% ../../nbs/engine/31_loading.ipynb #cb58e15c
-def name_labels(config, labels:'list|int'):
+def name_labels(config, labels: 'list|int'):
     "Put the labels' names into a config; of a number of labels, the names that transformers gives."
     names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else labels
     config.id2label = {i: str(l) for i, l in enumerate(names)}
@@ -186,7 +186,7 @@ def new_heads(model):
     return beside + getattr(model, 'hfflow_new', [])
 
 def exact_heads(model,      # changed in place
-                lacks:set,  # names of modules that its repo lacks
+                lacks: set,  # names of modules that its repo lacks
                ):
     "Keep what a classifier learns from scratch in fp32: small steps would be lost in half precision."
     beside = tuple(n + '.' for n in new_heads(model))
@@ -222,7 +222,7 @@ def unrounded(model):
     return HfQuantizer.get_modules_to_not_convert(model, exact, add_default_skips=True) if exact else None
 
 # %% ../../nbs/engine/31_loading.ipynb #e66bac7a
-def quantizer(bits:int,   # 4, 8, or more for none
+def quantizer(bits: int,   # 4, 8, or more for none
               dtype,      # of the arithmetic
               skip=None,  # from `unrounded`
              ):
@@ -237,11 +237,11 @@ def check_stored(model, name, bits):
     "Refuse few bits where no layer took them: some architectures have no linear layers, or their own kind."
     if bits < 16 and not any(kind_of(m) in ('nf4', 'int8') for m in model.modules()):
         raise UserError(f"The model '{name}' has no layer that can be stored in {bits} bits "
-                        f"({type(model).__name__}): load it with bits=16.")
+                        f'({type(model).__name__}): load it with bits=16.')
 
 # %% ../../nbs/engine/31_loading.ipynb #f82e2f4d
 @contextmanager
-def quiet(new_head:bool=False):   # silence the news of a head without weights, too
+def quiet(new_head: bool = False):   # silence the news of a head without weights, too
     "While inside, transformers draws no progress bars."
     from transformers.utils import logging
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
@@ -275,15 +275,15 @@ def load_in_bits(name, revision, bits, device, dtype, task=None, labels=None):
     if task == 'classify': exact_heads(model, lacks)
     elif lacks & {n for n, m in model.named_modules() if m is model.get_output_embeddings()}:
         raise UserError(f"The model '{name}' has no output layer for the task '{task}', and a random "
-                        "one would write noise: choose a base that was trained for it.")
+                        'one would write noise: choose a base that was trained for it.')
     return model
 
 # %% ../../nbs/engine/31_loading.ipynb #ac621a66
-def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
-              bits:int=4,                 # 4, 8, 16 or 32
-              device:str=None,            # default: `device()`
-              task:str=None,              # causal, classify or seq2seq; default: as the model says
-              labels:'list[str]|int'=None,   # of a classifier: their names or how many; 1: a number
+def load_base(base: 'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
+              bits: int = 4,                 # 4, 8, 16 or 32
+              device: str = None,            # default: `device()`
+              task: str = None,              # causal, classify or seq2seq; default: as the model says
+              labels: 'list[str]|int' = None,   # of a classifier: their names or how many; 1: a number
               dtype=None,                 # of the arithmetic; default: as `compute_dtype` says
              ) -> "'PreTrainedModel'":
     "Load a model with its linear layers in `bits` bits; weights that it lacks start the same each time."
@@ -307,7 +307,7 @@ def load_base(base:'Artifact|str|Path',   # model repo at a commit, repo id, or 
     return model
 
 # %% ../../nbs/engine/31_loading.ipynb #d87c6719
-def load_tokenizer(base:'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
+def load_tokenizer(base: 'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
                   ):
     "Load a model's tokenizer and prepare it for fine-tuning."
     need('transformers')

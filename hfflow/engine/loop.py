@@ -64,7 +64,7 @@ class Loop(Stepper):
 _POSITION = 'tokens', 'label_tokens', 'seconds', 'micro', 'best'
 
 @patch
-def save(self:Loop):
+def save(self: Loop):
     "Write a checkpoint, and send it to the Hub where that is asked for."
     if not self.main: return
     self.log.sync()
@@ -93,7 +93,7 @@ def check_fingerprint(then, now, step, folder, force=False):
 
 # %% ../../nbs/engine/45_loop.ipynb #56ed2fbb
 @patch
-def restore(self:Loop, force=False):
+def restore(self: Loop, force=False):
     "Go back to the newest whole checkpoint, if there is one and it belongs to this run; open the log there."
     path, wrong = find_checkpoint(self.folder/'checkpoints')
     events = [f'{text}: not used' for text in wrong]
@@ -110,7 +110,7 @@ def restore(self:Loop, force=False):
     for text in filter(None, events): self.log.note(event=text, step=self.step)
 
 @patch
-def load(self:Loop, path, state):
+def load(self: Loop, path, state):
     "Take adapter, optimizer and position from a checkpoint."
     from safetensors.torch import load_file
     self.take_adapter(path)
@@ -122,7 +122,7 @@ def load(self:Loop, path, state):
 
 # %% ../../nbs/engine/45_loop.ipynb #53517087
 @patch
-def take_adapter(self:Loop, path):
+def take_adapter(self: Loop, path):
     "Put the adapter of a checkpoint into the model."
     import torch
     from safetensors.torch import load_file
@@ -141,7 +141,7 @@ def _exploding(losses, window=50):
     return usual if min(last) > max(3 * usual, usual + 1, 1.5 * statistics.mean(losses[:_MANY])) else None
 
 @patch
-def look_after(self:Loop):
+def look_after(self: Loop):
     "Give up a run whose loss explodes; say once, after a tenth of it, that nothing has been learned."
     if usual := _exploding(self.losses):
         self.give_up(f'loss has been {min(self.losses[-_MANY:]):.3g} or more for {_MANY} steps, from '
@@ -152,7 +152,7 @@ def look_after(self:Loop):
 
 # %% ../../nbs/engine/45_loop.ipynb #e3a5fa31
 @patch
-def evaluate(self:Loop):
+def evaluate(self: Loop):
     "Note the held-out loss; is it the best so far?"
     total = self.fitting(lambda: self.held_out(self.eval_rows))
     if self.world > 1: total = self.acc.reduce(total.to(self.acc.device))
@@ -164,7 +164,7 @@ def evaluate(self:Loop):
     return better
 
 @patch
-def take_best(self:Loop):
+def take_best(self: Loop):
     "Put the adapter with the lowest held-out loss into the model; the last one stays if that file is damaged."
     step, loss = self.best
     path = self.folder/'checkpoints'/step_name(step)
@@ -176,7 +176,7 @@ def take_best(self:Loop):
 
 # %% ../../nbs/engine/45_loop.ipynb #ddd87d9c
 @patch
-def turn(self:Loop, memory):
+def turn(self: Loop, memory):
     "One step and what belongs to it: log, held-out loss, checkpoint. `memory` is a `MemoryMeter`."
     start = time.perf_counter()
     loss, norm, lr = self.advance()
@@ -196,7 +196,7 @@ def turn(self:Loop, memory):
 
 # %% ../../nbs/engine/45_loop.ipynb #bfa62622
 @patch
-def run(self:Loop):
+def run(self: Loop):
     "Train from where the loop stands to the end; returns a `Run`."
     # of very many rows some are enough
     self.guess = guessing(self.rows[::max(1, len(self.rows) // 10_000)])
@@ -212,7 +212,7 @@ def run(self:Loop):
 # %% ../../nbs/engine/45_loop.ipynb #efe18fd5
 @patch
 @contextmanager
-def connected(self:Loop):
+def connected(self: Loop):
     "While inside, figures go to the tracker and checkpoints to the Hub, where that is asked for; closes the log."
     try:
         self.log.track(self.cfg, self.step)

@@ -176,15 +176,15 @@ def paths_of(model):
 
 # %% ../../nbs/engine/36_loss.ipynb #84cff547
 def make_batch(model,           # a causal language model, with or without adapter
-               rows:list[dict], # encoded rows
-               pad_id:int,      # id of the padding token, for models that need a rectangle
+               rows: list[dict], # encoded rows
+               pad_id: int,      # id of the padding token, for models that need a rectangle
               ) -> dict:        # from `pack` where documents stay apart in this model, else from `collate`
     "Put rows into a batch, on the model's device."
     batch = pack(rows) if paths_of(model).packed else collate(rows, pad_id)
     dev = next(model.parameters()).device
     return {k: v.to(dev) if hasattr(v, 'to') else v for k, v in batch.items()}
 
-def batch_tokens(batch:dict) -> int:   # padding not counted
+def batch_tokens(batch: dict) -> int:   # padding not counted
     "Count the tokens of a batch."
     return int(batch['attention_mask'].sum()) if 'attention_mask' in batch else batch['input_ids'].numel()
 
@@ -219,8 +219,8 @@ def _all_logits(model, paths, inputs, at):
 
 # %% ../../nbs/engine/36_loss.ipynb #085d46c6
 def batch_loss(model,         # a causal language model, with or without adapter
-               batch:dict,    # from `make_batch`, `collate` or `pack`
-               smoothing:float=0., # part of the probability that all tokens share
+               batch: dict,    # from `make_batch`, `collate` or `pack`
+               smoothing: float = 0., # part of the probability that all tokens share
               ) -> tuple:     # summed loss, number of label tokens
     "Sum cross-entropy over the label tokens; logits are computed for these alone where the architecture allows it."
     import torch

@@ -236,12 +236,12 @@ def _stepper(model, rows, train, kernels):
 # %% ../../nbs/engine/51_memory.ipynb #d51a0022
 def fake_step(
     config,                  # configuration of the model
-    rows:list,               # encoded rows of one optimizer step
-    qlora:QloraConfig=None,
-    train:TrainConfig=None,
+    rows: list,               # encoded rows of one optimizer step
+    qlora: QloraConfig = None,
+    train: TrainConfig = None,
     dtype=None,              # of the arithmetic; default: as this device would
-    layers:int=None,         # cut the model to so many layers
-    one_kernel:bool=False,   # attention of packed documents as GPUs have it, in one kernel
+    layers: int = None,         # cut the model to so many layers
+    one_kernel: bool = False,   # attention of packed documents as GPUs have it, in one kernel
 ) -> "'Step'":
     "Make one training step on fake tensors: what would be alive, where, and how much would be computed."
     need('torch', 'transformers', 'peft')
@@ -262,7 +262,7 @@ PART_COLORS = dict(zip(_KINDS, ('#3b6ea8', '#3b6ea8', '#7ba3cf', '#b5cbe3', '#4c
                             '#d98c21', '#b23a48', '#6c757d')))
 
 def plot_step(
-    steps:dict,   # title -> `Step` of `fake_step`
+    steps: dict,   # title -> `Step` of `fake_step`
 ) -> "'Figure'":
     "Draw what is in memory over the course of a step."
     need('matplotlib')

@@ -16,9 +16,9 @@ from .files import file_of
 from .loading import base_of, dense_weight, kind_of, load_base, load_tokenizer, locate
 
 # %% ../../nbs/engine/33_merging.ipynb #d23b07dd
-def load_model(model:'Artifact|str|Path',   # an adapter or a full model: repo at a commit, repo id, or folder
-               bits:int=None,               # default: as in training, else 16
-               device:str=None,             # default: `device()`
+def load_model(model: 'Artifact|str|Path',   # an adapter or a full model: repo at a commit, repo id, or folder
+               bits: int = None,               # default: as in training, else 16
+               device: str = None,             # default: `device()`
                dtype=None,                  # of the arithmetic; default: as `compute_dtype` says
               ) -> tuple:                   # model in eval mode, tokenizer
     "Load a model for inference; an adapter brings the base it was trained on, at that base's revision."

@@ -143,7 +143,7 @@ def _matthews(sums):
 
 # %% ../../nbs/engine/63_metrics.ipynb #a445b9e9
 _text = lambda name, title, counts, **more: Metric(name, title, counts, _mean, **more)
-_label = lambda name, title, formula, low=0.: Metric(name, title, _label_counts, formula, low, labels=True)
+_label = lambda name, title, formula, low = 0.: Metric(name, title, _label_counts, formula, low, labels=True)
 METRICS = {m.name: m for m in [
     _text('exact_match', 'Exact match', _by_row(_exact)),
     _text('f1', 'Token F1', _by_row(token_f1)),
@@ -169,8 +169,8 @@ def find_metrics(
         m = name if isinstance(name, Metric) else known.get(str(name).lower())
         if m is None:
             near = nearest(str(name), METRICS)
-            hint = f"did you mean {near!r}?" if near else 'the names are ' + ', '.join(METRICS)
-            raise UserError(f"There is no metric {str(name)!r}: {hint}")
+            hint = f'did you mean {near!r}?' if near else 'the names are ' + ', '.join(METRICS)
+            raise UserError(f'There is no metric {str(name)!r}: {hint}')
         if m.package: optional_package(m.package)
         if m not in found: found.append(m)
     return found
@@ -209,7 +209,7 @@ def interval(formula, rows, span, seed, resamples):
     draws = np.array([value]) if one else resampled(formula, draw, kinds, resamples)
     if not np.isfinite([value, draws.sum()]).all():
         raise UserError(f"This metric's formula gives no finite number for some of these {len(rows)} "
-                        "rows: let it give a number where it divides by 0")
+                        'rows: let it give a number where it divides by 0')
     if one: return value, *span                      # one row says nothing of the others: everything is possible
     eps = 1e-12 * (span[1] - span[0])                # sums of floats differ by their order
     if np.ptp(draws) <= eps: return value, value, value
@@ -236,11 +236,11 @@ def as_texts(
     answers = [text(p) for p in predictions]
     refs = [[text(x) for x in r] if isinstance(r, (list, tuple)) else [text(r)] for r in references]
     if len(answers) != len(refs):
-        raise UserError(f"{len(answers)} answers for {len(refs)} references: a system must answer "
-                        "every prompt once, in order")
-    if not answers: raise UserError("There are no rows to measure: give at least one")
+        raise UserError(f'{len(answers)} answers for {len(refs)} references: a system must answer '
+                        'every prompt once, in order')
+    if not answers: raise UserError('There are no rows to measure: give at least one')
     if (empty := next((i for i, r in enumerate(refs) if not r), None)) is not None:
-        raise UserError(f"Row {empty} has an empty list of references: give it one, or leave it out")
+        raise UserError(f'Row {empty} has an empty list of references: give it one, or leave it out')
     return answers, refs
 
 # %% ../../nbs/engine/63_metrics.ipynb #2228619c
@@ -250,17 +250,17 @@ def known_labels(
 ) -> list:  # sorted, numbers by size; those given in their own order
     "The labels that can be answered; refuse rows with several or unknown ones."
     if bad := next((r for r in refs if len(r) != 1), None):
-        raise UserError(f"A row has {len(bad)} references, but a label metric needs one label per "
-                        "row: give one, or take a text metric")
+        raise UserError(f'A row has {len(bad)} references, but a label metric needs one label per '
+                        'row: give one, or take a text metric')
     found = sorted({r[0] for r in refs}, key=by_number)
     if len(found) > 1000:
-        raise UserError(f"The references have {len(found):,} different labels, but a label metric is "
-                        "for a fixed set of at most 1,000: take a text metric, such as f1")
+        raise UserError(f'The references have {len(found):,} different labels, but a label metric is '
+                        'for a fixed set of at most 1,000: take a text metric, such as f1')
     if labels is None: return found
     labels = list(dict.fromkeys(str(l).strip() for l in labels))
     if other := [l for l in found if l not in labels]:
-        raise UserError(f"The references have the label {other[0]!r}, which is not among the "
-                        f"{len(labels)} labels given: add it, or mend the row")
+        raise UserError(f'The references have the label {other[0]!r}, which is not among the '
+                        f'{len(labels)} labels given: add it, or mend the row')
     return labels
 
 def row_counts(metric, answers, refs, labels=None):
@@ -309,6 +309,6 @@ def per_row(
 ) -> list:  # one figure per row
     "Measure each row by itself, to find the answers worth reading."
     m, = find_metrics([metric])
-    if m.labels: raise UserError(f"{m.title} is a figure of all rows and one row has none: take "
-                                 "exact_match, or `confusion`")
+    if m.labels: raise UserError(f'{m.title} is a figure of all rows and one row has none: take '
+                                 'exact_match, or `confusion`')
     return [float(x) for x in m.formula(row_counts(m, *as_texts(predictions, references)))]

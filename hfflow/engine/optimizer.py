@@ -17,8 +17,8 @@ from .errors import UserError
 from .settings import TrainConfig, lr_at
 
 # %% ../../nbs/engine/43_optimizer.ipynb #a94a49e4
-def threads_for(cfg:TrainConfig,
-                world:int=1,    # processes on this machine
+def threads_for(cfg: TrainConfig,
+                world: int = 1,    # processes on this machine
                ) -> int:
     "CPU threads to compute with: `cfg.threads`, else the cores that this process may use, shared by the processes."
     if cfg.threads: return cfg.threads

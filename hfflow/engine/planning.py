@@ -59,7 +59,7 @@ def _settings_nearby(train):
             if length >= 16: yield length, ck, train.batch if smaller else train.batch // 2
 
 def nearest_setting(
-    case:Case,  # that does not fit
+    case: Case,  # that does not fit
 ) -> 'dict|None':  # fields of TrainConfig; None where nothing fits
     "Find the nearest setting that fits, with the same rows per optimizer step."
     train = case.train
@@ -117,7 +117,7 @@ def _notes(case, seconds):
         yield (f'Lengths are not known: rows of {case.longest()} tokens for memory, {case.mean or case.longest() / 2:.0f} on average '
                'for time, half of them labels')
     if dev.price is not None:
-        yield (f"Price: HF Jobs {dev.flavor}, ${dev.price:.2f} per hour ({dev.date}), start-up not counted. "
+        yield (f'Price: HF Jobs {dev.flavor}, ${dev.price:.2f} per hour ({dev.date}), start-up not counted. '
                f"A job stops after 30 minutes by default and loses what is not saved: ask for timeout='{job_minutes(seconds)}m'")
 
 # %% ../../nbs/engine/54_planning.ipynb #fbf7f24e
@@ -180,7 +180,7 @@ class Plan(Needs, Pace):
     notes: tuple = ()  # what one should know
 
     def on(self, gpu): return self.case if gpu is None else self.case.but(dev=gpu_named(gpu))     # the case on another device
-    def fits(self, gpu:str=None) -> Fit:
+    def fits(self, gpu: str = None) -> Fit:
         "Say whether this run fits a device: its own, or another by name ('h200', 'cpu 16', 'apple 24')."
         case = self.on(gpu)
         return Fit(case.dev.name, case.capacity - case.room(), case.capacity)
@@ -190,7 +190,7 @@ class Plan(Needs, Pace):
         "Everything as plain values, for JSON."
         more = dict(fits=bool(self.fits()), notes=list(self.notes), warnings=self.warnings, total_bytes=self.total_bytes)
         return {k: getattr(self, k) for k in _KEYS} | more
-    def within(self, minutes:float) -> 'Plan':
+    def within(self, minutes: float) -> 'Plan':
         "The same run with as many steps as fit into the minutes."
         if not self.step_seconds: return self
         most = max(1, int(60 * minutes / self.step_seconds))
@@ -235,7 +235,7 @@ def _plain(plan):
     return '\n'.join([f'{k.ljust(width)}  {v}' for k, v in rows] + [''] + [f'{n}.' for n in _said(plan)])
 
 def planned(
-    case:Case,  # its setting is planned
+    case: Case,  # its setting is planned
 ) -> Plan:
     "Make the plan of a case."
     near = None if case.room() >= 0 else nearest_setting(case)
@@ -288,13 +288,13 @@ def plan(
 
 # %% ../../nbs/engine/54_planning.ipynb #cd4ca3e6
 @patch
-def largest_batch(self:Plan, gpu:str=None, most:int=1024) -> int:
+def largest_batch(self: Plan, gpu: str = None, most: int = 1024) -> int:
     "How many rows of this plan's length fit at once; 0 where not even one does."
     case = self.on(gpu)
     return _largest_that_fits(lambda b: case.left(replace(case.train, batch=b)), most)
 
 @patch
-def longest_context(self:Plan, gpu:str=None, most:int=2**17) -> int:
+def longest_context(self: Plan, gpu: str = None, most: int = 2**17) -> int:
     "How many tokens a row may have, one at a time; 0 where not even 64 fit."
     case, least = self.on(gpu).but(data=None), 64
     def left(n): return case.left(replace(case.train, batch=1, max_len=least * n))
@@ -302,7 +302,7 @@ def longest_context(self:Plan, gpu:str=None, most:int=2**17) -> int:
 
 # %% ../../nbs/engine/54_planning.ipynb #62f73c6b
 @patch
-def offers(self:Plan) -> Table:
+def offers(self: Plan) -> Table:
     "This run on each kind of machine that HF Jobs rents: does it fit, how long, and what for."
     asked, rows = asked_prices(), []
     for g in (g for g in GPUS.values() if g.flavor):
@@ -315,8 +315,8 @@ def offers(self:Plan) -> Table:
 
 # %% ../../nbs/engine/54_planning.ipynb #5f291da3
 def largest_model(
-    bases:list,  # of one family: anything that `plan` takes
-    gpu:str=None,
+    bases: list,  # of one family: anything that `plan` takes
+    gpu: str = None,
     **settings,  # as for `plan`
 ) -> 'Plan|None':  # of the largest that fits; None where none does
     "Find the largest model of a family that can be trained on a device, with the nearest setting that fits."
@@ -338,7 +338,7 @@ def _gib(memory):
 
 def compare(
     base,      # as for `plan`
-    gpu:str=None,
+    gpu: str = None,
     qlora=None, train=None, dataset=None, task=None, labels=None,  # as for `plan`; bits and `full` are what is compared
 ) -> Table:
     "The ways to fine-tune one model side by side: where memory goes, and whether it fits."
@@ -355,7 +355,7 @@ def compare(
 
 # %% ../../nbs/engine/54_planning.ipynb #06046310
 @patch
-def trace(self:Plan) -> Step:
+def trace(self: Plan) -> Step:
     "The step of all layers from its first byte to its last, for `plot_step`; a deep model takes a while."
     case = self.case
     dtype, kernel = case.arithmetic

@@ -68,7 +68,7 @@ def prepare(source=None,     # what `read_raw` takes; None: `cfg.source`
     return Prepared(_dataset_dict(splits), report)
 
 # %% ../../nbs/engine/15_prepare.ipynb #4ff9ce1d
-def need_prompts(prepared:Prepared,
+def need_prompts(prepared: Prepared,
                  task='seq2seq',     # 'classify': what is missing is a label
                 ):
     "Refuse rows that are a text and nothing else: a seq2seq model and a classifier need both."
@@ -81,7 +81,7 @@ def need_prompts(prepared:Prepared,
                                 f'columns, {needs[1]}.')
 
 # %% ../../nbs/engine/15_prepare.ipynb #1749eb2d
-def label_names(prepared:Prepared,
+def label_names(prepared: Prepared,
                 labels=None,   # their names in the order of their numbers; None: found
                ) -> list:      # at least two names, each with a training row
     "Name the labels that a classifier is to learn from the completions."

@@ -31,9 +31,9 @@ def package() -> Path:
     return Path(hfflow.__file__).parent
 
 # %% ../../nbs/engine/01_process.ipynb #e2fbe223
-def write_atomic(path:Path,       # its folder is made where it is missing
-                 text:str,
-                 mode:int=0o666,  # rights of the file, less what the user's mask takes away
+def write_atomic(path: Path,       # its folder is made where it is missing
+                 text: str,
+                 mode: int = 0o666,  # rights of the file, less what the user's mask takes away
                 ):
     "Write a file at once: whoever reads it sees the old or the new text, never half of it."
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write_atomic(path:Path,       # its folder is made where it is missing
 # %% ../../nbs/engine/01_process.ipynb #ca8f6470
 MARK = 'hfflow_'   # what an embedded Hub's token begins with
 
-def local_token(data:Path) -> str:
+def local_token(data: Path) -> str:
     "Return the token of `you` on this embedded Hub: 32 random bytes, made once, readable by the owner alone."
     import secrets
     path = data/'token'
@@ -80,13 +80,13 @@ def _running(data):
     return state if born and abs(born - (state.get('birth') or 0)) < 3 else None
 
 # %% ../../nbs/engine/01_process.ipynb #459e0cb9
-def loopback(url:str) -> bool:
+def loopback(url: str) -> bool:
     "Whether the address is one of this machine."
     return urlsplit(url).hostname in ('127.0.0.1', 'localhost', '::1')
 
-def ask(url:str,
-        token:str=None,
-        timeout:float=10,  # seconds
+def ask(url: str,
+        token: str = None,
+        timeout: float = 10,  # seconds
        ) -> tuple:         # status, the JSON it answered or None, where it redirects to or None
     "GET `url` and follow no redirect; OSError if nobody answers."
     import httpx
@@ -195,7 +195,7 @@ def _end(pid, limit=10):
 
 # %% ../../nbs/engine/01_process.ipynb #79f34070
 def file_lock(path,            # the file that is locked; it stays there, empty
-              limit:float=90,  # seconds to wait for it
+              limit: float = 90,  # seconds to wait for it
              ):                # a context manager; `filelock.Timeout` when another holds it longer
     "Lock a file against all other processes."
     from filelock import FileLock
@@ -217,8 +217,8 @@ def _begin(data, port, may):
     return _wait(data, _spawn(data, last if free else 0, may))
 
 # %% ../../nbs/engine/01_process.ipynb #1c8b575a
-def ensure(data:Path,      # folder of the embedded Hub
-           port:int=None,  # for a new server; default: the one that it had, else any free one
+def ensure(data: Path,      # folder of the embedded Hub
+           port: int = None,  # for a new server; default: the one that it had, else any free one
            may=(),         # what a new server may run: spaces, jobs
           ) -> str:        # its address
     "Find the embedded Hub of `data`, or start it."
@@ -236,9 +236,9 @@ def ensure(data:Path,      # folder of the embedded Hub
 
 # %% ../../nbs/engine/01_process.ipynb #4b6f0239
 def start(data=None,        # folder of the embedded Hub; default: the one below `home()`
-          port:int=None,    # default: the one that it had, else any free one
-          spaces:bool=False,# run Spaces
-          jobs:bool=False,  # run Jobs and Inference Endpoints
+          port: int = None,    # default: the one that it had, else any free one
+          spaces: bool = False, # run Spaces
+          jobs: bool = False,  # run Jobs and Inference Endpoints
          ) -> str:          # its address
     "Start the embedded Hub, or find it running; UserError where it runs, but otherwise."
     if port is not None and not 1 <= port <= 65535:

@@ -127,7 +127,7 @@ class Run:
     def __repr__(self): return self._repr_markdown_()
 
 # %% ../../nbs/engine/44_progress.ipynb #be3b365b
-def plot_loss(run:Run,   # or anything else with `losses` and `eval_losses`
+def plot_loss(run: Run,   # or anything else with `losses` and `eval_losses`
              ) -> "'Figure'":
     "Draw the loss of each step, its running mean, the held-out loss, and the loss of guessing."
     need('matplotlib')
@@ -247,13 +247,13 @@ def _figures(step, **entry):
     return figures
 
 @patch
-def sync(self:Log):
+def sync(self: Log):
     "Force the lines to disk."
     self.file.flush()
     force_to_disk(self.path)
 
 @patch
-def close(self:Log):
+def close(self: Log):
     "Close tracker and file."
     if self.tracker: self.tracker.finish()
     if self.file: self.file.close()

@@ -47,7 +47,7 @@ def _sample(folder, rows=300, tests=40):
 
 # %% ../../nbs/engine/89_project.ipynb #c867e0ca
 def init(folder,          # new or empty
-         name:str=None,   # of the project and its repos; default: the folder's name
+         name: str = None,   # of the project and its repos; default: the folder's name
         ) -> list:        # paths of the files, in the order of a listing
     "Write a GitHub project that registers data, trains, publishes and pushes its Space by itself."
     folder = Path(folder)
@@ -112,9 +112,9 @@ def _one_sentence(kind, error, trace):
           file=sys.stderr)
 
 # %% ../../nbs/engine/89_project.ipynb #a2a97344
-def open_project(writes:str=None,   # dataset, model or space: the one repo that this step writes
-                 config:str=None,   # settings file; default: by mode
-                 mode:str=None,     # rehearsal, runner or jobs; default: by the environment
+def open_project(writes: str = None,   # dataset, model or space: the one repo that this step writes
+                 config: str = None,   # settings file; default: by mode
+                 mode: str = None,     # rehearsal, runner or jobs; default: by the environment
                 ) -> Project:
     "Choose the mode, load the settings that go with it, and connect to the Hub."
     sys.excepthook = _one_sentence
@@ -172,8 +172,8 @@ def _base_env():
 # %% ../../nbs/engine/89_project.ipynb #405e27fc
 def rehearse(folder='.',            # of the project
              workflow='check.yml',  # in its .github/workflows
-             until:str=None,        # name of the last step to run; default: all
-             env:dict=None,         # further environment variables
+             until: str = None,        # name of the last step to run; default: all
+             env: dict = None,         # further environment variables
             ) -> Table:             # one row per step: name, seconds, last line it printed
     "Run the `run:` steps of a workflow here, in order, as GitHub would; UserError where one fails."
     folder, done = Path(folder).resolve(), Table()

@@ -33,7 +33,7 @@ class RawTable:
     notes: tuple = ()       # what the report shall say of how it was read
 
 # %% ../../nbs/engine/12_readers.ipynb #1fcd7a26
-def decoded(data:bytes, name:str) -> str:
+def decoded(data: bytes, name: str) -> str:
     "Decode the content of a file; UserError with the line that is not UTF-8."
     try: return data.decode('utf-8-sig')
     except UnicodeDecodeError as e:
@@ -204,8 +204,8 @@ def _read_split(name, ds, notes):
                     list(range(1, len(rows) + 1)), classes, notes)
 
 # %% ../../nbs/engine/12_readers.ipynb #e5bf054f
-def load_at(data:Artifact,     # a Dataset repo at its commit
-            config:str=None,   # one of its configs; None: its only or default one
+def load_at(data: Artifact,     # a Dataset repo at its commit
+            config: str = None,   # one of its configs; None: its only or default one
             **kwargs,          # further arguments of `load_dataset`
            ) -> "'DatasetDict'":
     "Load a Dataset repo by `datasets.load_dataset` at its commit; UserError when that fails."
@@ -217,7 +217,7 @@ def load_at(data:Artifact,     # a Dataset repo at its commit
     except (ValueError, FileNotFoundError, datasets.exceptions.DatasetsError, HfHubHTTPError) as e:
         why = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip('.:')
         raise UserError(f"The data of '{data.repo_id}' cannot be loaded ({why}): look at its page, "
-                        f"{data.url}.") from None
+                        f'{data.url}.') from None
 
 def _read_hub(source):
     "The tables of a Dataset repo on the connected Hub."
@@ -236,7 +236,7 @@ def _read_named(source, progress):
     if not local and re.fullmatch(r'[\w.-]+/[\w.-]+(:[^@]+)?(@.+)?', source):
         return _read_hub(source)
     raise UserError(f"There is no raw file or folder '{source}': check the path, or name a Dataset "
-                    "repo as owner/name.")
+                    'repo as owner/name.')
 
 # %% ../../nbs/engine/12_readers.ipynb #a7eaa292
 def read_raw(source,          # file, folder, 'owner/name' of a Dataset repo, 'flow-writer',

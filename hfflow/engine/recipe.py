@@ -32,9 +32,9 @@ RATES = {
     'seq2seq': ((1e9, 5e-4, "half of the rate in peft's examples for mT0 and Whisper"),
                 (float('inf'), 2e-4, 'QLoRA, arXiv 2305.14314, table 9'))}
 
-def usual_lr(task:str,          # causal, classify or seq2seq
-             parameters:int,    # of the whole model
-             full:bool=False,   # every weight is trained, without an adapter
+def usual_lr(task: str,          # causal, classify or seq2seq
+             parameters: int,    # of the whole model
+             full: bool = False,   # every weight is trained, without an adapter
             ) -> tuple:         # learning rate, where it is from
     "Say which peak learning rate suits a model where nobody names one."
     lr, source = next((lr, source) for most, lr, source in RATES[task] if parameters <= most)
@@ -44,9 +44,9 @@ def usual_lr(task:str,          # causal, classify or seq2seq
 # %% ../../nbs/engine/41_recipe.ipynb #02198b34
 FAR = 1.8, 20     # so many times above the usual rate, or below it
 
-def too_far(lr:float,      # that is asked for
-            usual:float,   # from `usual_lr`, or as the base wants it
-            source:str='', # where the usual one is from
+def too_far(lr: float,      # that is asked for
+            usual: float,   # from `usual_lr`, or as the base wants it
+            source: str = '', # where the usual one is from
            ) -> str:       # '' where it is near enough
     "Say that a learning rate is far from what suits the model, and what to write instead."
     if usual / FAR[1] <= lr <= usual * FAR[0]: return ''
@@ -108,10 +108,10 @@ class Recipe:
 STEPS, PASSES = 1000, 10     # of a classifier: steps that are enough, and the most passes
 
 def recipe(base,                  # an Artifact, a repo id, or a folder; None: it says nothing
-           task:str,              # causal, classify or seq2seq
-           parameters:int,        # of the whole model
-           full:bool=False,       # every weight is trained
-           steps:'int|None'=None, # optimizer steps of one pass, where the rows are known
+           task: str,              # causal, classify or seq2seq
+           parameters: int,        # of the whole model
+           full: bool = False,       # every weight is trained
+           steps: 'int|None' = None, # optimizer steps of one pass, where the rows are known
           ) -> Recipe:
     "Collect what suits a base: its own wishes, and the usual for the rest."
     own = {} if base is None else wishes(base)

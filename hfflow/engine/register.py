@@ -24,8 +24,8 @@ from .readers import load_at
 SIZES = {1e3: 'n<1K', 1e4: '1K<n<10K', 1e5: '10K<n<100K', 1e6: '100K<n<1M', 1e7: '1M<n<10M'}
 CARD = Path(hfflow.__file__).parent/'templates'/'dataset_card.md'
 
-def dataset_card(prepared:Prepared,
-                 repo_id:str,           # owner/name
+def dataset_card(prepared: Prepared,
+                 repo_id: str,           # owner/name
                  license='unknown',     # an identifier of the Hub's list, such as apache-2.0
                  files=None,            # split -> paths in the repo
                  labels=(),             # of a classifier: what its completions can be
@@ -97,9 +97,9 @@ def _refusal(error, repo_id, hub):
         return UserError(f"You may not write to '{repo_id}' on {hub.endpoint} (as "
                          f"{hub.user or 'nobody'}): use a name of your own, "
                          f"such as {hub.user or 'you'}/{repo_id.split('/')[-1]}, or a token that "
-                         "may write there.")
+                         'may write there.')
     return UserError(f"{hub.endpoint} refused the data set '{repo_id}' ({code}): "
-                     f"{str(error).strip().splitlines()[-1]}")
+                     f'{str(error).strip().splitlines()[-1]}')
 
 def _remove_empty(api, repo_id):
     "Delete a repo that has nothing but its first commit; never mind if the Hub is gone."
@@ -135,7 +135,7 @@ def _put_or_nothing(hub, repo_id, private, *what):
         return sha
     except HFValidationError:
         raise UserError(f"'{repo_id}' is no name for a repo: write owner/name with letters, "
-                        "digits, dots and dashes.") from None
+                        'digits, dots and dashes.') from None
     except HfHubHTTPError as e: raise _refusal(e, repo_id, hub) from None
     except Exception as e:
         if not isinstance(e, OSError) and not type(e).__module__.startswith('httpx'): raise
@@ -146,8 +146,8 @@ def _put_or_nothing(hub, repo_id, private, *what):
         if new: _remove_empty(api, repo_id)          # nothing half-published
 
 # %% ../../nbs/engine/16_register.ipynb #03c517ee
-def register(prepared:Prepared,
-             repo_id:str,         # owner/name; a name alone is put into your own namespace
+def register(prepared: Prepared,
+             repo_id: str,         # owner/name; a name alone is put into your own namespace
              private=False,       # only you may see it; a private repo is never made public
              license=None,        # default: apache-2.0 for flow-writer, else unknown
              config=None,         # settings to note in lineage.json
@@ -167,13 +167,13 @@ def register(prepared:Prepared,
     return Artifact('dataset', repo_id, sha, hub.repo_url('dataset', repo_id, sha))
 
 # %% ../../nbs/engine/16_register.ipynb #22f96619
-def load(data:'Artifact|str',   # a Dataset repo, or its name: then its newest version
+def load(data: 'Artifact|str',   # a Dataset repo, or its name: then its newest version
          **kwargs,              # further arguments of `load_dataset`
         ) -> "'DatasetDict'":
     "Download a Dataset repo at its commit; all its splits."
     return load_at(Artifact.at('dataset', data) if isinstance(data, str) else data, **kwargs)
 
-def stream(data:'Artifact|str',   # a Dataset repo, or its name: then its newest version
+def stream(data: 'Artifact|str',   # a Dataset repo, or its name: then its newest version
            split='train',         # one of its splits
           ) -> "'IterableDataset'":
     "Read the rows of a split one after the other, without downloading it first."

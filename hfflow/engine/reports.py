@@ -89,7 +89,7 @@ class Report(Results):
             if (r['system'], r['split']) == (system, split): return r
         there = ', '.join(sorted({f"{r['system']!r} on {r['split']!r}" for r in self.rows}))
         where = 'any split' if split is None else repr(split)
-        raise UserError(f"The report has no row for {system!r} on {where}: it has {there}")
+        raise UserError(f'The report has no row for {system!r} on {where}: it has {there}')
     def as_dict(self):
         "Everything as plain lists and dicts, for JSON."
         return asdict(self)
@@ -116,7 +116,7 @@ def _questions(split, data, limit):
     "Prompts, references, and what a chat model is asked, of at most so many rows."
     columns = column(data, 'prompt'), column(data, 'completion')
     if not (n := len(columns[0])):
-        raise UserError(f"Split {split!r} has no rows to evaluate: leave it out or give another one")
+        raise UserError(f'Split {split!r} has no rows to evaluate: leave it out or give another one')
     columns = *columns, _conversations(data, columns[0])
     keep = sorted(random.Random(0).sample(range(n), limit)) if limit and limit < n else range(n)
     return [[values[i] for i in keep] for values in columns]
@@ -145,9 +145,9 @@ def _samples(row, questions, answers, hits, chats, most):
 def _checked(systems, splits, limit, roles):
     "Refuse what cannot be evaluated."
     if limit is not None and limit < 1:
-        raise UserError(f"limit={limit} leaves nothing to evaluate: give 1 or more, or None for all rows")
+        raise UserError(f'limit={limit} leaves nothing to evaluate: give 1 or more, or None for all rows')
     if not systems or not splits:
-        raise UserError("There is nothing to evaluate: give at least one system and one split")
+        raise UserError('There is nothing to evaluate: give at least one system and one split')
     if other := [s for s in (roles or {}).values() if s not in systems]:
         raise UserError(f"The role of {other[0]!r} is given, but the systems are {', '.join(systems)}: name one of these")
 
@@ -212,7 +212,7 @@ def _shared(report, before, after, split, kept):
     splits = [r['split'] for r in report.rows if r['system'] == before] if split is None else [split]
     old, new = (kept.get(name, {}) for name in (before, after))
     if missing := next((s for s in splits if s not in old or s not in new), None):
-        raise UserError(f"The report keeps no figure of each row of {missing!r} for {before!r} and {after!r}: call evaluate again")
+        raise UserError(f'The report keeps no figure of each row of {missing!r} for {before!r} and {after!r}: call evaluate again')
     return [(x, y) for s in splits for x, y in zip(old[s], new[s])]
 
 def paired(

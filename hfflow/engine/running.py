@@ -116,7 +116,7 @@ def run(
     if not isinstance(cfg, FlowConfig): cfg = load(cfg, embedded=is_embedded(hub))
     _need(wanted, cfg)
     if report is not None and Path(report).is_dir():
-        raise UserError(f"the report cannot be written to {report}, which is a folder: name a "
+        raise UserError(f'the report cannot be written to {report}, which is a folder: name a '
                         f"file, such as {Path(report)/'report.json'}")
     hub = _connected(hub)
     w = Work(cfg, hub, Path(workdir)/'runs'/cfg.name, progress, force)

@@ -24,7 +24,7 @@ def wilson(
 ) -> tuple:  # lower and upper bound of the true rate, both in [0, 1]
     "The Wilson score interval of a proportion."
     if not 0 <= k <= n:
-        raise UserError(f"{k} right of {n} is no proportion: the first must lie between 0 and the second")
+        raise UserError(f'{k} right of {n} is no proportion: the first must lie between 0 and the second')
     if n == 0: return 0.0, 1.0
     p, z2 = k / n, z * z
     mid, half = p + z2 / (2 * n), z * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
@@ -81,8 +81,8 @@ def score(
     predictions = ['' if p is None else str(p).strip() for p in predictions]
     references = list(references)
     if len(predictions) != len(references):
-        raise UserError(f"{len(predictions)} answers for {len(references)} references: a system "
-                        "must answer every prompt once, in order")
+        raise UserError(f'{len(predictions)} answers for {len(references)} references: a system '
+                        'must answer every prompt once, in order')
     references = [nearest_value(p, r) for p, r in zip(predictions, references)]
     hits = tuple(p == r for p, r in zip(predictions, references))
     right, total, valid, has_fields = Counter(), Counter(), 0, 0
@@ -142,8 +142,8 @@ def column(
     if not len(rows): return []
     try: return list(rows[name]) if not isinstance(rows, (list, tuple)) else [r[name] for r in rows]
     except KeyError:
-        raise UserError(f"There is no column {name!r} in the rows to evaluate: they need `prompt` and `completion`, "
-                        "which data.prepare makes") from None
+        raise UserError(f'There is no column {name!r} in the rows to evaluate: they need `prompt` and `completion`, '
+                        'which data.prepare makes') from None
 
 # %% ../../nbs/engine/60_scores.ipynb #fed3c4d5
 def _common_fields(lines):
@@ -159,7 +159,7 @@ def majority_control(
     "A system that always answers the most frequent value of each field (or the most frequent answer, if there are no fields)."
     answers = [str(c).strip() for c in column(train, 'completion')]
     if not answers:
-        raise UserError("The training split is empty, so nothing in it is most frequent: give a split with rows")
+        raise UserError('The training split is empty, so nothing in it is most frequent: give a split with rows')
     lines = [a.splitlines() for a in answers]
     flat = all(l and all(':' in x and x[:1].strip() for x in l) for l in lines)     # `key: value`, not indented
     best = _common_fields(lines) if flat else Counter(answers).most_common(1)[0][0]

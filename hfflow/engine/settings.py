@@ -74,9 +74,9 @@ trackers = {'trackio': 'TrackioTracker', 'tensorboard': 'TensorBoardTracker',
 _shapes = {'linear': lambda t: 1 - t, 'cosine': lambda t: (1 + math.cos(math.pi * t)) / 2,
            'constant': lambda t: 1.0, 'wsd': lambda t: 1.0}
 
-def lr_at(step:int,          # from 0
-          total:int,         # steps of the run
-          cfg:TrainConfig,   # without a rate of its own: 2e-4, that of QLoRA (`fit` chooses one that suits the model)
+def lr_at(step: int,          # from 0
+          total: int,         # steps of the run
+          cfg: TrainConfig,   # without a rate of its own: 2e-4, that of QLoRA (`fit` chooses one that suits the model)
          ) -> float:
     "Learning rate of a step: a rise over the warm-up, then the schedule down to zero. It depends on nothing else, so it needs no state."
     warm, peak = math.ceil(cfg.warmup * total), cfg.lr or 2e-4

@@ -20,13 +20,13 @@ class Table(list):
     def _repr_pretty_(self, p, cycle): p.text(str(self))     # where a page shows no Markdown
 
 # %% ../../nbs/engine/04_show.ipynb #eaf40b61
-def size_text(n:float,  # bytes; negative ones too
+def size_text(n: float,  # bytes; negative ones too
              ) -> str:
     "Write bytes as MiB or GiB."
     if abs(n) >= 2**30: return f'{n / 2**30:.2f} GiB'
     return f'{n / 2**20:,.0f} MiB' if abs(n) >= 10 * 2**20 or not n else f'{n / 2**20:.2g} MiB'
 
-def time_text(s:float,  # seconds
+def time_text(s: float,  # seconds
              ) -> str:
     "Write seconds as seconds, minutes or hours, whichever a person would say."
     return f'{s:.0f} s' if s < 120 else f'{s / 60:.0f} min' if s < 7200 else f'{s / 3600:.1f} h'

@@ -149,9 +149,9 @@ def _finish(ids, labels, tok, stops, max_len, plain):
     return {'input_ids': ids, 'labels': labels, 'cut': cut}
 
 # %% ../../nbs/engine/21_spans.ipynb #80014598
-def encode_conversations(rows:list[dict],  # rows that `messages` understands
+def encode_conversations(rows: list[dict],  # rows that `messages` understands
                 tok,              # a prepared tokenizer
-                max_len:int=None, # longest example in tokens
+                max_len: int = None, # longest example in tokens
                ) -> list:         # for each row `input_ids`, `labels` and whether it was `cut`; None if no whole answer is left
     "Encode rows in one call of the tokenizer."
     stops, texts, shape = stop_ids(tok), [], []
@@ -170,9 +170,9 @@ def encode_conversations(rows:list[dict],  # rows that `messages` understands
     return out
 
 # %% ../../nbs/engine/21_spans.ipynb #3f60df14
-def encode(row:dict,          # a row that `messages` understands
+def encode(row: dict,          # a row that `messages` understands
            tok,               # a prepared tokenizer
-           max_len:int=None,  # longest example in tokens: turns that do not fit are cut off
+           max_len: int = None,  # longest example in tokens: turns that do not fit are cut off
           ) -> dict:          # `input_ids` and `labels`; None if no whole answer is left
     "Turn a row into token ids and labels: the answers' tokens and their end are labelled, everything else is -100."
     out = encode_conversations([row], tok, max_len)[0]

@@ -17,7 +17,7 @@ SPLIT_WORDS = {w: split for split, words in {
     'validation': ('validation', 'valid', 'val', 'dev', 'eval', 'evaluation')}.items()
     for w in words}
 
-def split_words(name:str,    # path of a raw file, or name of a split
+def split_words(name: str,    # path of a raw file, or name of a split
                ) -> tuple:   # (the part of the path that has them, the splits that they mean)
     "Find the words of a split in a path, in the file's name first."
     parts = Path(name).parts
@@ -27,7 +27,7 @@ def split_words(name:str,    # path of a raw file, or name of a split
     return '', []
 
 # %% ../../nbs/engine/11_splits.ipynb #9ac33000
-def split_of(name:str,   # path of a raw file, or name of a split
+def split_of(name: str,   # path of a raw file, or name of a split
             ) -> str:    # train, validation, test or test_...
     "Tell the split from a file's name or, failing that, from its folder's."
     part, found = split_words(name)
@@ -36,7 +36,7 @@ def split_of(name:str,   # path of a raw file, or name of a split
     return found[0] if found else 'train'
 
 # %% ../../nbs/engine/11_splits.ipynb #8b31a30e
-def split_notes(name:str,     # path of a raw file
+def split_notes(name: str,     # path of a raw file
                 names,        # the paths of all raw files
                ) -> list:     # sentences, mostly none
     "Say how the split of a file was chosen, where its name leaves it open."

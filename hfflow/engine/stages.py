@@ -99,7 +99,7 @@ def _too_large(p, train) -> str:
     "Say in one sentence what does not fit, and what would."
     fit, s = p.fits(), p.setting
     return (f"{p.base} with batch {train.batch} of up to {s['longest']} tokens and {s['bits']} "
-            "bits "
+            'bits '
             f'needs {size_text(fit.need)}, and {fit.device} has {size_text(fit.capacity)}; '
             f'{p.advice[:1].lower()}{p.advice[1:]}')
 
@@ -143,7 +143,7 @@ def _threads(w):
 @stage('plan', Planned,
        inputs=lambda w: {**_training(w), 'minutes': w.settled.minutes, 'adjust': w.cfg.adjust,
                          'gib': round(gpu_gib())},
-       line=lambda w, r: f"{r.steps:,} steps; predicted {r.peak_bytes / 2**20:,.0f} MiB and "
+       line=lambda w, r: f'{r.steps:,} steps; predicted {r.peak_bytes / 2**20:,.0f} MiB and '
                          f"{r.said['seconds']:,.0f} s{_changes(w.settled.train, r.setting)}")
 def _plan(w):
     _threads(w)

@@ -91,7 +91,7 @@ class Stepper:
     def __init__(self,
                  model,          # trained in place
                  tok,            # its tokenizer, or anything with a `pad_token_id`
-                 rows:list,      # encoded
+                 rows: list,      # encoded
                  cfg,            # a `TrainConfig`
                  opt=None,       # in place of the optimizer that `cfg` names
                  keeping=None,   # context in which a loss is computed; default: as `cfg.offload` says
@@ -117,7 +117,7 @@ class Stepper:
 
 # %% ../../nbs/engine/44a_steps.ipynb #7771dced
 @patch
-def counted(self:Stepper):
+def counted(self: Stepper):
     "Label tokens and tokens of the current step, those of all processes; one that was told to stop tells the others."
     import torch
     held = [task_counts(self.model, b) for b, counts in self.data.of(self.step, self.micro) if counts]
@@ -130,7 +130,7 @@ def counted(self:Stepper):
 
 # %% ../../nbs/engine/44a_steps.ipynb #9e2e04d5
 @patch
-def backward(self:Stepper, n):
+def backward(self: Stepper, n):
     "Gradients of this process's share of the current step, of `n` label tokens in all; returns its summed loss."
     import torch
     # dropout and noise: functions of the step
@@ -145,7 +145,7 @@ def backward(self:Stepper, n):
     return total
 
 @patch
-def gradients(self:Stepper):
+def gradients(self: Stepper):
     "Gradients of the current step; returns its mean loss per label token, and its label tokens and tokens."
     n, tokens = self.counted()
     total = self.fitting(partial(self.backward, n))
@@ -162,7 +162,7 @@ def _out_of_memory(e):
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(w in str(e) for w in words)
 
 @patch
-def fitting(self:Stepper, compute):
+def fitting(self: Stepper, compute):
     "`compute()`; as long as memory runs out, here or in another process, again with half the rows per forward pass."
     while True:
         out, short = None, False
@@ -175,7 +175,7 @@ def fitting(self:Stepper, compute):
         self.halve()
 
 @patch
-def anywhere(self:Stepper, short):
+def anywhere(self: Stepper, short):
     "Did memory run out in any process? None of them waits for another before this question."
     import torch
     if self.world == 1 or self.cfg.shard: return short
@@ -183,7 +183,7 @@ def anywhere(self:Stepper, short):
 
 # %% ../../nbs/engine/44a_steps.ipynb #e93e743c
 @patch
-def halve(self:Stepper):
+def halve(self: Stepper):
     "Half the rows per forward pass from here on; UserError where there is nothing to halve."
     import torch
     self.opt.zero_grad(set_to_none=True)
@@ -202,7 +202,7 @@ def halve(self:Stepper):
 
 # %% ../../nbs/engine/44a_steps.ipynb #b3ba3e42
 @patch
-def parts(self:Stepper):
+def parts(self: Stepper):
     "The contexts of a step, in the order in which they are entered."
     model, cfg = self.model, self.cfg
     if cfg.checkpointing: yield checkpointed(model, cfg.offload)
@@ -216,7 +216,7 @@ def parts(self:Stepper):
 
 @patch
 @contextmanager
-def ready(self:Stepper):
+def ready(self: Stepper):
     "While inside, everything that a step needs is in place; afterwards the model is as it was."
     import torch
     self.model.train()
@@ -234,7 +234,7 @@ def ready(self:Stepper):
 
 # %% ../../nbs/engine/44a_steps.ipynb #71aa3865
 @patch
-def check(self:Stepper, loss, norm):
+def check(self: Stepper, loss, norm):
     "Stop before a loss that is no number reaches the weights."
     fp16 = self.acc.scaler is not None
     self.skipped = self.skipped + 1 if fp16 and not math.isfinite(norm) else 0
@@ -243,7 +243,7 @@ def check(self:Stepper, loss, norm):
     self.give_up(f'{what} at step {self.step + 1}', self.step, ' before it reached the weights')
 
 @patch
-def give_up(self:Stepper, what, step, when=''):
+def give_up(self: Stepper, what, step, when=''):
     "UserError, and words, for what went wrong in `step`, counted from 0."
     rows = self.data.numbers(step)
     rows = ', '.join(map(str, rows[:16])) + (' and more' if len(rows) > 16 else '')
@@ -254,7 +254,7 @@ def give_up(self:Stepper, what, step, when=''):
 
 # %% ../../nbs/engine/44a_steps.ipynb #ed7aa715
 @patch
-def update(self:Stepper, loss):
+def update(self: Stepper, loss):
     "Clip the gradients, check them, let the optimizer step; returns the norm of the gradients."
     norm = float(self.acc.clip_grad_norm_(list(self.params.values()), self.cfg.clip or math.inf))
     self.check(loss, norm)
@@ -263,7 +263,7 @@ def update(self:Stepper, loss):
     return norm
 
 @patch
-def advance(self:Stepper):
+def advance(self: Stepper):
     "One optimizer step; returns the mean loss per label token, the gradient's norm and the learning rate."
     lr = lr_at(self.step, self.data.total, self.cfg)
     for group in self.opt.param_groups: group['lr'] = lr
@@ -274,7 +274,7 @@ def advance(self:Stepper):
 
 # %% ../../nbs/engine/44a_steps.ipynb #a8c62021
 @patch
-def held_out(self:Stepper, rows):
+def held_out(self: Stepper, rows):
     "Summed loss and labels of this process's share of held-out rows."
     import torch
     model, size = self.model, self.micro

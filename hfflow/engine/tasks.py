@@ -46,7 +46,7 @@ def _label(value, config):
     if isinstance(value, bool) or value not in known:
         raise UserError(f"The label {value!r} is not known: the model's labels are "
                         f"{', '.join(map(str, config.label2id))}, or their numbers; load the base "
-                        "with the labels that the data has.")
+                        'with the labels that the data has.')
     return known[value]
 
 # %% ../../nbs/engine/37_tasks.ipynb #52e5764a
@@ -62,7 +62,7 @@ def row_limit(config,
 
 def row_ids(texts, tok,
             limit,            # longest text in tokens, or None
-            ends:bool=False,  # add an end where the tokenizer does not
+            ends: bool = False,  # add an end where the tokenizer does not
            ) -> tuple:        # lists of ids, number of texts that were cut
     "Encode texts as the tokenizer frames them; an empty one is refused."
     long = tok([str(t) for t in texts])['input_ids'] if texts else []
@@ -80,8 +80,8 @@ def _extractor(tok, config):
     own = getattr(tok, 'feature_extractor', None)
     if own is not None: return own
     if config.model_type != 'whisper':
-        raise UserError(f"A {config.model_type} model needs its own feature extractor: give its "
-                        "processor (AutoProcessor.from_pretrained) in place of the tokenizer.")
+        raise UserError(f'A {config.model_type} model needs its own feature extractor: give its '
+                        'processor (AutoProcessor.from_pretrained) in place of the tokenizer.')
     from transformers import WhisperFeatureExtractor
     made = WhisperFeatureExtractor(feature_size=config.num_mel_bins)
     # two frames for each position of the encoder
@@ -126,7 +126,7 @@ def _classified(rows, tok, config, max_len):
     out = [{'input_ids': i, 'label': _label(_need(r, 'label'), config)} for i, r in zip(ids, rows)]
     kinds = {type(o['label']) for o in out}
     if len(kinds) > 1:
-        raise UserError("Some rows have one label and others a list of them: give lists to all.")
+        raise UserError('Some rows have one label and others a list of them: give lists to all.')
     config.problem_type = ('multi_label_classification' if list in kinds else 'regression'
                            if config.num_labels == 1 else 'single_label_classification')
     # a classifier made of a causal model looks for the last token that is none
@@ -137,7 +137,7 @@ def _classified(rows, tok, config, max_len):
 def encode_rows(rows,              # a Dataset, or a list of dicts
                 tok,               # its tokenizer; a processor for speech models other than Whisper
                 model,             # with or without adapter
-                max_len:int=None,  # longest text in tokens; default: what the model can read
+                max_len: int = None,  # longest text in tokens; default: what the model can read
                ) -> tuple:         # list of encoded rows, `TokenStats`
     "Encode rows for the task of `model`; a label, a column or a sampling rate that does not fit is refused by name."
     task, config, rows = task_of(model), base_of(model).config, list(rows)
@@ -160,8 +160,8 @@ def is_encoded(data, tok, model, max_len=None):
     return encode_rows(data, tok, model, max_len)[0]
 
 # %% ../../nbs/engine/37_tasks.ipynb #d0cd6bf9
-def task_collate(rows:list[dict],  # from `encode_rows`
-                 pad_id:int,       # id of the padding token
+def task_collate(rows: list[dict],  # from `encode_rows`
+                 pad_id: int,       # id of the padding token
                  model,            # with or without adapter
                 ) -> dict:         # tensors on the model's device, as its forward takes them
     "Stack rows: `labels`, and `input_ids` with `attention_mask`, or `input_features` (rows, bands, frames)."
@@ -190,8 +190,8 @@ def _stacked(rows, pad_id, model):
 
 # %% ../../nbs/engine/37_tasks.ipynb #95bd4cf4
 def task_loss(model,         # with or without adapter
-              batch:dict,    # from `task_collate`, on the model's device
-              smoothing:float=0., # part of the probability that all labels share
+              batch: dict,    # from `task_collate`, on the model's device
+              smoothing: float = 0., # part of the probability that all labels share
              ) -> tuple:     # summed loss, number of things with a label (rows, or tokens)
     "Loss summed over rows (cross-entropy, squared error) or label tokens; divided by the number it is transformers' own."
     task, y = task_of(model), batch['labels']
@@ -231,7 +231,7 @@ def _shifted(model, labels):
     return ids.masked_fill(ids == -100, config.pad_token_id)
 
 # %% ../../nbs/engine/37_tasks.ipynb #8dd6605f
-def row_tokens(row:dict,     # from `encode_rows`
+def row_tokens(row: dict,     # from `encode_rows`
                model,        # with or without adapter
               ) -> int:      # sound counts as no token
     "Count what is read and written of a row, in tokens."
@@ -239,7 +239,7 @@ def row_tokens(row:dict,     # from `encode_rows`
     return read + len(row['labels']) if task_of(model) == 'seq2seq' else read
 
 def task_counts(model,        # with or without adapter
-                batch:dict,   # from `task_collate`
+                batch: dict,   # from `task_collate`
                ) -> tuple:    # things with a label, as `task_loss` counts them; tokens without padding
     "Count what a batch holds before its loss is computed."
     y, task = batch['labels'], task_of(model)
@@ -249,7 +249,7 @@ def task_counts(model,        # with or without adapter
     return int((y != -100).sum()), read + int((y != -100).sum())
 
 # %% ../../nbs/engine/37_tasks.ipynb #453d1f29
-def guessing(rows:list,   # from `encode_rows`
+def guessing(rows: list,   # from `encode_rows`
             ) -> float:   # in the unit of `task_loss` divided by its number: nats, or the variance of numbers
     "Compute the loss of guessing by how often each label occurs, without looking at the rows."
     labels = [r['label'] if 'label' in r else r['labels'] for r in rows]
@@ -265,10 +265,10 @@ def _entropy(counts):
     return -sum(k / n * math.log(k / n) for k in counts.values() if k)
 
 # %% ../../nbs/engine/37_tasks.ipynb #530b2e1e
-def unmoved(losses:list,    # of the steps so far, at least two
-            guess:float,    # from `guessing`
-            part:float=.5,  # how much of the end counts
-            errors:float=0, # how many standard errors below guessing are still chance
+def unmoved(losses: list,    # of the steps so far, at least two
+            guess: float,    # from `guessing`
+            part: float = .5,  # how much of the end counts
+            errors: float = 0, # how many standard errors below guessing are still chance
            ) -> str:        # '' where the loss has moved
     "Say that a loss is still that of guessing, or above where it began."
     first, last = losses[:max(2, len(losses) // 10)], losses[-max(2, round(len(losses) * part)):]

@@ -67,7 +67,7 @@ def _words(content):
 def _message(m):
     "A message as templates take it: without None, its content as text, a tool's arguments as a dict."
     if not isinstance(m, dict) or not m.get('role'):
-        raise UserError(f"A message is {m!r:.80}, but it needs a role and a content: write it as "
+        raise UserError(f'A message is {m!r:.80}, but it needs a role and a content: write it as '
                         "{'role': 'user', 'content': 'hi'}.")
     m = _bare(dict(m)) | {'content': _words(m.get('content'))}
     if m['role'] == 'developer': m['role'] = 'system'
@@ -85,7 +85,7 @@ def _said(value, role):
     return [{'role': role, 'content': str(value)}]
 
 # %% ../../nbs/engine/20_templates.ipynb #1de51d0c
-def messages(row:dict,          # a row with `messages`, or `prompt` and `completion` (texts or messages), or `text`
+def messages(row: dict,          # a row with `messages`, or `prompt` and `completion` (texts or messages), or `text`
             ) -> list[dict]:    # `role` and `content` each; `tool_calls`, `reasoning_content` and the like where they are
     "Write a row as a conversation; a `text` alone is an answer to nothing, so all of it is learned."
     if row.get('messages'): return [_message(m) for m in row['messages']]
@@ -116,7 +116,7 @@ def tokenizer_name(tok) -> str:
     return tok.name_or_path or 'the tokenizer'
 
 # %% ../../nbs/engine/20_templates.ipynb #79d6a575
-def render(msgs:list[dict],  # from `messages`
+def render(msgs: list[dict],  # from `messages`
            tok,              # a prepared tokenizer
            **kw,             # further arguments of `apply_chat_template`
           ) -> str:
@@ -139,7 +139,7 @@ def render(msgs:list[dict],  # from `messages`
     return text
 
 # %% ../../nbs/engine/20_templates.ipynb #549fc65d
-def template_settings(row:dict) -> dict:
+def template_settings(row: dict) -> dict:
     "Return what a row gives to the template beside its messages: its tools, and settings such as enable_thinking."
     tools = _bare(_parsed(row.get('tools')))
     return ({'tools': tools} if tools else {}) | _bare(row.get('chat_template_kwargs') or {})

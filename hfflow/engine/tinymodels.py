@@ -105,7 +105,7 @@ def _whisper():
 # %% ../../nbs/engine/24_tinymodels.ipynb #a127ef5a
 TONES = {220: 'a low tone', 1760: 'a high tone'}
 
-def tone(hertz:int,    # frequency; 220 is low, 1760 is high
+def tone(hertz: int,    # frequency; 220 is low, 1760 is high
         ) -> dict:     # what a speech pipeline takes: `raw` samples and `sampling_rate`
     "Make one second of a pure tone at 16,000 samples per second."
     import numpy as np
@@ -140,9 +140,9 @@ def _parts(family):
     "Model and tokenizer of a family, and Whisper's feature extractor, before any training."
     return {'bert': _bert, 'whisper': _whisper}.get(family, lambda: _causal(family))()
 
-def tiny(family:str,      # bert, gpt, llama or whisper
+def tiny(family: str,      # bert, gpt, llama or whisper
          folder,          # where to save it; made if missing
-         steps:int=100,   # training steps on `LINES` or `TONES`; 0 leaves the weights random
+         steps: int = 100,   # training steps on `LINES` or `TONES`; 0 leaves the weights random
         ) -> Path:        # the folder
     "Make a small model of a family with its tokenizer, let it learn a few lines, and save it as a repository holds it."
     need('torch', 'transformers')

@@ -160,4 +160,4 @@ def lineage(artifact: 'Artifact|str',  # or a page's URL, 'owner/name', 'spaces/
         return Lineage(_node(hub, k, repo_id, a.revision, k))
     what = kind or 'model, dataset or space'
     raise UserError(f"No {what} '{repo_id}'{f' at {revision}' if revision else ''} on "
-                    f"{hub.endpoint}: check the name, and that you are connected to the right Hub.")
+                    f'{hub.endpoint}: check the name, and that you are connected to the right Hub.')

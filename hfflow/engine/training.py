@@ -45,8 +45,8 @@ def _fetch(source, folder, must):
     "Fetch what a branch has newer; UserError if it was asked for and there is nothing."
     found = pull_checkpoint(source, folder) or find_checkpoint(folder/'checkpoints')[0]
     if must and not found:
-        raise UserError(f"There is no checkpoint at {source}, and none in {folder}: check the name "
-                        "(owner/name@branch), or leave resume out to start anew.")
+        raise UserError(f'There is no checkpoint at {source}, and none in {folder}: check the name '
+                        '(owner/name@branch), or leave resume out to start anew.')
 
 # %% ../../nbs/engine/46_training.ipynb #db2a2ce5
 @contextmanager
@@ -69,14 +69,14 @@ def _encoded(data, eval_data, model, tok, cfg):
 def fit(model,                  # from `add_lora`; trained in place
         tok,                    # its tokenizer
         data,                   # rows, encoded or not
-        cfg:TrainConfig=None,
-        folder:str='run',       # for adapter, log, curve and checkpoints
+        cfg: TrainConfig = None,
+        folder: str = 'run',       # for adapter, log, curve and checkpoints
         eval_data=None,         # held-out rows: their loss is computed after each epoch
-        resume:bool|str=True,   # go on from the last checkpoint, or from a branch: owner/name@branch; False: start anew
-        digest:str='',          # anything that names the inputs: a checkpoint with another one is refused
-        progress:bool=True,     # show a progress bar
-        force:bool=False,       # go on from a checkpoint that was made with other data, settings or versions
-        planned_bytes:int=None, # shown beside the memory in use
+        resume: bool|str = True,   # go on from the last checkpoint, or from a branch: owner/name@branch; False: start anew
+        digest: str = '',          # anything that names the inputs: a checkpoint with another one is refused
+        progress: bool = True,     # show a progress bar
+        force: bool = False,       # go on from a checkpoint that was made with other data, settings or versions
+        planned_bytes: int = None, # shown beside the memory in use
        ) -> Run:
     "Train the adapter, and save it in `folder/adapter`."
     need('torch', 'accelerate')

@@ -17,7 +17,7 @@ from .store import HubError
 from .wire import LOOPBACK, make_app
 
 # %% ../../nbs/localhub/11_main.ipynb #91cdd366
-def parser()->argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
     "Describe the command line."
     p = argparse.ArgumentParser('python -m hfflow.localhub',
         description='A Hub on this machine, for the official clients.',
@@ -40,14 +40,14 @@ def parser()->argparse.ArgumentParser:
     return p
 
 # %% ../../nbs/localhub/11_main.ipynb #ea1160bf
-def listen(host:str, port:int)->socket.socket:
+def listen(host: str, port: int) -> socket.socket:
     "Take the port, or say that it is taken."
-    if not 0<=port<65536: raise HubError(400, f'{port} is no port: use 0 to 65535.')
+    if not 0 <= port < 65536: raise HubError(400, f'{port} is no port: use 0 to 65535.')
     family = socket.AF_INET6 if ':' in host else socket.AF_INET
     # asyncio answers without delay (TCP_NODELAY) only where the protocol is named
     s = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try: s.bind((host,port)); s.listen(1024)
+    try: s.bind((host, port)); s.listen(1024)
     except OSError as e:
         s.close()
         raise HubError(400, f'{host}:{port} cannot be used ({e.strerror or e}): choose another '
@@ -55,11 +55,11 @@ def listen(host:str, port:int)->socket.socket:
     return s
 
 # %% ../../nbs/localhub/11_main.ipynb #260632cd
-def address(host:str, sock:socket.socket)->str:
+def address(host: str, sock: socket.socket) -> str:
     "Write the address of a Hub."
     return f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}"
 
-def serve(sock:socket.socket, app, url:str):
+def serve(sock: socket.socket, app, url: str):
     "Answer until the process is told to stop."
     import uvicorn
     server = uvicorn.Server(uvicorn.Config(app, log_level='warning', access_log=False,
@@ -71,26 +71,26 @@ def serve(sock:socket.socket, app, url:str):
     server.startup = startup
     server.run(sockets=[sock])
 
-def main(args=None)->int:
+def main(args=None) -> int:
     "Run the Hub in the foreground."
     a = parser().parse_args(args)
     try:
         with own(a.data):
             sock = listen(a.host, a.port)
             hub = open_hub(a.data, a.user, a.org,
-                           may=[s for s in ('spaces','jobs','asked') if getattr(a,s)])
+                           may=[s for s in ('spaces', 'jobs', 'asked') if getattr(a, s)])
             hub.url = address(a.host, sock)
             hub.local = loopback = a.host in LOOPBACK or a.host.startswith('127.')
             app = make_app(hub, all_routes(), LOOPBACK|{a.host} if loopback else None)
             with working(hub): serve(sock, app, hub.url)
     except HubError as e: print(e.message, file=sys.stderr); return 2
-    except (OSError,ValueError) as e: print(f'the data folder {a.data} cannot be used: {e}',
+    except (OSError, ValueError) as e: print(f'the data folder {a.data} cannot be used: {e}',
             file=sys.stderr); return 2
     except KeyboardInterrupt: pass
     return 0
 
 # %% ../../nbs/localhub/11_main.ipynb #286c8acc
 # `__package__` is another in the notebook, so nothing starts there
-if globals().get('__package__')=='hfflow.localhub' and __name__=='__main__':
+if globals().get('__package__') == 'hfflow.localhub' and __name__ == '__main__':
     begin_anew()
     sys.exit(main())

@@ -30,74 +30,74 @@ from .store import HubError
 from .wire import Call, Hub, Json, Routes, iso, truthy
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00010
-def subdomain(hub:Hub, row:RepoRow)->str:
+def subdomain(hub: Hub, row: RepoRow) -> str:
     "Name the host under which a Space is reached, and keep that name for it."
-    label = re.sub('[^a-z0-9]+','-',row.id.lower()).strip('-')[:54]
+    label = re.sub('[^a-z0-9]+', '-', row.id.lower()).strip('-')[:54]
     old = hub.db.one('SELECT subdomain FROM apps WHERE key=?', row.key)
     if old and old['subdomain'] in (label, f'{label}-{row.key[:8]}'): return old['subdomain']
     with hub.db.tx() as c:
-        if c.execute('SELECT 1 FROM apps WHERE subdomain=? AND key<>?', (label,row.key)).fetchone():
+        if c.execute('SELECT 1 FROM apps WHERE subdomain=? AND key<>?', (label, row.key)).fetchone():
             label = f'{label}-{row.key[:8]}' # a/b-c and a-b/c
         c.execute('INSERT INTO apps(key,subdomain) VALUES(?,?) ON CONFLICT(key) DO UPDATE SET '
-            'subdomain=excluded.subdomain', (row.key,label))
+            'subdomain=excluded.subdomain', (row.key, label))
     return label
 
-def settings_of(hub:Hub, row:RepoRow)->dict:
+def settings_of(hub: Hub, row: RepoRow) -> dict:
     "Read what the database keeps of a Space."
     subdomain(hub, row)
     return dict(hub.db.one('SELECT * FROM apps WHERE key=?', row.key))
 
-def set_app(hub:Hub, row:RepoRow, **values):
+def set_app(hub: Hub, row: RepoRow, **values):
     "Change what the database keeps of a Space."
     subdomain(hub, row)
     with hub.db.tx() as c:
-        for k,v in values.items():
-            assert k in ('paused','sleep','hardware','volumes')
-            c.execute(f'UPDATE apps SET {k}=? WHERE key=?', (v,row.key))
+        for k, v in values.items():
+            assert k in ('paused', 'sleep', 'hardware', 'volumes')
+            c.execute(f'UPDATE apps SET {k}=? WHERE key=?', (v, row.key))
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00011
 class _Stale(Exception): "A later turn has begun."
 
 class _Lines(Log):
     "A log whose lines keep their end, as the logs of Spaces do."
-    def __init__(self, path): self.path,self._lock,self.left = path,threading.Lock(),LOG_BYTES
+    def __init__(self, path): self.path, self._lock, self.left = path, threading.Lock(), LOG_BYTES
     def _json(self, line): return super()._json(line+'\n')
 
 class App:
     "A Space on this machine: its build, its program, its stage."
-    def __init__(self, hub:Hub, key:str # of the repo
+    def __init__(self, hub: Hub, key: str # of the repo
                 ):
-        self.hub,self.key,self.folder = hub,key,hub.data/'spaces'/key
-        self.lock,self.stage,self.message = threading.RLock(),None,None
-        self.live,self.port = None,None # the program that answers, and where
-        self.sha,self.seen = None,None # the commit that it runs; what its files say
-        self.visited,self.open = time.monotonic(),0 # the last visit, and those that last
+        self.hub, self.key, self.folder = hub, key, hub.data/'spaces'/key
+        self.lock, self.stage, self.message = threading.RLock(), None, None
+        self.live, self.port = None, None # the program that answers, and where
+        self.sha, self.seen = None, None # the commit that it runs; what its files say
+        self.visited, self.open = time.monotonic(), 0 # the last visit, and those that last
         old = sorted(self.folder.glob('logs/*')) # of the last life of this Hub
         self.turn = int(old[-1].name.split('.')[0]) if old else 0
-        self.build_log,self.run_log = self._log('build'),self._log('run')
+        self.build_log, self.run_log = self._log('build'), self._log('run')
         self.program = None # whose log `run_log` is
 
     def _log(self, kind, turn=None):
         return _Lines(self.folder/'logs'/f'{turn or self.turn:06}.{kind}')
 
-    def at(self, turn:int, stage:str, message:str=None):
+    def at(self, turn: int, stage: str, message: str = None):
         "Go to a stage, if the turn is still the current one."
         with self.lock:
-            if turn!=self.turn: raise _Stale
-            self.stage,self.message = stage,message
+            if turn != self.turn: raise _Stale
+            self.stage, self.message = stage, message
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00012
-def begin(self, settle:float=0, # seconds in which more commits may come
-          factory:bool=False # forget packages and caches
+def begin(self, settle: float = 0, # seconds in which more commits may come
+          factory: bool = False # forget packages and caches
          ):
     "Build and start the newest commit; what runs goes on until that is up."
     check_may(self.hub, 'spaces')
     (self.folder/'logs').mkdir(parents=True, exist_ok=True)
     with self.lock:
         self._next()
-        self.stage,self.message = 'RUNNING_BUILDING' if self.live else 'BUILDING',None
+        self.stage, self.message = 'RUNNING_BUILDING' if self.live else 'BUILDING', None
         self.build_log = self._log('build')
-        threading.Thread(target=self._bring_up, args=(self.turn,settle,factory),
+        threading.Thread(target=self._bring_up, args=(self.turn, settle, factory),
                          daemon=True).start()
 App.begin = begin
 
@@ -105,18 +105,18 @@ def _next(self):
     self.turn += 1
     self.visited = time.monotonic()
     for f in self.folder.glob('logs/*'):
-        if int(f.name.split('.')[0])<self.turn-1: f.unlink(missing_ok=True)
-    for name,p in list(self.hub.programs.items()): # what an earlier turn was doing
+        if int(f.name.split('.')[0]) < self.turn-1: f.unlink(missing_ok=True)
+    for name, p in list(self.hub.programs.items()): # what an earlier turn was doing
         if name.startswith(f'space {self.key} ') and p is not self.live: p.stop()
 App._next = _next
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00013
-def halt(self, stage:str, # PAUSED | SLEEPING | STOPPED | NO_APP_FILE | CONFIG_ERROR
-         message:str=None):
+def halt(self, stage: str, # PAUSED | SLEEPING | STOPPED | NO_APP_FILE | CONFIG_ERROR
+         message: str = None):
     "Stop whatever runs."
     with self.lock:
         self._next()
-        self.stage,self.message,live = stage,message,self.live
+        self.stage, self.message, live = stage, message, self.live
         self.live = self.port = None
     if live: live.stop()
 App.halt = halt
@@ -125,29 +125,29 @@ def _bring_up(self, turn, settle, factory):
     log = self.build_log
     try:
         time.sleep(settle)
-        with _builds: argv,kw = self._build(turn, factory, log)
+        with _builds: argv, kw = self._build(turn, factory, log)
         self._watch(turn, *self._start(turn, argv, kw))
     except _Stale: self._clear()
     except Exception as e:
-        if not isinstance(e, (Trouble,HubError)): traceback.print_exc()
-        bad = isinstance(e, (Trouble,HubError))
+        if not isinstance(e, (Trouble, HubError)): traceback.print_exc()
+        bad = isinstance(e, (Trouble, HubError))
         e = e if isinstance(e, Trouble) else Trouble('BUILD_ERROR', e.message if bad
             else f'{type(e).__name__} in the Hub itself')
         log.add(f'{e.stage}: {e.message}')
         with self.lock:
-            if turn==self.turn: self.halt(e.stage, e.message)
+            if turn == self.turn: self.halt(e.stage, e.message)
 App._bring_up = _bring_up
 _builds = threading.Semaphore(2) # builds at once
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00014
 def _clear(self):
     "Remove the folders and programs of turns that are over."
-    with self.lock: turn,live = self.turn,self.live.turn if self.live else None
+    with self.lock: turn, live = self.turn, self.live.turn if self.live else None
     for d in self.folder.glob('run/*'):
         # a later turn may begin meanwhile, and its folder is not of one that is over
-        if int(d.name)<turn and d.name!=live: shutil.rmtree(d, ignore_errors=True)
-    for name,p in list(self.hub.programs.items()):
-        if name.startswith(f'space {self.key} ') and not p.running: self.hub.programs.pop(name,None)
+        if int(d.name) < turn and d.name != live: shutil.rmtree(d, ignore_errors=True)
+    for name, p in list(self.hub.programs.items()):
+        if name.startswith(f'space {self.key} ') and not p.running: self.hub.programs.pop(name, None)
 App._clear = _clear
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00016
@@ -163,33 +163,33 @@ def _build(self, turn, factory, log):
     repo = self.hub.store.open(self.key)
     commit = repo.resolve('main')
     log.add(f'===== Build of commit {commit.id} started at {_now()} =====')
-    plan,where = read_plan(row, repo, commit),self.folder/'run'/str(turn)/'app'
+    plan, where = read_plan(row, repo, commit), self.folder/'run'/str(turn)/'app'
     home = self.folder/'home'
     home.mkdir(parents=True, exist_ok=True)
     check_out(self.hub, row, repo, commit, where)
-    for note in [*plan.notes, *_not_mounted(self.hub,row)]: log.add(note)
-    if plan.sdk=='docker': log.add('No container is made: the command of the Dockerfile runs as '
-                                   'a process of this machine.')
+    for note in [*plan.notes, *_not_mounted(self.hub, row)]: log.add(note)
+    if plan.sdk == 'docker': log.add('No container is made: the command of the Dockerfile runs as '
+                                     'a process of this machine.')
     python = self._packages(turn, plan, where, home, log)
     port = free_port()
     log.add(f'===== Build ended at {_now()} =====')
-    return plan.command(where,port,python),dict(plan=plan, row=row, where=where, port=port,
+    return plan.command(where, port, python), dict(plan=plan, row=row, where=where, port=port,
         python=python, sha=str(commit.id), home=home)
 App._build = _build
 
 def _now(): return datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M:%S')
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00017
-def free_port()->int:
+def free_port() -> int:
     "Find a port that nobody listens on."
-    with socket.socket() as s: s.bind(('127.0.0.1',0)); return s.getsockname()[1]
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00018
-def _packages(self, turn, plan, where, home, log)->str: # the Python to run with
+def _packages(self, turn, plan, where, home, log) -> str: # the Python to run with
     "See that the Space has its packages."
     lacking = missing(plan, where)
     if not lacking:
-        if plan.sdk=='streamlit' and not satisfied('streamlit'):
+        if plan.sdk == 'streamlit' and not satisfied('streamlit'):
             raise Trouble('BUILD_ERROR', 'Streamlit is not installed here: install it beside the '
                 'Hub, or name `streamlit` in requirements.txt.')
         if plan.pips: log.add('Every package that is asked for is installed here already.')
@@ -200,7 +200,7 @@ def _packages(self, turn, plan, where, home, log)->str: # the Python to run with
         log.add('The environment of the last build has them.')
         return str(env/'bin'/'python')
     python = make_venv(env)
-    for args in plan.pips: self._pip(turn, python, [plan.here(a,where) for a in args], where, home,
+    for args in plan.pips: self._pip(turn, python, [plan.here(a, where) for a in args], where, home,
                                      log)
     (env/'done').touch()
     return python
@@ -208,68 +208,68 @@ App._packages = _packages
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00019
 def _pip(self, turn, python, args, where, home, log):
-    log.add(f'pip install {" ".join(args)}'.replace(str(where),'.'))
+    log.add(f'pip install {" ".join(args)}'.replace(str(where), '.'))
     with self.lock:
         self.at(turn, self.stage)
-        p = start(self.hub, f'space {self.key} {turn} pip', 'spaces', [python,'-m','pip','install',
-            '--disable-pip-version-check','--no-input','--progress-bar=off',*args], where,
-            base_env(home,self.hub.url), log, seconds=BUILD_SECONDS)
+        p = start(self.hub, f'space {self.key} {turn} pip', 'spaces', [python, '-m', 'pip', 'install',
+            '--disable-pip-version-check', '--no-input', '--progress-bar=off', *args], where,
+            base_env(home, self.hub.url), log, seconds=BUILD_SECONDS)
     code = p.wait()
     self.at(turn, self.stage)
     if code:
         raise Trouble('BUILD_ERROR', f'pip ended with exit code {code}: the build log says why.'
-        if p.why!='timeout' else f'pip took longer than {BUILD_SECONDS} s.')
+        if p.why != 'timeout' else f'pip took longer than {BUILD_SECONDS} s.')
 App._pip = _pip
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00021
-def app_env(hub:Hub, row:RepoRow, plan:Plan, where:Path, home:Path, port:int, python:str)->dict:
+def app_env(hub: Hub, row: RepoRow, plan: Plan, where: Path, home: Path, port: int, python: str) -> dict:
     "Make a Space's environment; its variables and secrets come last."
     env = base_env(home, hub.url)
     env['PATH'] = str(Path(python).parent)+os.pathsep+env['PATH']
     title = (row.info.get('cardData') or {}).get('title')
     env |= dict(PORT=str(port), HOST='127.0.0.1', SPACE_ID=row.id,
-        SPACE_HOST=f'{subdomain(hub,row)}.localhost', SPACE_AUTHOR_NAME=row.owner,
-        SPACE_REPO_NAME=row.name, SPACE_TITLE=title if isinstance(title,str) else row.name,
+        SPACE_HOST=f'{subdomain(hub, row)}.localhost', SPACE_AUTHOR_NAME=row.owner,
+        SPACE_REPO_NAME=row.name, SPACE_TITLE=title if isinstance(title, str) else row.name,
         GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port), GRADIO_SSR_MODE='False',
         GRADIO_ANALYTICS_ENABLED='False', GRADIO_SHARE='False',
         GRADIO_TEMP_DIR=str(home/'gradio'),
         STREAMLIT_SERVER_PORT=str(port), STREAMLIT_SERVER_ADDRESS='127.0.0.1',
-        STREAMLIT_BROWSER_SERVER_ADDRESS=f'{subdomain(hub,row)}.localhost', # allowed as an origin
+        STREAMLIT_BROWSER_SERVER_ADDRESS=f'{subdomain(hub, row)}.localhost', # allowed as an origin
         STREAMLIT_SERVER_HEADLESS='true', STREAMLIT_BROWSER_GATHER_USAGE_STATS='false',
         UVICORN_PORT=str(port), UVICORN_HOST='127.0.0.1', PYTHONDONTWRITEBYTECODE='1')
-    env |= {k:plan.here(v,where) for k,v in plan.env.items() if k not in ('HOME','PATH','PORT')}
+    env |= {k: plan.here(v, where) for k, v in plan.env.items() if k not in ('HOME', 'PATH', 'PORT')}
     rows = hub.db.all('SELECT name,value FROM app_env WHERE key=?', row.key)
-    return {k:v.replace('\0','') for k,v in (env|{r['name']:r['value'] for r in rows}).items()}
+    return {k: v.replace('\0', '') for k, v in (env|{r['name']: r['value'] for r in rows}).items()}
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00022
 START_SECONDS = 1800 # until it must answer
 
-def listening(pid:int # of a program
-             )->set: # of ports
+def listening(pid: int # of a program
+             ) -> set: # of ports
     "Find the ports that a program and its children have opened."
-    try: ps = [p:=psutil.Process(pid), *p.children(recursive=True)]
+    try: ps = [p := psutil.Process(pid), *p.children(recursive=True)]
     except psutil.Error: return set()
     found = set()
     for p in ps:
-        try: cs = (p.net_connections if hasattr(p,'net_connections') else p.connections)('tcp')
+        try: cs = (p.net_connections if hasattr(p, 'net_connections') else p.connections)('tcp')
         except psutil.Error: continue
-        found |= {c.laddr.port for c in cs if c.status==psutil.CONN_LISTEN}
+        found |= {c.laddr.port for c in cs if c.status == psutil.CONN_LISTEN}
     return found
 
-def answers(port:int)->bool:
+def answers(port: int) -> bool:
     "Tell whether something speaks HTTP on a port."
     c = http.client.HTTPConnection('127.0.0.1', port, timeout=5)
-    try: c.request('GET','/'); c.getresponse(); return True
-    except (OSError,http.client.HTTPException): return False
+    try: c.request('GET', '/'); c.getresponse(); return True
+    except (OSError, http.client.HTTPException): return False
     finally: c.close()
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00023
 def _start(self, turn, argv, kw):
     "Start the program and wait until it answers."
-    plan,row,where,port = kw['plan'],kw['row'],kw['where'],kw['port']
+    plan, row, where, port = kw['plan'], kw['row'], kw['where'], kw['port']
     with self.lock: # an app that insists on its port must have gone before its successor comes
-        if self.live and self.port==plan.port: self.live.stop(); self.live = self.port = None
-    for name,old in list(self.hub.programs.items()):
+        if self.live and self.port == plan.port: self.live.stop(); self.live = self.port = None
+    for name, old in list(self.hub.programs.items()):
         if name.startswith(f'space {self.key} ') and old is not self.live: old.wait(10)
     self.at(turn, 'RUNNING_APP_STARTING' if self.live else 'APP_STARTING')
     env = app_env(self.hub, row, plan, where, kw['home'], port, kw['python'])
@@ -279,14 +279,14 @@ def _start(self, turn, argv, kw):
         self.at(turn, self.stage)
         p = start(self.hub, f'space {self.key} {turn}', 'spaces', argv, plan.start_in(where), env,
                   log)
-        p.turn,self.run_log,self.program = str(turn),log,p
+        p.turn, self.run_log, self.program = str(turn), log, p
     end = time.monotonic()+START_SECONDS
     while True:
-        if turn!=self.turn: p.stop(); raise _Stale
+        if turn != self.turn: p.stop(); raise _Stale
         if not p.running: raise Trouble('RUNTIME_ERROR', _ended(p))
-        found = [n for n in (port,plan.port) if n in listening(p.pid) and answers(n)]
-        if found: return p,found[0],kw['sha']
-        if time.monotonic()>end:
+        found = [n for n in (port, plan.port) if n in listening(p.pid) and answers(n)]
+        if found: return p, found[0], kw['sha']
+        if time.monotonic() > end:
             p.stop()
             raise Trouble('RUNTIME_ERROR', f'nothing answered on port {plan.port} (here {port}) '
                           f'for {START_SECONDS} s.')
@@ -302,19 +302,19 @@ DRAIN = 5 # seconds that an old program has to finish its answers
 def _watch(self, turn, p, port, sha):
     "Send visitors to a program until it ends, or sleeps."
     with self.lock:
-        if turn!=self.turn: p.stop(); raise _Stale
-        old,self.live,self.port = self.live,p,port
-        self.stage,self.message,self.sha = 'RUNNING',None,sha
+        if turn != self.turn: p.stop(); raise _Stale
+        old, self.live, self.port = self.live, p, port
+        self.stage, self.message, self.sha = 'RUNNING', None, sha
     if old:
         end = time.monotonic()+DRAIN
-        while old.busy and time.monotonic()<end: time.sleep(.05)
+        while old.busy and time.monotonic() < end: time.sleep(.05)
         old.stop(); old.wait(10)
     self._clear()
     while p.code is None:
         row = self.hub.db.one('SELECT sleep FROM apps WHERE key=?', self.key)
-        sleep = row['sleep'] if row and row['sleep'] and row['sleep']>0 else None
+        sleep = row['sleep'] if row and row['sleep'] and row['sleep'] > 0 else None
         idle = time.monotonic()-self.visited
-        if sleep and idle>sleep and not self.open and turn==self.turn: self.halt('SLEEPING')
+        if sleep and idle > sleep and not self.open and turn == self.turn: self.halt('SLEEPING')
         p.wait(min(1, sleep/2) if sleep else 1)
     with self.lock:
         if self.live is not p: raise _Stale
@@ -325,81 +325,81 @@ App._watch = _watch
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00027
 SETTLE = 1 # seconds
 
-def app_of(hub:Hub, row:RepoRow)->App:
+def app_of(hub: Hub, row: RepoRow) -> App:
     "Find a Space's app."
-    return hub.apps.get(row.key) or hub.apps.setdefault(row.key, App(hub,row.key))
+    return hub.apps.get(row.key) or hub.apps.setdefault(row.key, App(hub, row.key))
 
-def trouble(hub:Hub, row:RepoRow)->Trouble: # None where its files say enough
+def trouble(hub: Hub, row: RepoRow) -> Trouble: # None where its files say enough
     "Say what is wrong with a Space's newest commit."
     app = app_of(hub, row)
-    if app.seen is None or app.seen[0]!=(row.sha,row.sdk):
+    if app.seen is None or app.seen[0] != (row.sha, row.sdk):
         repo = hub.store.open(row.key)
         try: found = read_plan(row, repo, repo.resolve('main')) and None
         except Trouble as e: found = e
-        app.seen = (row.sha,row.sdk),found
+        app.seen = (row.sha, row.sdk), found
     return app.seen[1]
 
-def is_static(row:RepoRow)->bool: return (row.info.get('sdk') or row.sdk)=='static'
+def is_static(row: RepoRow) -> bool: return (row.info.get('sdk') or row.sdk) == 'static'
 
-def stage(hub:Hub, row:RepoRow)->tuple: # (stage, message)
+def stage(hub: Hub, row: RepoRow) -> tuple: # (stage, message)
     "Say how a Space is."
-    app,bad = app_of(hub,row),trouble(hub,row)
+    app, bad = app_of(hub, row), trouble(hub, row)
     if not is_static(row):
-        if app.stage: return app.stage,app.message
-        if settings_of(hub,row)['paused']: return 'PAUSED',None
-    if bad: return bad.stage,bad.message
-    if is_static(row): return 'RUNNING',None
-    return ('SLEEPING' if 'spaces' in hub.may else 'STOPPED'),None
+        if app.stage: return app.stage, app.message
+        if settings_of(hub, row)['paused']: return 'PAUSED', None
+    if bad: return bad.stage, bad.message
+    if is_static(row): return 'RUNNING', None
+    return ('SLEEPING' if 'spaces' in hub.may else 'STOPPED'), None
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00028
-def may_begin(hub:Hub, app:App)->bool:
+def may_begin(hub: Hub, app: App) -> bool:
     "Tell whether a Space may start without being asked for: all, or those that somebody started."
     return 'spaces' in hub.may or 'asked' in hub.may and app.stage is not None
 
-def new_commit(hub:Hub, row:RepoRow):
+def new_commit(hub: Hub, row: RepoRow):
     "Build a Space again when its newest commit is another."
-    if row.kind!='space' or hub.url is None: return
+    if row.kind != 'space' or hub.url is None: return
     try:
-        app = app_of(hub,row)
-        if not may_begin(hub,app): return
-        bad = trouble(hub,row)
-        if app.asked==row.sha: return
+        app = app_of(hub, row)
+        if not may_begin(hub, app): return
+        bad = trouble(hub, row)
+        if app.asked == row.sha: return
         app.asked = row.sha
-        if settings_of(hub,row)['paused']: return
+        if settings_of(hub, row)['paused']: return
         if bad or is_static(row): app.halt(bad.stage if bad else None, bad and bad.message)
         else: app.begin(SETTLE)
     except Exception: traceback.print_exc() # the commit stands, whatever becomes of the Space
 App.asked = None # the newest commit that a build was asked for
 Hub.on_index.append(new_commit)
 
-def remove(hub:Hub, key:str):
+def remove(hub: Hub, key: str):
     "Stop a Space whose repo is gone, and remove its files."
-    if app:=hub.apps.pop(key, None):
+    if app := hub.apps.pop(key, None):
         app.halt('DELETING')
-        for name,p in list(hub.programs.items()):
-            if name.startswith(f'space {key} '): p.wait(10); hub.programs.pop(name,None)
+        for name, p in list(hub.programs.items()):
+            if name.startswith(f'space {key} '): p.wait(10); hub.programs.pop(name, None)
     shutil.rmtree(hub.data/'spaces'/key, ignore_errors=True)
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00029
-def runtime(hub:Hub, row:RepoRow)->dict:
+def runtime(hub: Hub, row: RepoRow) -> dict:
     "Describe a Space as the API does."
-    if is_static(row): return dict(stage=stage(hub,row)[0], hardware=dict(current=None,
+    if is_static(row): return dict(stage=stage(hub, row)[0], hardware=dict(current=None,
         requested=None), storage=None, gcTimeout=None, replicas=dict(requested=1))
-    s,(now,message) = settings_of(hub,row),stage(hub,row)
+    s, (now, message) = settings_of(hub, row), stage(hub, row)
     on = now.startswith('RUNNING')
     d = dict(stage=now, hardware=dict(current='cpu-basic' if on else None,
         requested=s['hardware'] or 'cpu-basic'), storage=None, gcTimeout=s['sleep'], devMode=False,
         replicas=dict(current=int(on), requested=1))
     if message: d['errorMessage'] = message
     if s['volumes']: d['volumes'] = json.loads(s['volumes'])
-    if (sha:=app_of(hub,row).sha) and on: d['sha'] = sha
+    if (sha := app_of(hub, row).sha) and on: d['sha'] = sha
     return d
 
-def space_facts(self, row:RepoRow, base:str # the address of this Hub, as the caller knows it
-               )->dict:
+def space_facts(self, row: RepoRow, base: str # the address of this Hub, as the caller knows it
+               ) -> dict:
     "Say where a Space answers and how it is, for its info page."
-    return dict(subdomain=subdomain(self,row), host=f'{base}/spaces/{row.id}/app/',
-                runtime=runtime(self,row))
+    return dict(subdomain=subdomain(self, row), host=f'{base}/spaces/{row.id}/app/',
+                runtime=runtime(self, row))
 Hub.space_facts = space_facts
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00031
@@ -413,37 +413,37 @@ def _space(call, write=True, program=False):
     return row
 
 @app_routes('GET', '/api/spaces/{ns}/{name}/runtime')
-def get_runtime(call:Call)->dict:
+def get_runtime(call: Call) -> dict:
     "Tell how a Space is."
     return runtime(call.hub, _space(call, write=False))
 
-def restart_app(hub:Hub, row:RepoRow, factory:bool=False):
+def restart_app(hub: Hub, row: RepoRow, factory: bool = False):
     "Start a Space again, whatever it is doing."
     check_may(hub, 'spaces')
     set_app(hub, row, paused=0)
-    app = app_of(hub,row)
+    app = app_of(hub, row)
     app.halt('BUILDING')
     app.asked = row.sha
-    if bad:=trouble(hub,row): app.halt(bad.stage, bad.message)
+    if bad := trouble(hub, row): app.halt(bad.stage, bad.message)
     else: app.begin(factory=factory)
 
-def pause_app(hub:Hub, row:RepoRow):
+def pause_app(hub: Hub, row: RepoRow):
     "Stop a Space until it is restarted, and wait until its programs are gone."
     set_app(hub, row, paused=1)
-    app_of(hub,row).halt('PAUSED')
-    for name,p in list(hub.programs.items()):
+    app_of(hub, row).halt('PAUSED')
+    for name, p in list(hub.programs.items()):
         if name.startswith(f'space {row.key} '): p.wait(10)
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00032
 @app_routes('POST', '/api/spaces/{ns}/{name}/restart')
-def restart(call:Call)->dict:
+def restart(call: Call) -> dict:
     "Start a Space again."
     row = _space(call, program=True)
-    restart_app(call.hub, row, truthy(call.q.get('factory','')))
+    restart_app(call.hub, row, truthy(call.q.get('factory', '')))
     return runtime(call.hub, row)
 
 @app_routes('POST', '/api/spaces/{ns}/{name}/pause')
-def pause(call:Call)->dict:
+def pause(call: Call) -> dict:
     "Pause a Space."
     row = _space(call, program=True)
     pause_app(call.hub, row)
@@ -451,7 +451,7 @@ def pause(call:Call)->dict:
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00034
 @app_routes('GET', '/api/spaces/hardware')
-def hardware(call:Call)->list:
+def hardware(call: Call) -> list:
     "List the hardware: this machine."
     disk = shutil.disk_usage(call.hub.data).free
     return [dict(name='cpu-basic', prettyName='This machine', cpu=f'{os.cpu_count()} vCPU',
@@ -461,35 +461,35 @@ def hardware(call:Call)->list:
 
 def _flavor(call, d, key='flavor'):
     v = call.text(d, key, limit=40)
-    if v is None or not re.fullmatch('[a-z0-9-]{1,40}',v):
+    if v is None or not re.fullmatch('[a-z0-9-]{1,40}', v):
         raise HubError(400, f'`{key}` must be the name of a hardware, such as cpu-basic.')
     return v
 
 def _sleep(d, key='sleepTimeSeconds'):
     v = d.get(key)
-    if type(v) is not int or not (v==-1 or 0<v<10**9):
+    if type(v) is not int or not (v == -1 or 0 < v < 10**9):
         raise HubError(400, f'`{key}` must be a number of seconds, or -1 for never.')
     return v
 
 @app_routes('POST', '/api/spaces/{ns}/{name}/hardware')
-def request_hardware(call:Call)->dict:
+def request_hardware(call: Call) -> dict:
     "Note which hardware was asked for."
-    row,d = _space(call, program=True),call.json()
-    new = dict(hardware=_flavor(call,d))
+    row, d = _space(call, program=True), call.json()
+    new = dict(hardware=_flavor(call, d))
     if d.get('sleepTimeSeconds') is not None: new['sleep'] = _sleep(d)
     set_app(call.hub, row, **new)
     return runtime(call.hub, row)
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00035
 @app_routes('POST', '/api/spaces/{ns}/{name}/sleeptime')
-def sleep_time(call:Call)->dict:
+def sleep_time(call: Call) -> dict:
     "Say after how many idle seconds a Space may stop."
-    row,d = _space(call, program=True),call.json()
-    set_app(call.hub, row, sleep=_sleep(d,'seconds'))
+    row, d = _space(call, program=True), call.json()
+    set_app(call.hub, row, sleep=_sleep(d, 'seconds'))
     return runtime(call.hub, row)
 
 @app_routes('POST', '/api/spaces/{ns}/{name}/dev-mode')
-def dev_mode(call:Call)->dict:
+def dev_mode(call: Call) -> dict:
     "Say that there is no dev mode, and switch it off."
     row = _space(call, program=True)
     if call.json().get('enabled') is not False:
@@ -502,90 +502,90 @@ ENV_NAME = re.compile('[A-Za-z_][A-Za-z0-9_]{0,255}')
 
 def _env_item(call, d):
     "Check one variable or secret."
-    if not isinstance(d,dict): raise HubError(400, 'a variable or secret needs `key` and `value`.')
-    key,value,note = (call.text(d,k,limit=64_000) for k in ('key','value','description'))
+    if not isinstance(d, dict): raise HubError(400, 'a variable or secret needs `key` and `value`.')
+    key, value, note = (call.text(d, k, limit=64_000) for k in ('key', 'value', 'description'))
     if key is None or not ENV_NAME.fullmatch(key):
         raise HubError(400, '`key` must be letters, digits and `_`, and not begin with a digit.')
-    return key,value,note
+    return key, value, note
 
-def set_env(hub:Hub, row:RepoRow, secret:bool, key:str, value:str, note:str=None):
+def set_env(hub: Hub, row: RepoRow, secret: bool, key: str, value: str, note: str = None):
     "Keep a variable or secret."
     with hub.db.tx() as c:
         old = c.execute('SELECT secret,description FROM app_env WHERE key=? AND name=?',
-                        (row.key,key)).fetchone()
-        if old and bool(old['secret'])!=secret:
+                        (row.key, key)).fetchone()
+        if old and bool(old['secret']) != secret:
             raise HubError(400, f'`{key}` is a {"secret" if old["secret"] else "variable"} of this '
                 'Space already: delete it first.')
         n = c.execute('SELECT count(*) FROM app_env WHERE key=?', (row.key,)).fetchone()[0]
-        if n>=200 and not old: raise HubError(400, 'a Space has at most 200 variables and secrets.')
+        if n >= 200 and not old: raise HubError(400, 'a Space has at most 200 variables and secrets.')
         c.execute('INSERT OR REPLACE INTO app_env VALUES(?,?,?,?,?,?)', (row.key, key, value,
             int(secret), note if note is not None else old and old['description'], time.time()))
 
-def drop_env(hub:Hub, row:RepoRow, secret:bool, key:str):
+def drop_env(hub: Hub, row: RepoRow, secret: bool, key: str):
     "Forget a variable or secret."
     with hub.db.tx() as c: c.execute('DELETE FROM app_env WHERE key=? AND name=? AND secret=?',
                                      (row.key, key, int(secret)))
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00038
-def list_env(hub:Hub, row:RepoRow, secret:bool)->dict:
+def list_env(hub: Hub, row: RepoRow, secret: bool) -> dict:
     "List variables, or the names of secrets."
     rows = hub.db.all('SELECT * FROM app_env WHERE key=? AND secret=? ORDER BY name', row.key,
                       int(secret))
-    return {r['name']:dict(key=r['name'], updatedAt=iso(r['updated']),
+    return {r['name']: dict(key=r['name'], updatedAt=iso(r['updated']),
         **(dict(description=r['description']) if r['description'] else {}),
         **({} if secret else dict(value=r['value']))) for r in rows}
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00039
 @app_routes('GET POST DELETE', '/api/spaces/{ns}/{name}/secrets',
             '/api/spaces/{ns}/{name}/variables')
-def env_calls(call:Call)->dict:
+def env_calls(call: Call) -> dict:
     "List, set or delete variables or secrets."
-    row,method = _space(call),call.request.method
+    row, method = _space(call), call.request.method
     secret = call.request.url.path.endswith('/secrets')
-    if method!='GET':
-        key,value,note = _env_item(call, call.json())
-        if method=='DELETE': drop_env(call.hub, row, secret, key)
+    if method != 'GET':
+        key, value, note = _env_item(call, call.json())
+        if method == 'DELETE': drop_env(call.hub, row, secret, key)
         elif value is None: raise HubError(400, '`value` must be text.')
         else: set_env(call.hub, row, secret, key, value, note)
         env_changed(call.hub, row)
     return list_env(call.hub, row, secret)
 
-def env_changed(hub:Hub, row:RepoRow):
+def env_changed(hub: Hub, row: RepoRow):
     "Start a Space again that is up or on its way."
-    app = app_of(hub,row)
-    if app.stage and ('RUNNING' in app.stage or app.stage in ('APP_STARTING','BUILDING')):
+    app = app_of(hub, row)
+    if app.stage and ('RUNNING' in app.stage or app.stage in ('APP_STARTING', 'BUILDING')):
         restart_app(hub, row)
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00041
 def _volumes(call, vs):
     "Check a list of volumes."
-    if not isinstance(vs,list) or len(vs)>20: raise HubError(400, '`volumes` must be a list.')
-    res,kinds = [],('bucket','model','dataset','space')
+    if not isinstance(vs, list) or len(vs) > 20: raise HubError(400, '`volumes` must be a list.')
+    res, kinds = [], ('bucket', 'model', 'dataset', 'space')
     for v in vs:
-        if not isinstance(v,dict) or v.get('type') not in kinds:
+        if not isinstance(v, dict) or v.get('type') not in kinds:
             raise HubError(400, f'a volume needs a `type`: {", ".join(kinds)}.')
-        one = {k:call.text(v,k,limit=500) for k in ('source','mountPath','revision','path')}
+        one = {k: call.text(v, k, limit=500) for k in ('source', 'mountPath', 'revision', 'path')}
         if not one['source'] or not (one['mountPath'] or '').startswith('/'):
             raise HubError(400, 'a volume needs a `source` and a `mountPath` that begins with `/`.')
-        found = v['type']=='bucket' or call.hub.db.find(v['type'], one['source'])
+        found = v['type'] == 'bucket' or call.hub.db.find(v['type'], one['source'])
         if not found or found is not True and not call.hub.db.visible(found, call.who):
             raise HubError(404, f'there is no {v["type"]} `{one["source"]}`.')
-        res.append(dict(type=v['type'], **{k:x for k,x in one.items() if x is not None},
-            readOnly=v['type']!='bucket' or v.get('readOnly') is True))
+        res.append(dict(type=v['type'], **{k: x for k, x in one.items() if x is not None},
+            readOnly=v['type'] != 'bucket' or v.get('readOnly') is True))
     return json.dumps(res) if res else None
 
 def _not_mounted(hub, row):
     return [f'The volume {v["source"]} is not mounted at {v["mountPath"]}: that needs a container.'
-            for v in json.loads(settings_of(hub,row)['volumes'] or '[]')]
+            for v in json.loads(settings_of(hub, row)['volumes'] or '[]')]
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00042
 @app_routes('PUT DELETE', '/api/spaces/{ns}/{name}/volumes')
-def volumes(call:Call)->dict:
+def volumes(call: Call) -> dict:
     "Note which volumes a Space should have."
     row = _space(call, program=True)
-    if call.request.method=='PUT': new = _volumes(call, call.json().get('volumes'))
+    if call.request.method == 'PUT': new = _volumes(call, call.json().get('volumes'))
     else:
-        if not settings_of(call.hub,row)['volumes']:
+        if not settings_of(call.hub, row)['volumes']:
             raise HubError(400, 'this Space has no volumes.')
         new = None
     set_app(call.hub, row, volumes=new)
@@ -593,73 +593,73 @@ def volumes(call:Call)->dict:
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00044
 @app_routes('GET', '/api/spaces/{ns}/{name}/logs/{which}', '/spaces/{ns}/{name}/logs/{which}')
-async def logs(call:Call)->StreamingResponse:
+async def logs(call: Call) -> StreamingResponse:
     "Send the build log or the run log as it grows."
     row = _space(call, write=False)
     call.user()
     if not call.who.may('repo.content.read', row.owner, row.key):
         raise HubError(403, f'only members of {row.owner} may '
                        'read the logs of this Space.')
-    log,done = log_of(call.hub, row, call.p['which'])
-    return StreamingResponse(follow(log, done), 200, {'Cache-Control':'no-store'},
+    log, done = log_of(call.hub, row, call.p['which'])
+    return StreamingResponse(follow(log, done), 200, {'Cache-Control': 'no-store'},
                              'text/event-stream')
 
-def log_of(hub:Hub, row:RepoRow, which:str # build | run
-          )->tuple: # (log, whether nothing more will come)
+def log_of(hub: Hub, row: RepoRow, which: str # build | run
+          ) -> tuple: # (log, whether nothing more will come)
     "Find a log of a Space."
-    app = app_of(hub,row)
-    if which=='build':
-        log,turn = app.build_log,app.turn
-        return log,lambda: app.turn!=turn or 'BUILDING' not in (app.stage or '')
-    if which!='run': raise HubError(404, 'the logs are `build` and `run`.')
-    log,p = app.run_log,app.program
-    return log,lambda: p is None or not p.running
+    app = app_of(hub, row)
+    if which == 'build':
+        log, turn = app.build_log, app.turn
+        return log, lambda: app.turn != turn or 'BUILDING' not in (app.stage or '')
+    if which != 'run': raise HubError(404, 'the logs are `build` and `run`.')
+    log, p = app.run_log, app.program
+    return log, lambda: p is None or not p.running
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00046
 def _extras(call, d):
     "Check what a new Space is to be given besides its files."
     new = {}
-    if d.get('hardware') is not None: new['hardware'] = _flavor(call,d,'hardware')
+    if d.get('hardware') is not None: new['hardware'] = _flavor(call, d, 'hardware')
     if d.get('sleepTimeSeconds') is not None: new['sleep'] = _sleep(d)
     if d.get('volumes') is not None: new['volumes'] = _volumes(call, d['volumes'])
     env = []
-    for kind in ('secrets','variables'):
-        if not isinstance(d.get(kind) or [],list): raise HubError(400, f'`{kind}` must be a list.')
-        env += [(kind=='secrets',*_env_item(call,i)) for i in d.get(kind) or []]
-    if len(env)>200: raise HubError(400, 'a Space has at most 200 variables and secrets.')
-    return new,env
+    for kind in ('secrets', 'variables'):
+        if not isinstance(d.get(kind) or [], list): raise HubError(400, f'`{kind}` must be a list.')
+        env += [(kind == 'secrets', *_env_item(call, i)) for i in d.get(kind) or []]
+    if len(env) > 200: raise HubError(400, 'a Space has at most 200 variables and secrets.')
+    return new, env
 
 def _give(call, row, extras):
-    new,env = extras
+    new, env = extras
     set_app(call.hub, row, **new)
-    for secret,key,value,note in env: set_env(call.hub, row, secret, key, value or '', note)
+    for secret, key, value, note in env: set_env(call.hub, row, secret, key, value or '', note)
 
 @app_routes('POST', '/api/repos/create')
-def create_space(call:Call)->Json:
+def create_space(call: Call) -> Json:
     "Make a repo; a Space with what it was given."
     d = call.json()
-    if d.get('type')!='space': return create_repo(call)
-    extras,src = _extras(call,d),_template(call,d)
+    if d.get('type') != 'space': return create_repo(call)
+    extras, src = _extras(call, d), _template(call, d)
     res = create_repo(call) if src is None else _from_template(call, d, src)
     _give(call, call.hub.db.find('space', json.loads(res.body)['name']), extras)
     return res
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00047
 @app_routes('POST', '/api/spaces/{ns}/{name}/duplicate')
-def duplicate_space(call:Call)->dict:
+def duplicate_space(call: Call) -> dict:
     "Copy a Space; its variables come along, its secrets do not."
-    row,d = _space(call, write=False),call.json()
-    extras,res = _extras(call,d),duplicate(call)
+    row, d = _space(call, write=False), call.json()
+    extras, res = _extras(call, d), duplicate(call)
     new = call.hub.db.find('space', res['url'].partition('/spaces/')[2])
-    for k,v in list_env(call.hub, row, False).items(): set_env(call.hub, new, False, k, v['value'])
+    for k, v in list_env(call.hub, row, False).items(): set_env(call.hub, new, False, k, v['value'])
     _give(call, new, extras)
     return res
 
 @app_routes('DELETE', '/api/repos/delete')
-def delete_space(call:Call)->dict:
+def delete_space(call: Call) -> dict:
     "Delete a repo; a Space ends first."
     d = call.json()
-    named = d.get('type')=='space' and call.who.name and '/'.join(named_repo(call,d))
+    named = d.get('type') == 'space' and call.who.name and '/'.join(named_repo(call, d))
     row = call.hub.db.find('space', named) if named else None
     res = delete_repo(call)
     if row: remove(call.hub, row.key)
@@ -670,25 +670,25 @@ def _templates(call):
     return call.hub.db.search('space', call.who, filter=['template'], limit=100)[0]
 
 def _template(call, d):
-    id = call.text(d,'template')
+    id = call.text(d, 'template')
     if id is None: return None
-    row = next((r for r in _templates(call) if r.id==id), None)
+    row = next((r for r in _templates(call) if r.id == id), None)
     if row is None: raise HubError(404, f'there is no template `{id[:100]}` here.')
     return row
 
 def _from_template(call, d, src):
-    id = new_id(call, 'space', d.get('organization') or call.user(), call.text(d,'name',''))
-    row = copy_of(call, src, id, visibility_of(d)=='private')
+    id = new_id(call, 'space', d.get('organization') or call.user(), call.text(d, 'name', ''))
+    row = copy_of(call, src, id, visibility_of(d) == 'private')
     return Json(dict(url=f'{call.base}/{row.url}', name=row.id, id=row.key))
 
 @app_routes('GET', '/api/spaces/templates')
-def templates(call:Call)->dict:
+def templates(call: Call) -> dict:
     "List the Spaces that are meant to be copied."
     return dict(templates=[dict(name=r.name, repoId=r.id, sdk=r.info.get('sdk') or r.sdk,
         preferredPrivate=False) for r in _templates(call)])
 
 @app_routes('GET', '/api/spaces/zero-gpu/quota')
-def quota(call:Call)->dict:
+def quota(call: Call) -> dict:
     "Tell how many GPU seconds the caller may borrow: none, there are none to lend."
     call.user()
     return dict(base=0, current=0, overquotaUsed=0)
@@ -697,24 +697,24 @@ def quota(call:Call)->dict:
 def _score(row, words):
     "Weigh the words that a Space has: 1 where the title has them all."
     card = row.info.get('cardData') or {}
-    parts = [(1,card.get('title')), (.8,card.get('short_description')), (.7,row.name),
-             (.6,' '.join(row.info.get('tags',[])))]
-    best = lambda w: max((n for n,t in parts if isinstance(t,str) and w in t.lower()), default=0)
-    return sum(map(best,words))/len(words)
+    parts = [(1, card.get('title')), (.8, card.get('short_description')), (.7, row.name),
+             (.6, ' '.join(row.info.get('tags', [])))]
+    best = lambda w: max((n for n, t in parts if isinstance(t, str) and w in t.lower()), default=0)
+    return sum(map(best, words))/len(words)
 
 @app_routes('GET', '/api/spaces/semantic-search')
-def find_spaces(call:Call)->list:
+def find_spaces(call: Call) -> list:
     "Find Spaces by the words that describe them."
-    q,hub,res = call.q,call.hub,[]
-    words,sdks = q.get('q','').lower().split()[:20],q.getlist('sdk')
+    q, hub, res = call.q, call.hub, []
+    words, sdks = q.get('q', '').lower().split()[:20], q.getlist('sdk')
     if not words: raise HubError(400, '`q` must hold at least one word.')
     for r in hub.db.search('space', call.who, filter=q.getlist('filter')[:20], limit=1000)[0]:
-        card,sdk,score = r.info.get('cardData') or {},r.info.get('sdk') or r.sdk,_score(r,words)
+        card, sdk, score = r.info.get('cardData') or {}, r.info.get('sdk') or r.sdk, _score(r, words)
         if not score or sdks and sdk not in sdks: continue
         d = dict(id=r.id, author=r.owner, title=str(card.get('title') or r.name), sdk=sdk,
             emoji=card.get('emoji'), shortDescription=card.get('short_description'), likes=r.likes,
-            private=r.private, tags=r.info.get('tags',[]), runtime=runtime(hub,r),
-            semanticRelevancyScore=round(score,4), trendingScore=r.likes)
-        if d['runtime']['stage'].startswith('RUNNING') or truthy(q.get('includeNonRunning','')):
+            private=r.private, tags=r.info.get('tags', []), runtime=runtime(hub, r),
+            semanticRelevancyScore=round(score, 4), trendingScore=r.likes)
+        if d['runtime']['stage'].startswith('RUNNING') or truthy(q.get('includeNonRunning', '')):
             res.append(d)
     return sorted(res, key=lambda d: -d['semanticRelevancyScore'])[:100]

@@ -29,14 +29,14 @@ from .xet import xet_token
 # %% ../../nbs/localhub/08c_buckets.ipynb #865dae53
 bucket_routes = Routes()
 
-def find_bucket(call:Call, write:bool=False)->RepoRow:
+def find_bucket(call: Call, write: bool = False) -> RepoRow:
     "Find the bucket that the address names, and check that the caller may do this with it."
     call.p['kind'] = 'bucket'
     return call.repo(write=write)
 
-def bucket_json(call:Call, rows:list)->list:
+def bucket_json(call: Call, rows: list) -> list:
     "Describe buckets as the API does."
-    sums = {r['key']:r for r in call.hub.db.all('SELECT key,count(*) n,sum(size) size FROM '
+    sums = {r['key']: r for r in call.hub.db.all('SELECT key,count(*) n,sum(size) size FROM '
         'bucket_files WHERE key IN (SELECT value FROM json_each(?)) GROUP BY key',
         json.dumps([r.key for r in rows]))}
     return [dict(_id=r.key, id=r.id, author=r.owner, private=r.private,
@@ -46,124 +46,124 @@ def bucket_json(call:Call, rows:list)->list:
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #8c480751
 @bucket_routes('POST', '/api/buckets/{ns}/{name}')
-def create_bucket(call:Call)->dict:
+def create_bucket(call: Call) -> dict:
     "Make a bucket."
-    owner,name = call.p['ns'],check_name(call.p['name'],'bucket name')
-    private = visibility_of(call.json())=='private'
-    new = partial(new_id, call, 'bucket', call.user() if owner=='me' else owner, name)
-    id,key = new(),token_hex(12)
+    owner, name = call.p['ns'], check_name(call.p['name'], 'bucket name')
+    private = visibility_of(call.json()) == 'private'
+    new = partial(new_id, call, 'bucket', call.user() if owner == 'me' else owner, name)
+    id, key = new(), token_hex(12)
     try: call.hub.db.add_repo(key, 'bucket', id, private)
     except HubError: new(); raise # somebody was faster: the first of the two says where it is
     return dict(url=f'{call.base}/buckets/{id}', name=id, id=key)
 
 @bucket_routes('GET', '/api/buckets/{ns}/{name}')
-def bucket_info(call:Call)->dict:
+def bucket_info(call: Call) -> dict:
     "Tell about a bucket."
     return bucket_json(call, [find_bucket(call)])[0]
 
 @bucket_routes('DELETE', '/api/buckets/{ns}/{name}')
-def delete_bucket(call:Call)->dict:
+def delete_bucket(call: Call) -> dict:
     "Delete a bucket with its files."
     call.hub.db.drop_repo(find_bucket(call, write=True).key)
     return {}
 
 @bucket_routes('PUT', '/api/buckets/{ns}/{name}/settings')
-def change_bucket(call:Call)->dict:
+def change_bucket(call: Call) -> dict:
     "Change who may see a bucket."
-    row,vis = find_bucket(call, write=True),visibility_of(call.json())
-    if vis: call.hub.db.set_repo(row.key, private=vis=='private')
+    row, vis = find_bucket(call, write=True), visibility_of(call.json())
+    if vis: call.hub.db.set_repo(row.key, private=vis == 'private')
     return bucket_json(call, [call.hub.db.by_key(row.key)])[0]
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #f09dfb55
-def list_buckets(call:Call, owner:str, search:str='', limit:int=1000, after:str='' # name
-                )->list: # of `RepoRow`
+def list_buckets(call: Call, owner: str, search: str = '', limit: int = 1000, after: str = '' # name
+                ) -> list: # of `RepoRow`
     "List the buckets of somebody, as far as the caller may see them."
     db = call.hub.db
-    mine,args = call.who.reads()
+    mine, args = call.who.reads()
     rows = db.all(f"SELECT key FROM repos WHERE kind='bucket' AND owner=? AND id>? AND "
-        f"instr(lower(id),?)>0 AND (private=0 OR {mine}) ORDER BY id LIMIT ?", owner, after,
+        f'instr(lower(id),?)>0 AND (private=0 OR {mine}) ORDER BY id LIMIT ?', owner, after,
         search.lower(), *args, limit)
     return [db.by_key(r['key']) for r in rows]
 
 @bucket_routes('GET', '/api/buckets/{ns}')
-def list_owner(call:Call)->Json:
+def list_owner(call: Call) -> Json:
     "List the buckets of a namespace."
-    owner = call.user() if call.p['ns']=='me' else call.p['ns']
+    owner = call.user() if call.p['ns'] == 'me' else call.p['ns']
     if not call.hub.db.one('SELECT 1 FROM users WHERE name=?', owner):
         raise HubError(404, f'there is no user or organisation `{owner[:100]}`.', 'RepoNotFound')
-    n = call.int('limit',100,1,1000)
-    rows = list_buckets(call, owner, call.q.get('search',''), n+1, call.q.get('cursor',''))
+    n = call.int('limit', 100, 1, 1000)
+    rows = list_buckets(call, owner, call.q.get('search', ''), n+1, call.q.get('cursor', ''))
     return Json(bucket_json(call, rows[:n]),
-        headers=next_link(call, cursor=rows[n-1].id) if len(rows)>n else {})
+        headers=next_link(call, cursor=rows[n-1].id) if len(rows) > n else {})
 
 @bucket_routes('POST PUT DELETE', '/api/buckets/{ns}')
-def no_owner(call:Call):
+def no_owner(call: Call):
     "Answer for a bucket that is named without its owner."
     raise no_repo(call.who)
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #c5b5cf6e
-def check_path(path:str)->str:
+def check_path(path: str) -> str:
     "Refuse what cannot be the path of a file."
-    if not (isinstance(path,str) and 0<len(path.encode())<=1024 and not
-            any(p in ('','.','..') for p in path.split('/')) and not re.search('[\0-\x1f]',path)):
+    if not (isinstance(path, str) and 0 < len(path.encode()) <= 1024 and not
+            any(p in ('', '.', '..') for p in path.split('/')) and not re.search('[\0-\x1f]', path)):
         raise HubError(400, 'a path has 1 to 1024 bytes and no empty part, `.`, `..` or control '
             'character between its slashes.')
     return path
 
 _last = '\U0010ffff' # sorts behind every letter
 
-def list_files(db:Db, key:str, prefix:str='', after:str='', limit:int=1000)->list: # rows
+def list_files(db: Db, key: str, prefix: str = '', after: str = '', limit: int = 1000) -> list: # rows
     "List files whose path begins so, in order."
     return db.all('SELECT * FROM bucket_files WHERE key=? AND path>=? AND path<? AND path>? '
                   'ORDER BY path LIMIT ?', key, prefix, prefix+_last, after, limit)
 
-def list_level(db:Db, key:str, prefix:str='', after:str='', limit:int=1000
-              )->list: # rows of files, and pairs of a folder and when it last got a file
+def list_level(db: Db, key: str, prefix: str = '', after: str = '', limit: int = 1000
+              ) -> list: # rows of files, and pairs of a folder and when it last got a file
     "List what lies directly under a prefix."
     res = []
-    while len(res)<limit and (rows:=list_files(db, key, prefix, after, 1)):
+    while len(res) < limit and (rows := list_files(db, key, prefix, after, 1)):
         path = rows[0]['path']
-        at = path.find('/', len(prefix)+(prefix!='' and path[len(prefix):len(prefix)+1]=='/'))
-        if at<0: res.append(rows[0]); after = path; continue
-        folder,after = path[:at],f'{path[:at]}/{_last}'
+        at = path.find('/', len(prefix)+(prefix != '' and path[len(prefix):len(prefix)+1] == '/'))
+        if at < 0: res.append(rows[0]); after = path; continue
+        folder, after = path[:at], f'{path[:at]}/{_last}'
         res.append((folder, db.one('SELECT max(uploaded) t FROM bucket_files WHERE key=? AND '
             'path>? AND path<?', key, folder+'/', after)['t']))
     return res
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #86557723
 def _entry(e):
-    if isinstance(e,tuple): return dict(type='directory', path=e[0], uploadedAt=iso(e[1]))
+    if isinstance(e, tuple): return dict(type='directory', path=e[0], uploadedAt=iso(e[1]))
     return dict(type='file', path=e['path'], size=e['size'], xetHash=e['hash'],
                 mtime=iso(e['mtime']/1000), uploadedAt=iso(e['uploaded']))
 
 @bucket_routes('GET', '/api/buckets/{ns}/{name}/tree', '/api/buckets/{ns}/{name}/tree/{path:path}')
-def bucket_tree(call:Call)->Json:
+def bucket_tree(call: Call) -> Json:
     "List files, page by page."
-    row,prefix,n = find_bucket(call),call.p.get('path',''),call.int('limit',1000,1,1000)
-    level = call.q.get('recursive','').lower() in ('false','0')
+    row, prefix, n = find_bucket(call), call.p.get('path', ''), call.int('limit', 1000, 1, 1000)
+    level = call.q.get('recursive', '').lower() in ('false', '0')
     es = (list_level if level else list_files)(call.hub.db, row.key, prefix,
-                                               call.q.get('cursor',''), n+1)
-    last = es[n-1] if len(es)>n else None
-    cursor = f'{last[0]}/{_last}' if isinstance(last,tuple) else last and last['path']
+                                               call.q.get('cursor', ''), n+1)
+    last = es[n-1] if len(es) > n else None
+    cursor = f'{last[0]}/{_last}' if isinstance(last, tuple) else last and last['path']
     return Json([_entry(e) for e in es[:n]], headers=next_link(call, cursor=cursor) if last else {})
 
 @bucket_routes('POST', '/api/buckets/{ns}/{name}/paths-info')
-def bucket_paths(call:Call)->list:
+def bucket_paths(call: Call) -> list:
     "Tell about single files; absent ones are left out."
-    row,paths = find_bucket(call),[p for p in call.form().get('paths',[])
-                                   if isinstance(p,str)]
+    row, paths = find_bucket(call), [p for p in call.form().get('paths', [])
+                                     if isinstance(p, str)]
     return [_entry(r) for r in call.hub.db.all('SELECT * FROM bucket_files WHERE key=? AND path IN '
         '(SELECT value FROM json_each(?)) ORDER BY path', row.key, json.dumps(paths))]
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #f82db17b
-_types,EMPTY = ('addFile','copyFile','deleteFile'),'0'*64 # the Xet hash of a file of no bytes
+_types, EMPTY = ('addFile', 'copyFile', 'deleteFile'), '0'*64 # the Xet hash of a file of no bytes
 
 def _operation(n, line):
     try:
         op = json.loads(line)
         json.dumps(op, ensure_ascii=False).encode() # half a surrogate pair is no text
-    except (ValueError,RecursionError): op = None
-    if not isinstance(op,dict) or op.get('type') not in _types or not isinstance(op.get('path'),
+    except (ValueError, RecursionError): op = None
+    if not isinstance(op, dict) or op.get('type') not in _types or not isinstance(op.get('path'),
         str):
         raise HubError(400, f'line {n} is no operation: each needs a `path` and a `type`, which is '
             f'{", ".join(_types)}.')
@@ -172,46 +172,46 @@ def _operation(n, line):
 def _mtime(op, now):
     t = op.get('mtime')
     if t is None: return int(now*1000)
-    if type(t) is not int or not 0<=t<253_402_300_800_000: # the year 10000
+    if type(t) is not int or not 0 <= t < 253_402_300_800_000: # the year 10000
         raise HubError(400, '`mtime` must be milliseconds since 1970, before the year 10000.')
     return t
 
 def _may_copy(call, op):
     "Tell whether a file lies where the operation says, and the caller may read it there."
-    kind,id,db = op.get('sourceRepoType'),op.get('sourceRepoId'),call.hub.db
-    known = kind in (*KINDS,'bucket') and isinstance(id,str)
-    row = db.find(kind,id) or db.moved_to(kind,id) if known else None
+    kind, id, db = op.get('sourceRepoType'), op.get('sourceRepoId'), call.hub.db
+    known = kind in (*KINDS, 'bucket') and isinstance(id, str)
+    row = db.find(kind, id) or db.moved_to(kind, id) if known else None
     if row is None or row.disabled or not db.visible(row, call.who):
         raise HubError(404, f'there is no {str(kind)[:20]} `{str(id)[:100]}` that you can read.')
     if row.gated: call.check_gate(row)
-    if kind!='bucket': return call.hub.chunks.may_read(row.key, op['xetHash'])
+    if kind != 'bucket': return call.hub.chunks.may_read(row.key, op['xetHash'])
     return db.one('SELECT 1 FROM bucket_files WHERE key=? AND hash=?', row.key, op['xetHash'])
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #86fa74f8
 def _put(call, c, row, op, now):
     "Carry out one operation; returns what has changed, as a row of `bucket_changes`."
-    path,hash,chunks = check_path(op['path']),op.get('xetHash'),call.hub.chunks
-    if op['type']=='deleteFile':
-        n = c.execute('DELETE FROM bucket_files WHERE key=? AND path=?', (row.key,path)).rowcount
-        return [(path,'delete',None,None,None)]*n
+    path, hash, chunks = check_path(op['path']), op.get('xetHash'), call.hub.chunks
+    if op['type'] == 'deleteFile':
+        n = c.execute('DELETE FROM bucket_files WHERE key=? AND path=?', (row.key, path)).rowcount
+        return [(path, 'delete', None, None, None)]*n
     from_hex(hash)
-    mtime,f = _mtime(op, now),chunks.row(hash)
-    mine = hash==EMPTY or chunks.may_read(row.key, hash)
-    if not (_may_copy(call, op) if op['type']=='copyFile' else mine) or not f and hash!=EMPTY:
+    mtime, f = _mtime(op, now), chunks.row(hash)
+    mine = hash == EMPTY or chunks.may_read(row.key, hash)
+    if not (_may_copy(call, op) if op['type'] == 'copyFile' else mine) or not f and hash != EMPTY:
         raise HubError(404, f'the file {hash} is not there'+(' to be copied.'
-            if op['type']=='copyFile' else ': upload it with a token of this bucket.'))
+            if op['type'] == 'copyFile' else ': upload it with a token of this bucket.'))
     size = f['size'] if f else 0
-    old = c.execute('SELECT 1 FROM bucket_files WHERE key=? AND path=?', (row.key,path)).fetchone()
+    old = c.execute('SELECT 1 FROM bucket_files WHERE key=? AND path=?', (row.key, path)).fetchone()
     c.execute('INSERT OR REPLACE INTO bucket_files VALUES(?,?,?,?,?,?)',
               (row.key, path, hash, size, mtime, now))
-    if f: c.execute('INSERT OR IGNORE INTO xet_links VALUES(?,?)', (row.key,hash))
+    if f: c.execute('INSERT OR IGNORE INTO xet_links VALUES(?,?)', (row.key, hash))
     return [(path, 'update' if old else 'add', size, hash, mtime)]
 
 @bucket_routes('POST', '/api/buckets/{ns}/{name}/batch')
-def batch(call:Call)->Json:
+def batch(call: Call) -> Json:
     "Add, copy and delete files."
-    row,now,failed,changes = find_bucket(call, write=True),time.time(),[],[]
-    ops = [_operation(n,l) for n,l in enumerate(call.body.splitlines(),1) if l.strip()]
+    row, now, failed, changes = find_bucket(call, write=True), time.time(), [], []
+    ops = [_operation(n, l) for n, l in enumerate(call.body.splitlines(), 1) if l.strip()]
     with call.hub.store.using(), call.hub.db.tx() as c:
         for op in ops:
             try: changes += _put(call, c, row, op, now)
@@ -223,30 +223,30 @@ def batch(call:Call)->Json:
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #d697bd9c
 @bucket_routes('GET', '/api/buckets/{ns}/{name}/xet-write-token')
-def bucket_write_token(call:Call)->Json:
+def bucket_write_token(call: Call) -> Json:
     "Give a token that may send chunks to a bucket."
     return xet_token(call, find_bucket(call, write=True).key, write=True)
 
 @bucket_routes('GET', '/api/buckets/{ns}/{name}/xet-read-token')
-def bucket_read_token(call:Call)->Json:
+def bucket_read_token(call: Call) -> Json:
     "Give a token that may fetch a bucket's chunks."
     return xet_token(call, find_bucket(call).key)
 
-def open_hash(hub:Hub, hash:str):
+def open_hash(hub: Hub, hash: str):
     "Open a file by its Xet hash."
     return hub.chunks.open_file(hub.chunks.row(hash)['terms'])
 
 @bucket_routes('GET', '/buckets/{ns}/{name}/resolve/{path:path}')
-def bucket_file(call:Call)->Response:
+def bucket_file(call: Call) -> Response:
     "Send a file, or its headers, or a piece of it."
-    row,path = find_bucket(call),call.p['path']
+    row, path = find_bucket(call), call.p['path']
     f = call.hub.db.one('SELECT * FROM bucket_files WHERE key=? AND path=?', row.key, path)
     if f is None: raise HubError(404, f'Entry not found: {path}', 'EntryNotFound')
     token = f'{call.base}/api/buckets/{row.id}/xet-read-token'
-    headers = safe_headers(path, f['hash'])|{'X-Xet-Hash':f['hash'], 'X-Linked-Size':str(f['size']),
-        'Link':f'<{token}>; rel="xet-auth"'}
+    headers = safe_headers(path, f['hash'])|{'X-Xet-Hash': f['hash'], 'X-Linked-Size': str(f['size']),
+        'Link': f'<{token}>; rel="xet-auth"'}
     return send_file(call.request, f['size'], headers,
-                     partial(open_hash,call.hub,f['hash']) if f['size'] else b'',
+                     partial(open_hash, call.hub, f['hash']) if f['size'] else b'',
                      media_type(path))
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #21ca56b4
@@ -255,54 +255,54 @@ KEPT = 3600 # seconds for which changes are kept
 def _note(c, key, now, changes):
     "Write down what a batch has changed."
     c.executemany('INSERT INTO bucket_changes(key,path,op,size,hash,mtime,at) '
-                  'VALUES(?,?,?,?,?,?,?)', [(key,*ch,now) for ch in changes])
-    c.execute('DELETE FROM bucket_changes WHERE key=? AND at<?', (key,now-KEPT))
-    c.execute('UPDATE repos SET modified=? WHERE key=?', (now,key))
+                  'VALUES(?,?,?,?,?,?,?)', [(key, *ch, now) for ch in changes])
+    c.execute('DELETE FROM bucket_changes WHERE key=? AND at<?', (key, now-KEPT))
+    c.execute('UPDATE repos SET modified=? WHERE key=?', (now, key))
 
 def _start(call, key):
     "Where a reader begins: (time, number of the last change that it knows)."
-    cursor,since = call.q.get('cursor'),call.q.get('since')
+    cursor, since = call.q.get('cursor'), call.q.get('since')
     last = call.hub.db.one('SELECT max(seq) n FROM bucket_changes WHERE key=?', key)['n'] or 0
-    if cursor and (m:=re.fullmatch(r'(\d{1,12}\.\d{1,9})-(\d{1,15})', cursor)):
-        return float(m[1]),int(m[2])
+    if cursor and (m := re.fullmatch(r'(\d{1,12}\.\d{1,9})-(\d{1,15})', cursor)):
+        return float(m[1]), int(m[2])
     if cursor: raise HubError(400, f'`{cursor[:100]}` is no cursor of this Hub.')
-    if not since: return time.time(),last
-    try: at = datetime.fromisoformat(since.replace('Z','+00:00'))
+    if not since: return time.time(), last
+    try: at = datetime.fromisoformat(since.replace('Z', '+00:00'))
     except ValueError: raise HubError(400, f'`{since[:100]}` is no time.') from None
     at = at.replace(tzinfo=at.tzinfo or timezone.utc).timestamp()
     first = call.hub.db.one('SELECT min(seq) n FROM bucket_changes WHERE key=? AND at>=?', key, at)
-    return at,(first['n'] or last+1)-1
+    return at, (first['n'] or last+1)-1
 
 # %% ../../nbs/localhub/08c_buckets.ipynb #59d44ba2
 def _event(name, **data): return f'event: {name}\ndata: {json.dumps(data)}\n\n'
 
 def _change(r):
     d = dict(path=r['path'], op=r['op'])
-    return d if r['op']=='delete' else d|dict(size=r['size'], xetHash=r['hash'],
+    return d if r['op'] == 'delete' else d|dict(size=r['size'], xetHash=r['hash'],
         mtime=iso(r['mtime']/1000), uploadedAt=iso(r['at']))
 
-async def follow_bucket(hub:Hub, who, # `Caller`
-                        key:str, at:float, seq:int): # yields server-sent events
+async def follow_bucket(hub: Hub, who, # `Caller`
+                        key: str, at: float, seq: int): # yields server-sent events
     "Tell what changes in a bucket after change number `seq`, which was at the time `at`."
-    cursor,ready,quiet = None,False,time.monotonic()
+    cursor, ready, quiet = None, False, time.monotonic()
     while not hub.stopping.is_set():
         row = hub.db.by_key(key)
         if row is None or not hub.db.visible(row, who): return
-        if not ready and row.modified>at+.001 and at<time.time()-KEPT:
+        if not ready and row.modified > at+.001 and at < time.time()-KEPT:
             yield _event('reset', reason='what was missed is no longer kept'); return
         rows = hub.db.all('SELECT * FROM bucket_changes WHERE key=? AND seq>? ORDER BY seq LIMIT '
                           '1000', key, seq)
         if rows:
-            seq,cursor = rows[-1]['seq'],f"{rows[-1]['at']:.6f}-{rows[-1]['seq']}"
+            seq, cursor = rows[-1]['seq'], f"{rows[-1]['at']:.6f}-{rows[-1]['seq']}"
             yield _event('changes', cursor=cursor, changes=[_change(r) for r in rows])
         elif not ready:
             ready = True; yield _event('ready', **(dict(cursor=cursor) if cursor else {}))
-        elif time.monotonic()-quiet>15: quiet = time.monotonic(); yield ': waiting\n\n'
+        elif time.monotonic()-quiet > 15: quiet = time.monotonic(); yield ': waiting\n\n'
         else: await asyncio.sleep(.25)
 
 @bucket_routes('GET', '/api/buckets/{ns}/{name}/events')
-def bucket_events(call:Call)->StreamingResponse:
+def bucket_events(call: Call) -> StreamingResponse:
     "Send what changes, as it happens."
     key = find_bucket(call).key
     return StreamingResponse(follow_bucket(call.hub, call.who, key, *_start(call, key)),
-        media_type='text/event-stream', headers={'Cache-Control':'no-cache'})
+        media_type='text/event-stream', headers={'Cache-Control': 'no-cache'})

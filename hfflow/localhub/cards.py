@@ -17,168 +17,168 @@ from .store import Repo
 # %% ../../nbs/localhub/03_cards.ipynb #bdaa9842
 _front_re = re.compile(r'\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?---[ \t]*(?:\r?\n|\Z)', re.S)
 
-def split_card(text:str # README.md
-              )->tuple: # (the YAML between the dashes or '', the Markdown after them)
+def split_card(text: str # README.md
+              ) -> tuple: # (the YAML between the dashes or '', the Markdown after them)
     "Cut a card into its metadata and its text."
     m = _front_re.match(text)
-    return (m[1],text[m.end():]) if m else ('',text)
+    return (m[1], text[m.end():]) if m else ('', text)
 
 # %% ../../nbs/localhub/03_cards.ipynb #6199eed5
-_most,_too_much = 50_000,'the metadata is too large, or refers to itself.'
+_most, _too_much = 50_000, 'the metadata is too large, or refers to itself.'
 
-def plain(value, budget:list=None):
+def plain(value, budget: list = None):
     "Copy what YAML or JSON gave into plain JSON values; refuse what grows without end."
     budget = [_most] if budget is None else budget
     budget[0] -= 1
-    if budget[0]<0: raise ValueError(_too_much)
-    if isinstance(value,dict): return {str(k):plain(v,budget) for k,v in value.items()}
-    if isinstance(value,(list,tuple,set)): return [plain(v,budget) for v in value]
-    if isinstance(value,float) and not math.isfinite(value): return None
-    if isinstance(value,(datetime.date,datetime.datetime)): return value.isoformat()
-    if isinstance(value,bytes): return value.decode('utf-8','replace')
-    if isinstance(value,int) and not isinstance(value,bool) and abs(value)>=2**63: return str(value)
-    if isinstance(value,str): return value.encode('utf-8','replace').decode()
-    return value if value is None or isinstance(value,(bool,int,float)) else str(value)
+    if budget[0] < 0: raise ValueError(_too_much)
+    if isinstance(value, dict): return {str(k): plain(v, budget) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set)): return [plain(v, budget) for v in value]
+    if isinstance(value, float) and not math.isfinite(value): return None
+    if isinstance(value, (datetime.date, datetime.datetime)): return value.isoformat()
+    if isinstance(value, bytes): return value.decode('utf-8', 'replace')
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 2**63: return str(value)
+    if isinstance(value, str): return value.encode('utf-8', 'replace').decode()
+    return value if value is None or isinstance(value, (bool, int, float)) else str(value)
 
-class _Loader(getattr(yaml,'CSafeLoader',yaml.SafeLoader)):
+class _Loader(getattr(yaml, 'CSafeLoader', yaml.SafeLoader)):
     room = _most
     def flatten_mapping(self, node): # merges (`<<`) of merges grow tenfold with each line
         super().flatten_mapping(node)
         self.room -= len(node.value)
-        if self.room<0: raise ValueError(_too_much)
+        if self.room < 0: raise ValueError(_too_much)
 
 # 12:30 is a text, as in YAML 1.2, and not 750: a long number to base 60 takes minutes to read
-for _tag in ('tag:yaml.org,2002:int','tag:yaml.org,2002:float'):
-    _Loader.add_constructor(_tag, lambda loader,node,known=_Loader.yaml_constructors[_tag]:
-        node.value if ':' in node.value else known(loader,node))
+for _tag in ('tag:yaml.org,2002:int', 'tag:yaml.org,2002:float'):
+    _Loader.add_constructor(_tag, lambda loader, node, known=_Loader.yaml_constructors[_tag]:
+        node.value if ':' in node.value else known(loader, node))
 
 def _check_depth(front, limit=100):
     # libyaml takes a level of the machine's stack, and time, for each level of nesting
     depth = 0
     for e in yaml.parse(front, _Loader):
-        depth += isinstance(e,yaml.CollectionStartEvent)-isinstance(e,yaml.CollectionEndEvent)
-        if depth>limit: raise RecursionError
+        depth += isinstance(e, yaml.CollectionStartEvent)-isinstance(e, yaml.CollectionEndEvent)
+        if depth > limit: raise RecursionError
 
-def read_meta(front:str # YAML
-             )->dict:
+def read_meta(front: str # YAML
+             ) -> dict:
     "Read a card's metadata; ValueError says what is wrong with it."
-    if len(front)>1_000_000: raise ValueError('the metadata is longer than 1 MB.')
+    if len(front) > 1_000_000: raise ValueError('the metadata is longer than 1 MB.')
     try:
         _check_depth(front)
         meta = plain(yaml.load(front, _Loader))
     except yaml.YAMLError as e: raise ValueError(f'Invalid YAML in README.md: {e}') from None
     except RecursionError: raise ValueError('the metadata is nested too deeply.') from None
-    except (OverflowError,TypeError) as e:
+    except (OverflowError, TypeError) as e:
         raise ValueError(f'Invalid YAML in README.md: {e}') from None
     if meta is None: return {}
-    if not isinstance(meta,dict):
+    if not isinstance(meta, dict):
         raise ValueError('the metadata must be a mapping of names to values.')
     return meta
 
 # %% ../../nbs/localhub/03_cards.ipynb #f9bd2a62
 def _words(meta, key):
     v = meta.get(key)
-    v = [v] if isinstance(v,(str,int)) else v if isinstance(v,list) else []
-    return [str(x) for x in v if isinstance(x,(str,int)) and not isinstance(x,bool)]
+    v = [v] if isinstance(v, (str, int)) else v if isinstance(v, list) else []
+    return [str(x) for x in v if isinstance(x, (str, int)) and not isinstance(x, bool)]
 
 _license_re = re.compile(r'[A-Za-z0-9.+_-]{1,64}')
-SDKS = ('gradio','docker','static','streamlit')
-COLORS = ('red','yellow','green','blue','indigo','purple','pink','gray')
+SDKS = ('gradio', 'docker', 'static', 'streamlit')
+COLORS = ('red', 'yellow', 'green', 'blue', 'indigo', 'purple', 'pink', 'gray')
 
 # %% ../../nbs/localhub/03_cards.ipynb #4c384421
-def validate_card(text:str, # README.md
-                  kind:str='model')->tuple: # (errors, warnings)
+def validate_card(text: str, # README.md
+                  kind: str = 'model') -> tuple: # (errors, warnings)
     "Check a card as the Hub does before each commit that contains one."
-    errors,warnings = [],[]
-    front,_ = split_card(text)
+    errors, warnings = [], []
+    front, _ = split_card(text)
     try: meta = read_meta(front)
-    except ValueError as e: return [str(e)],[]
+    except ValueError as e: return [str(e)], []
     if not front.strip(): warnings.append('empty or missing yaml metadata in repo card')
     lic = meta.get('license')
-    if lic is not None and not (_words(meta,'license')
+    if lic is not None and not (_words(meta, 'license')
             and all(_license_re.fullmatch(x) for x in _words(meta,
             'license'))): errors.append('"license" must be one of the known identifiers, such as '
             'apache-2.0')
-    for key in ('tags','datasets','metrics'):
+    for key in ('tags', 'datasets', 'metrics'):
         if meta.get(key) is not None and not isinstance(meta[key],
-                (list,str)): errors.append(f'"{key}" must be a list of names')
+                (list, str)): errors.append(f'"{key}" must be a list of names')
     if meta.get('model-index') is not None and not isinstance(meta['model-index'],
             list): errors.append('"model-index" must be an array')
-    if kind=='space' and front.strip():
+    if kind == 'space' and front.strip():
         if meta.get('sdk') not in SDKS: errors.append(f'"sdk" must be one of {", ".join(SDKS)}')
-        for key in ('colorFrom','colorTo'):
+        for key in ('colorFrom', 'colorTo'):
             if meta.get(key) is not None and meta[key] not in COLORS:
                 errors.append(f'"{key}" must be one of {", ".join(COLORS)}')
         short = meta.get('short_description')
-        if isinstance(short,str) and len(short)>60:
+        if isinstance(short, str) and len(short) > 60:
             errors.append('"short_description" length must be less than or equal to 60 characters long')
-    return errors,warnings
+    return errors, warnings
 
 # %% ../../nbs/localhub/03_cards.ipynb #107af269
-_tasks = {'ForCausalLM':'text-generation', 'LMHeadModel':'text-generation',
-    'ForSequenceClassification':'text-classification',
-    'ForTokenClassification':'token-classification',
-    'ForQuestionAnswering':'question-answering', 'ForMaskedLM':'fill-mask',
-    'ForImageClassification':'image-classification', 'ForObjectDetection':'object-detection',
-    'ForSpeechSeq2Seq':'automatic-speech-recognition', 'ForCTC':'automatic-speech-recognition',
-    'ForMultipleChoice':'multiple-choice', 'ForAudioClassification':'audio-classification',
-    'ForVideoClassification':'video-classification', 'ForDepthEstimation':'depth-estimation',
-    'ForSemanticSegmentation':'image-segmentation', 'MTModel':'text2text-generation'}
-_sounds = ('Wav2Vec2','Hubert','WavLM','UniSpeech','Data2VecAudio','SEW') # call it a sequence too
-_hearing = ('Whisper','Speech2Text','Moonshine')
-_writing = ('T5','MT5','UMT5','LongT5','SwitchTransformers','Bart','MBart','PLBart','Pegasus',
-    'BigBirdPegasus','M2M100','LED','Blenderbot','ProphetNet','FSMT','NllbMoe')
-_reading = ('Bert','Roberta','XLMRoberta','DistilBert','MPNet','Electra','Deberta','Albert',
-    'Camembert','ModernBert','NomicBert')
+_tasks = {'ForCausalLM': 'text-generation', 'LMHeadModel': 'text-generation',
+    'ForSequenceClassification': 'text-classification',
+    'ForTokenClassification': 'token-classification',
+    'ForQuestionAnswering': 'question-answering', 'ForMaskedLM': 'fill-mask',
+    'ForImageClassification': 'image-classification', 'ForObjectDetection': 'object-detection',
+    'ForSpeechSeq2Seq': 'automatic-speech-recognition', 'ForCTC': 'automatic-speech-recognition',
+    'ForMultipleChoice': 'multiple-choice', 'ForAudioClassification': 'audio-classification',
+    'ForVideoClassification': 'video-classification', 'ForDepthEstimation': 'depth-estimation',
+    'ForSemanticSegmentation': 'image-segmentation', 'MTModel': 'text2text-generation'}
+_sounds = ('Wav2Vec2', 'Hubert', 'WavLM', 'UniSpeech', 'Data2VecAudio', 'SEW') # call it a sequence too
+_hearing = ('Whisper', 'Speech2Text', 'Moonshine')
+_writing = ('T5', 'MT5', 'UMT5', 'LongT5', 'SwitchTransformers', 'Bart', 'MBart', 'PLBart', 'Pegasus',
+    'BigBirdPegasus', 'M2M100', 'LED', 'Blenderbot', 'ProphetNet', 'FSMT', 'NllbMoe')
+_reading = ('Bert', 'Roberta', 'XLMRoberta', 'DistilBert', 'MPNet', 'Electra', 'Deberta', 'Albert',
+    'Camembert', 'ModernBert', 'NomicBert')
 
-def guess_task(config:dict # config.json
-              )->str: # None where it is unclear
+def guess_task(config: dict # config.json
+              ) -> str: # None where it is unclear
     "Name the task that a model's architecture is for."
-    arch = next(iter(_words(config,'architectures')), '')
+    arch = next(iter(_words(config, 'architectures')), '')
     if arch.endswith('ForConditionalGeneration'):
         if arch.startswith(_hearing): return 'automatic-speech-recognition'
         return 'text2text-generation' if arch.startswith(_writing) else None
     if arch.startswith(_sounds) and arch.endswith('ForSequenceClassification'):
         return 'audio-classification'
     if arch.endswith('Model') and arch.startswith(_reading): return 'feature-extraction'
-    return next((t for end,t in _tasks.items() if arch.endswith(end)), None)
+    return next((t for end, t in _tasks.items() if arch.endswith(end)), None)
 
 # %% ../../nbs/localhub/03_cards.ipynb #af34db01
 def _json_file(repo, commit, path, limit=2_000_000):
     e = repo.entry(commit, path)
-    if e is None or e.type!='file' or e.lfs or e.size>limit: return None
+    if e is None or e.type != 'file' or e.lfs or e.size > limit: return None
     try: d = plain(json.loads(repo.read(e.oid)))
-    except (ValueError,RecursionError): return None
-    return d if isinstance(d,dict) else None
+    except (ValueError, RecursionError): return None
+    return d if isinstance(d, dict) else None
 
 def _config_summary(repo, commit, names):
     read = lambda name: _json_file(repo, commit, name) if name in names else None
-    config,adapter,tok = map(read, ('config.json','adapter_config.json','tokenizer_config.json'))
-    res = {k:config[k] for k in ('architectures','model_type','quantization_config')
+    config, adapter, tok = map(read, ('config.json', 'adapter_config.json', 'tokenizer_config.json'))
+    res = {k: config[k] for k in ('architectures', 'model_type', 'quantization_config')
         if k in (config or {})}
-    if tok: res['tokenizer_config'] = {k:tok[k] for k in ('bos_token','eos_token','pad_token',
-            'unk_token','mask_token','chat_template') if k in tok}
-    if adapter: res['peft'] = {k:adapter[k] for k in ('base_model_name_or_path','task_type',
-            'peft_type','auto_mapping') if k in adapter}
-    chat = repo.entry(commit,'chat_template.jinja') if 'chat_template.jinja' in names else None
-    if chat and not chat.lfs and chat.size<200_000: # where transformers 5 writes it
-        res['chat_template_jinja'] = repo.read(chat.oid).decode('utf-8','replace')
+    if tok: res['tokenizer_config'] = {k: tok[k] for k in ('bos_token', 'eos_token', 'pad_token',
+            'unk_token', 'mask_token', 'chat_template') if k in tok}
+    if adapter: res['peft'] = {k: adapter[k] for k in ('base_model_name_or_path', 'task_type',
+            'peft_type', 'auto_mapping') if k in adapter}
+    chat = repo.entry(commit, 'chat_template.jinja') if 'chat_template.jinja' in names else None
+    if chat and not chat.lfs and chat.size < 200_000: # where transformers 5 writes it
+        res['chat_template_jinja'] = repo.read(chat.oid).decode('utf-8', 'replace')
     return res
 
 # %% ../../nbs/localhub/03_cards.ipynb #62fb952a
-def chats(config:dict # of a repo's info
-         )->bool:
+def chats(config: dict # of a repo's info
+         ) -> bool:
     "Tell whether a model's tokenizer knows how a conversation is written."
     return bool(config.get('chat_template_jinja')
         or (config.get('tokenizer_config') or {}).get('chat_template'))
 
 # %% ../../nbs/localhub/03_cards.ipynb #76a34049
-def library_of(meta:dict, # the card's metadata
-               names:set, # the repo's paths
-               config:dict)->str:
+def library_of(meta: dict, # the card's metadata
+               names: set, # the repo's paths
+               config: dict) -> str:
     "Name the library that loads a model."
     lib = meta.get('library_name')
-    if isinstance(lib,str): return lib
+    if isinstance(lib, str): return lib
     if 'adapter_config.json' in names: return 'peft'
     if 'modules.json' in names and 'config_sentence_transformers.json' in names:
         return 'sentence-transformers'
@@ -190,137 +190,137 @@ _adapter_tasks = dict(CAUSAL_LM='text-generation', SEQ_CLS='text-classification'
     QUESTION_ANS='question-answering', FEATURE_EXTRACTION='feature-extraction')
 
 def _task(meta, config):
-    if isinstance(meta.get('pipeline_tag'),str): return meta['pipeline_tag']
-    adapter = config.get('peft',{})
-    kind,base = adapter.get('task_type'),adapter.get('auto_mapping')
-    base = base.get('base_model_class') if isinstance(base,dict) else None # where no type is given
-    return guess_task(config) or (_adapter_tasks.get(kind) if isinstance(kind,str)
+    if isinstance(meta.get('pipeline_tag'), str): return meta['pipeline_tag']
+    adapter = config.get('peft', {})
+    kind, base = adapter.get('task_type'), adapter.get('auto_mapping')
+    base = base.get('base_model_class') if isinstance(base, dict) else None # where no type is given
+    return guess_task(config) or (_adapter_tasks.get(kind) if isinstance(kind, str)
         else guess_task(dict(architectures=base)))
 
 def _base_tags(meta, names):
     relation = meta.get('base_model_relation')
-    if not isinstance(relation,str):
+    if not isinstance(relation, str):
         relation = 'adapter' if 'adapter_config.json' in names else 'finetune'
-    return [t for b in _words(meta,'base_model')
+    return [t for b in _words(meta, 'base_model')
         for t in (f'base_model:{b}', f'base_model:{relation}:{b}')]
 
-_suffix_tags = {'.safetensors':'safetensors', '.gguf':'gguf', '.onnx':'onnx', '.tflite':'tflite'}
+_suffix_tags = {'.safetensors': 'safetensors', '.gguf': 'gguf', '.onnx': 'onnx', '.tflite': 'tflite'}
 _bin_re = re.compile(r'pytorch_model.*\.bin|.*\.pth?')
 
 def _file_tags(names):
-    res = [t for s,t in _suffix_tags.items() if any(n.endswith(s) for n in names)]
+    res = [t for s, t in _suffix_tags.items() if any(n.endswith(s) for n in names)]
     if any(_bin_re.fullmatch(n) for n in names): res.append('pytorch')
     if any('tfevents' in n for n in names): res.append('tensorboard')
     return res
 
 # %% ../../nbs/localhub/03_cards.ipynb #94cea888
 _arxiv_re = re.compile(r'arxiv\.org/(?:abs|pdf)/(\d{4}\.\d{4,5})')
-_formats = {'.parquet':'parquet', '.csv':'csv', '.jsonl':'json', '.json':'json', '.arrow':'arrow',
-    '.txt':'text'}
-_modality = {'image':('.png','.jpg','.jpeg','.webp'), 'audio':('.wav','.mp3','.flac'),
-    'video':('.mp4','.webm')}
-_tagged = dict(model=('license','dataset','doi'),
-    dataset=('task_categories','task_ids','annotations_creators','language_creators',
-    'multilinguality','language','license','size_categories','source_datasets'),
+_formats = {'.parquet': 'parquet', '.csv': 'csv', '.jsonl': 'json', '.json': 'json', '.arrow': 'arrow',
+    '.txt': 'text'}
+_modality = {'image': ('.png', '.jpg', '.jpeg', '.webp'), 'audio': ('.wav', '.mp3', '.flac'),
+    'video': ('.mp4', '.webm')}
+_tagged = dict(model=('license', 'dataset', 'doi'),
+    dataset=('task_categories', 'task_ids', 'annotations_creators', 'language_creators',
+    'multilinguality', 'language', 'license', 'size_categories', 'source_datasets'),
     space=('license',), kernel=('license',))
 
-def make_tags(kind:str, meta:dict, text:str, # the card's Markdown
-              names:set, config:dict)->list:
+def make_tags(kind: str, meta: dict, text: str, # the card's Markdown
+              names: set, config: dict) -> list:
     "Derive a repo's tags from its card and its files."
     tags = []
-    if kind=='model':
-        tags += [library_of(meta,names,config), *_file_tags(names), config.get('model_type'),
-                 _task(meta,config)]
+    if kind == 'model':
+        tags += [library_of(meta, names, config), *_file_tags(names), config.get('model_type'),
+                 _task(meta, config)]
         if chats(config): tags.append('conversational')
-        tags += [f'dataset:{d}' for d in _words(meta,'datasets')]+_words(meta,
-            'language')+_base_tags(meta,names)
+        tags += [f'dataset:{d}' for d in _words(meta, 'datasets')]+_words(meta,
+            'language')+_base_tags(meta, names)
         if meta.get('model-index'): tags.append('model-index')
-    if kind=='space': tags += [meta.get('sdk') if isinstance(meta.get('sdk'),str) else None]
-    tags += [f'{k}:{v}' for k in _tagged[kind] for v in _words(meta,k)]+_words(meta,'tags')
-    if kind=='dataset':
-        data = [n for n in names if n!='README.md']
-        fmt = next((f for s,f in _formats.items() if any(n.endswith(s) for n in data)), None)
+    if kind == 'space': tags += [meta.get('sdk') if isinstance(meta.get('sdk'), str) else None]
+    tags += [f'{k}:{v}' for k in _tagged[kind] for v in _words(meta, k)]+_words(meta, 'tags')
+    if kind == 'dataset':
+        data = [n for n in names if n != 'README.md']
+        fmt = next((f for s, f in _formats.items() if any(n.endswith(s) for n in data)), None)
         tags += [f'format:{fmt}']*bool(fmt)+[f'modality:{m}' for m,
             ss in _modality.items() if any(n.endswith(ss) for n in data)]
         if fmt: tags += ['library:datasets']
     tags += [f'arxiv:{a}' for a in _arxiv_re.findall(text)]+['region:us']
-    return list(dict.fromkeys(t[:200] for t in tags if isinstance(t,str) and t))
+    return list(dict.fromkeys(t[:200] for t in tags if isinstance(t, str) and t))
 
 # %% ../../nbs/localhub/03_cards.ipynb #e2906add
 DTYPE_BITS = dict(F64=64, I64=64, U64=64, F32=32, I32=32, U32=32, F16=16, BF16=16, I16=16, U16=16,
     F8_E4M3=8, F8_E5M2=8, I8=8, U8=8, BOOL=8)
 
 def read_safetensors(file # open for reading, at its start
-                    )->dict: # {tensor: {dtype, shape, data_offsets}}; ValueError where it is no safetensors file
+                    ) -> dict: # {tensor: {dtype, shape, data_offsets}}; ValueError where it is no safetensors file
     "Read the header of a safetensors file: eight bytes of length, then JSON."
     head = file.read(8)
-    n = struct.unpack('<Q',head)[0] if len(head)==8 else 0
-    if not 0<n<=25_000_000: raise ValueError('no safetensors header.')
+    n = struct.unpack('<Q', head)[0] if len(head) == 8 else 0
+    if not 0 < n <= 25_000_000: raise ValueError('no safetensors header.')
     try: d = json.loads(file.read(n))
     except RecursionError: raise ValueError('no safetensors header.') from None
-    if not isinstance(d,dict): raise ValueError('no safetensors header.')
+    if not isinstance(d, dict): raise ValueError('no safetensors header.')
     return d
 
-def count_parameters(headers:list # of `read_safetensors`
-                    )->dict: # {parameters: {dtype: count}, total: count}
+def count_parameters(headers: list # of `read_safetensors`
+                    ) -> dict: # {parameters: {dtype: count}, total: count}
     "Count the numbers that the tensors hold, by dtype."
     res = {}
     for h in headers:
-        for name,t in h.items():
-            if name=='__metadata__' or not isinstance(t,dict) or not isinstance(t.get('shape'),
+        for name, t in h.items():
+            if name == '__metadata__' or not isinstance(t, dict) or not isinstance(t.get('shape'),
                     list): continue
-            dtype,sane = str(t.get('dtype')),all(type(s) is int and 0<=s<2**40 for s in t['shape'])
-            if sane and dtype in DTYPE_BITS: res[dtype] = res.get(dtype,0)+math.prod(t['shape'])
+            dtype, sane = str(t.get('dtype')), all(type(s) is int and 0 <= s < 2**40 for s in t['shape'])
+            if sane and dtype in DTYPE_BITS: res[dtype] = res.get(dtype, 0)+math.prod(t['shape'])
     return dict(parameters=res, total=sum(res.values()))
 
 # %% ../../nbs/localhub/03_cards.ipynb #d57b35bd
 def _headers(repo, commit, files, open_file):
-    name = next((n for n in ('model.safetensors','adapter_model.safetensors',
+    name = next((n for n in ('model.safetensors', 'adapter_model.safetensors',
         'diffusion_pytorch_model.safetensors') if n in files), None)
     index = _json_file(repo, commit, 'model.safetensors.index.json',
         20_000_000) if 'model.safetensors.index.json' in files else None
     shards = [name] if name else []
-    if index and isinstance(index.get('weight_map'),dict):
+    if index and isinstance(index.get('weight_map'), dict):
         shards = sorted({str(v) for v in index['weight_map'].values()})
     try:
         heads = []
         for s in shards[:200]:
             with open_file(files[s]) as f: heads.append(read_safetensors(f))
         return heads
-    except (ValueError,KeyError,OSError): return []
+    except (ValueError, KeyError, OSError): return []
 
 # %% ../../nbs/localhub/03_cards.ipynb #add72228
 _head_re = re.compile(r'(^|\.)(classifier|score|classification_head)(\.(out_proj|modules_to_save\.\w+))*\.weight')
 
-def count_labels(headers:list # of `read_safetensors`
-                )->int: # None where no head is found
+def count_labels(headers: list # of `read_safetensors`
+                ) -> int: # None where no head is found
     "Count the labels of a classifier by the shape of its last layer: an adapter's config does not say them."
-    shapes = [t.get('shape') for h in headers for name,t in h.items()
-        if _head_re.search(name) and isinstance(t,dict)]
-    found = [s[0] for s in shapes if isinstance(s,list) and len(s)==2 and type(s[0]) is int]
-    return found[0] if len(found)==1 and 0<found[0]<100_000 else None
+    shapes = [t.get('shape') for h in headers for name, t in h.items()
+        if _head_re.search(name) and isinstance(t, dict)]
+    found = [s[0] for s in shapes if isinstance(s, list) and len(s) == 2 and type(s[0]) is int]
+    return found[0] if len(found) == 1 and 0 < found[0] < 100_000 else None
 
 # %% ../../nbs/localhub/03_cards.ipynb #a21a54bf
-_autos = {'text-generation':'CausalLM', 'fill-mask':'MaskedLM',
-    'text-classification':'SequenceClassification', 'token-classification':'TokenClassification',
-    'question-answering':'QuestionAnswering', 'multiple-choice':'MultipleChoice',
-    'text2text-generation':'Seq2SeqLM', 'summarization':'Seq2SeqLM', 'translation':'Seq2SeqLM',
-    'image-classification':'ImageClassification', 'object-detection':'ObjectDetection',
-    'image-segmentation':'SemanticSegmentation', 'depth-estimation':'DepthEstimation',
-    'video-classification':'VideoClassification', 'audio-classification':'AudioClassification',
-    'automatic-speech-recognition':'SpeechSeq2Seq', 'image-text-to-text':'ImageTextToText'}
+_autos = {'text-generation': 'CausalLM', 'fill-mask': 'MaskedLM',
+    'text-classification': 'SequenceClassification', 'token-classification': 'TokenClassification',
+    'question-answering': 'QuestionAnswering', 'multiple-choice': 'MultipleChoice',
+    'text2text-generation': 'Seq2SeqLM', 'summarization': 'Seq2SeqLM', 'translation': 'Seq2SeqLM',
+    'image-classification': 'ImageClassification', 'object-detection': 'ObjectDetection',
+    'image-segmentation': 'SemanticSegmentation', 'depth-estimation': 'DepthEstimation',
+    'video-classification': 'VideoClassification', 'audio-classification': 'AudioClassification',
+    'automatic-speech-recognition': 'SpeechSeq2Seq', 'image-text-to-text': 'ImageTextToText'}
 
-def auto_class(task:str, config:dict # of a repo's info
-              )->str:
+def auto_class(task: str, config: dict # of a repo's info
+              ) -> str:
     "Name the class of transformers that loads a model."
     base = (config.get('peft') or {}).get('auto_mapping')
-    archs = _words(config,'architectures') or _words(base if isinstance(base,dict) else {},
+    archs = _words(config, 'architectures') or _words(base if isinstance(base, dict) else {},
         'base_model_class')
     if archs and archs[0].endswith('ForCTC'): return 'AutoModelForCTC'
     return f'AutoModelFor{_autos[task]}' if task in _autos else 'AutoModel'
 
-_prepares = ('preprocessor_config.json','processor_config.json')
-_splits = ('tokenizer.json','tokenizer_config.json','tokenizer.model','spiece.model','vocab.json',
+_prepares = ('preprocessor_config.json', 'processor_config.json')
+_splits = ('tokenizer.json', 'tokenizer_config.json', 'tokenizer.model', 'spiece.model', 'vocab.json',
     'vocab.txt')
 
 def _processor(task, names):
@@ -328,27 +328,27 @@ def _processor(task, names):
     if names.intersection(_splits) or 'processor_config.json' in names: return 'AutoProcessor'
     kind = str(task).split('-')[0] # image, object, depth, video, audio
     return dict(image='AutoImageProcessor', object='AutoImageProcessor', depth='AutoImageProcessor',
-        audio='AutoFeatureExtractor').get(kind,'AutoProcessor')
+        audio='AutoFeatureExtractor').get(kind, 'AutoProcessor')
 
 # %% ../../nbs/localhub/03_cards.ipynb #e57e8b9e
-def describe(repo:Repo, commit, kind:str, # model | dataset | space
+def describe(repo: Repo, commit, kind: str, # model | dataset | space
              open_file, # function: Entry -> binary file
-            )->dict: # what the info page, the search and the cards show
+            ) -> dict: # what the info page, the search and the cards show
     "Derive everything that a commit's card and files say about a repo."
-    files = {e.path:e for e in repo.walk(commit, recursive=True) if e.type=='file'}
-    names,card = set(files),files.get('README.md')
+    files = {e.path: e for e in repo.walk(commit, recursive=True) if e.type == 'file'}
+    names, card = set(files), files.get('README.md')
     text = repo.read(card.oid).decode('utf-8',
-        'replace') if card and not card.lfs and card.size<=2_000_000 else ''
-    front,body = split_card(text)
+        'replace') if card and not card.lfs and card.size <= 2_000_000 else ''
+    front, body = split_card(text)
     try: meta = read_meta(front)
     except ValueError: meta = {}
-    config = _config_summary(repo, commit, names) if kind=='model' else {}
-    res = dict(cardData=meta, tags=make_tags(kind,meta,body,names,config),
-        usedStorage=sum({e.lfs.oid if e.lfs else e.oid:e.size for e in files.values()}.values()))
-    if kind=='model': res |= _model_info(repo, commit, files, meta, config, open_file)
-    if kind=='dataset': res['description'] = _lead(body)
-    if kind=='space': res |= dict(sdk=meta.get('sdk') if isinstance(meta.get('sdk'),str) else None,
-            models=_words(meta,'models'), datasets=_words(meta,'datasets'))
+    config = _config_summary(repo, commit, names) if kind == 'model' else {}
+    res = dict(cardData=meta, tags=make_tags(kind, meta, body, names, config),
+        usedStorage=sum({e.lfs.oid if e.lfs else e.oid: e.size for e in files.values()}.values()))
+    if kind == 'model': res |= _model_info(repo, commit, files, meta, config, open_file)
+    if kind == 'dataset': res['description'] = _lead(body)
+    if kind == 'space': res |= dict(sdk=meta.get('sdk') if isinstance(meta.get('sdk'), str) else None,
+            models=_words(meta, 'models'), datasets=_words(meta, 'datasets'))
     return res
 
 # %% ../../nbs/localhub/03_cards.ipynb #c8cef96a
@@ -358,18 +358,18 @@ def _model_info(repo, commit, files, meta, config, open_file):
     heads = _headers(repo, commit, files, open_file)
     res = dict(library_name=lib, pipeline_tag=task, config=config,
         safetensors=count_parameters(heads) if heads else None)
-    if lib=='peft' and (n:=count_labels(heads)): res['num_labels'] = n
+    if lib == 'peft' and (n := count_labels(heads)): res['num_labels'] = n
     if 'model-index' in meta: res['model-index'] = meta['model-index']
     if meta.get('widget'): res['widgetData'] = meta['widget']
-    mask = config.get('tokenizer_config',{}).get('mask_token')
-    if isinstance(mask,dict): mask = mask.get('content')
+    mask = config.get('tokenizer_config', {}).get('mask_token')
+    if isinstance(mask, dict): mask = mask.get('content')
     if mask: res['mask_token'] = mask
-    if lib=='transformers': res['transformersInfo'] = dict(auto_model=auto_class(task,config),
-        pipeline_tag=task, processor=_processor(task,set(files)))
+    if lib == 'transformers': res['transformersInfo'] = dict(auto_model=auto_class(task, config),
+        pipeline_tag=task, processor=_processor(task, set(files)))
     return res
 
 def _lead(body):
     "Find the first paragraph of a card."
     paras = [p.strip() for p in re.split(r'\n\s*\n', body[:20_000])]
-    return next((re.sub(r'\s+',' ',p)[:500] for p in paras if p
-        and not p.startswith(('#','<','|','!','[','```','---'))), '')
+    return next((re.sub(r'\s+', ' ', p)[:500] for p in paras if p
+        and not p.startswith(('#', '<', '|', '!', '[', '```', '---'))), '')

@@ -27,77 +27,77 @@ from .store import HubError, LfsStore, Repo, Store
 from .wire import Hub, iso
 
 # %% ../../nbs/localhub/12_care.ipynb #13fd8d3d
-FILES = {'hub.sqlite3*':'people, tokens (hashed), names and rights of repos, discussions',
-    'repos':'a bare git repository per repo, `repos/ab/ab….git`, named by its key in the database',
-    'lfs':'`objects/`: large files by sha256, each once; `tmp/`: what is just arriving',
-    'lock':'held by the one Hub that runs here', 'gate':'held by writers, and by the cleaner alone',
-    'token':'the token of `you`, readable by its owner alone', 'hub.json':'process and address of '
-    'the Hub that runs', 'hub.lock':'held while one is started or stopped',
-    'hub.log*':'what the Hub printed, this time and the time before',
-    'seed-*':'notes on models that came with hfflow', 'cache':'downloads of this Hub by the client '
-    'libraries; may be deleted', 'mirror':'parts of files that are being imported or exported',
-    'xet':'the chunks of files that came by Xet, in xorbs by hash',
-    'uploads':'pictures that stand in '
-    'comments', 'parquet':'data sets as the viewer reads them; may be deleted',
-    'spaces':'work folders and logs of Spaces', 'jobs':'logs of Jobs',
-    'endpoints':'logs of Inference Endpoints'}
+FILES = {'hub.sqlite3*': 'people, tokens (hashed), names and rights of repos, discussions',
+    'repos': 'a bare git repository per repo, `repos/ab/ab….git`, named by its key in the database',
+    'lfs': '`objects/`: large files by sha256, each once; `tmp/`: what is just arriving',
+    'lock': 'held by the one Hub that runs here', 'gate': 'held by writers, and by the cleaner alone',
+    'token': 'the token of `you`, readable by its owner alone', 'hub.json': 'process and address of '
+    'the Hub that runs', 'hub.lock': 'held while one is started or stopped',
+    'hub.log*': 'what the Hub printed, this time and the time before',
+    'seed-*': 'notes on models that came with hfflow', 'cache': 'downloads of this Hub by the client '
+    'libraries; may be deleted', 'mirror': 'parts of files that are being imported or exported',
+    'xet': 'the chunks of files that came by Xet, in xorbs by hash',
+    'uploads': 'pictures that stand in '
+    'comments', 'parquet': 'data sets as the viewer reads them; may be deleted',
+    'spaces': 'work folders and logs of Spaces', 'jobs': 'logs of Jobs',
+    'endpoints': 'logs of Inference Endpoints'}
 
 # %% ../../nbs/localhub/12_care.ipynb #06f42774
 @dataclass
 class Fault:
     "Something that is not as it should be."
-    where:str # a repo's name, or a file of the data folder
-    what:str # in one sentence
-    todo:str # what somebody should do about it
-    mend:object=field(default=None, repr=False, compare=False) # function of a `Hub`, or None
-    ask:str=None # question to put before mending: it forgets something
+    where: str # a repo's name, or a file of the data folder
+    what: str # in one sentence
+    todo: str # what somebody should do about it
+    mend: object = field(default=None, repr=False, compare=False) # function of a `Hub`, or None
+    ask: str = None # question to put before mending: it forgets something
 
 # %% ../../nbs/localhub/12_care.ipynb #16e9fdee
-_broken = (KeyError,ValueError,pygit2.GitError)
+_broken = (KeyError, ValueError, pygit2.GitError)
 
-def reachable(repo:Repo, blobs:bool=True # also read the files
+def reachable(repo: Repo, blobs: bool = True # also read the files
              ): # yields (id, path, object or the error that it gave), each once
     "Read what can be reached from the refs."
-    seen,todo = set(),[(ref.raw_target,ref.name) for ref in repo.git.references.iterator()
-                       if isinstance(ref.target,pygit2.Oid)]
+    seen, todo = set(), [(ref.raw_target, ref.name) for ref in repo.git.references.iterator()
+                         if isinstance(ref.target, pygit2.Oid)]
     while todo:
-        oid,at = todo.pop()
+        oid, at = todo.pop()
         if oid in seen: continue
         seen.add(oid)
         try: obj = repo.git[oid]
-        except _broken as e: yield oid,at,e; continue
-        yield oid,at,obj
-        if isinstance(obj,pygit2.Commit):
-            todo += [(obj.tree_id,''), *((p,at) for p in obj.parent_ids)]
-        elif isinstance(obj,pygit2.Tag): todo.append((obj.target,at))
-        elif isinstance(obj,pygit2.Tree):
+        except _broken as e: yield oid, at, e; continue
+        yield oid, at, obj
+        if isinstance(obj, pygit2.Commit):
+            todo += [(obj.tree_id, ''), *((p, at) for p in obj.parent_ids)]
+        elif isinstance(obj, pygit2.Tag): todo.append((obj.target, at))
+        elif isinstance(obj, pygit2.Tree):
             for o in obj:
                 path = f'{at}/{o.name}'.lstrip('/')
-                if o.filemode==pygit2.enums.FileMode.COMMIT: continue # a submodule: nothing here
-                if blobs or o.filemode==pygit2.enums.FileMode.TREE: todo.append((o.id,path))
-                elif o.id not in seen: seen.add(o.id); yield o.id,path,None
+                if o.filemode == pygit2.enums.FileMode.COMMIT: continue # a submodule: nothing here
+                if blobs or o.filemode == pygit2.enums.FileMode.TREE: todo.append((o.id, path))
+                elif o.id not in seen: seen.add(o.id); yield o.id, path, None
 
 # %% ../../nbs/localhub/12_care.ipynb #e07f4980
 _again = 'bring the folder back from a backup, or push the branch again from a clone'
 
-def check_repo(store:Store, db:sqlite3.Connection, row # of the table repos
-              )->list: # of `Fault`
+def check_repo(store: Store, db: sqlite3.Connection, row # of the table repos
+              ) -> list: # of `Fault`
     "Check a repository: that every object is there and whole, and the large files that it needs."
     try: repo = store.open(row['key'])
     except HubError:
         if not store.path(row['key']).exists(): return [] # `agree` tells
         return [Fault(row['id'], 'its folder is no git repository', _again)]
-    res,git,needed = [],repo.git,{}
+    res, git, needed = [], repo.git, {}
     if 'refs/heads/main' not in git.references:
         res.append(Fault(row['id'], 'it has no branch `main`', _again))
-    for oid,at,obj in reachable(repo):
-        if isinstance(obj,Exception):
+    for oid, at, obj in reachable(repo):
+        if isinstance(obj, Exception):
             res.append(Fault(row['id'], f'object {str(oid)[:12]} of {at or "a commit"} is '
-                f'{"missing" if isinstance(obj,KeyError) else "damaged"}', _again))
-        elif isinstance(obj,pygit2.Blob) and (p:=repo.pointer(oid, obj.size)): needed[p.oid] = at
+                f'{"missing" if isinstance(obj, KeyError) else "damaged"}', _again))
+        elif isinstance(obj, pygit2.Blob) and (p := repo.pointer(oid, obj.size)): needed[p.oid] = at
     for r in db.execute('SELECT oid FROM lfs WHERE key=?', (row['key'],)):
         if store.lfs.size(r['oid']) is not None: continue
-        if at:=needed.get(r['oid']): res.append(Fault(row['id'], f'the large file {at} '
+        if at := needed.get(r['oid']): res.append(Fault(row['id'], f'the large file {at} '
             f'({r["oid"][:12]}) is missing', 'upload that file again'))
         else: res.append(Fault(row['id'], f"it lists the large file {r['oid'][:12]}, which is gone "
             'and which no commit needs', 'use --repair',
@@ -105,27 +105,27 @@ def check_repo(store:Store, db:sqlite3.Connection, row # of the table repos
     return res
 
 # %% ../../nbs/localhub/12_care.ipynb #cf9848df
-def check_object(store:Store, oid:str, bar=None)->list: # of `Fault`
+def check_object(store: Store, oid: str, bar=None) -> list: # of `Fault`
     "Check that an LFS object has the content that its name promises."
     h = sha256()
     try:
-        with open(store.lfs.path(oid),'rb') as f:
-            while data:=f.read(1<<20):
+        with open(store.lfs.path(oid), 'rb') as f:
+            while data := f.read(1<<20):
                 h.update(data)
                 if bar is not None: bar.update(len(data))
     except FileNotFoundError: return [] # cleaned up meanwhile
     except OSError as e: return [_bad_object(oid, f'cannot be read ({e.strerror})')]
-    return [] if h.hexdigest()==oid else [_bad_object(oid, 'is damaged')]
+    return [] if h.hexdigest() == oid else [_bad_object(oid, 'is damaged')]
 
 def _bad_object(oid, what): return Fault(f'lfs/objects/{oid[:2]}/{oid[2:4]}/{oid}',
     f'the large file {what}', 'remove that file and upload it again: the Hub then asks for it')
 
-def objects(lfs:LfsStore)->list: # of Paths
+def objects(lfs: LfsStore) -> list: # of Paths
     "List what lies in a store, of whatever repo."
     return [f for f in lfs.objects.glob('??/??/*') if re.fullmatch('[0-9a-f]{64}', f.name)]
 
 # %% ../../nbs/localhub/12_care.ipynb #ab83886e
-def check_xorb(chunks:Chunks, xorb:str)->list: # of `Fault`
+def check_xorb(chunks: Chunks, xorb: str) -> list: # of `Fault`
     "Check that the chunks of a xorb are what its name promises."
     path = chunks.xorbs.path(xorb)
     if chunks.intact(xorb) or not path.exists(): return []
@@ -133,13 +133,13 @@ def check_xorb(chunks:Chunks, xorb:str)->list: # of `Fault`
         'use --repair, then upload the files that are missing', partial(_forget_xorb, xorb=xorb),
         f'Forget the damaged chunks {xorb[:12]}, and the files that were made of them?')]
 
-def check_file(chunks:Chunks, row # id of a repo, with a row of xet_files
-              )->list: # of `Fault`
+def check_file(chunks: Chunks, row # id of a repo, with a row of xet_files
+              ) -> list: # of `Fault`
     "Check that the chunks of a file are there, and make it."
     try:
-        if chunks.check(from_hex(row['hash']), row['terms'])==row['size']: return []
+        if chunks.check(from_hex(row['hash']), row['terms']) == row['size']: return []
         what = 'has another size than noted'
-    except (HubError,OSError,StructError) as e: what = f'cannot be put together: {e}'
+    except (HubError, OSError, StructError) as e: what = f'cannot be put together: {e}'
     return [Fault(row['id'], f"the file of chunks {row['hash'][:12]} {what}",
         'use --repair, then upload the files that are missing',
         partial(_forget_file, hash=row['hash']),
@@ -154,7 +154,7 @@ def _forget_file(hub, hash):
     hub.chunks.drop_files('hash=?', hash)
 
 # %% ../../nbs/localhub/12_care.ipynb #0e1b65e8
-def open_database(data:Path)->sqlite3.Connection:
+def open_database(data: Path) -> sqlite3.Connection:
     "Open the database for reading."
     file = Path(data)/'hub.sqlite3'
     if not file.is_file():
@@ -163,34 +163,34 @@ def open_database(data:Path)->sqlite3.Connection:
     db.row_factory = sqlite3.Row
     return db
 
-def check_database(db:sqlite3.Connection)->list: # of `Fault`
+def check_database(db: sqlite3.Connection) -> list: # of `Fault`
     "Check the file itself."
     todo = 'stop the Hub and bring hub.sqlite3 back from a backup'
     try:
         said = [r[0] for r in db.execute('PRAGMA integrity_check(5)')]
         version = db.execute('PRAGMA user_version').fetchone()[0]
     except sqlite3.DatabaseError as e: return [Fault('hub.sqlite3', f'it is damaged: {e}', todo)]
-    res = [Fault('hub.sqlite3', f'it is damaged: {s[:200]}', todo) for s in said if s!='ok']
-    if version>len(SCHEMAS): res.append(Fault('hub.sqlite3', 'a newer hfflow wrote it',
+    res = [Fault('hub.sqlite3', f'it is damaged: {s[:200]}', todo) for s in said if s != 'ok']
+    if version > len(SCHEMAS): res.append(Fault('hub.sqlite3', 'a newer hfflow wrote it',
         'upgrade hfflow'))
-    elif version<len(SCHEMAS): res.append(Fault('hub.sqlite3', 'an older hfflow wrote it',
+    elif version < len(SCHEMAS): res.append(Fault('hub.sqlite3', 'an older hfflow wrote it',
         'start the Hub once, which brings it up to date'))
     return res
 
 # %% ../../nbs/localhub/12_care.ipynb #1b08eec1
-def agree(store:Store, db:sqlite3.Connection)->list: # of `Fault`
+def agree(store: Store, db: sqlite3.Connection) -> list: # of `Fault`
     "Check that rows and files speak of the same things."
-    res,rows = [],{r['key']:r for r in db.execute("SELECT * FROM repos WHERE kind<>'bucket'")}
+    res, rows = [], {r['key']: r for r in db.execute("SELECT * FROM repos WHERE kind<>'bucket'")}
     for key in {d.name[:-4] for d in store.repos.glob('??/*.git')}-set(rows):
         where = f'repos/{key[:2]}/{key}.git'
         res.append(Fault(where, 'no repo has this folder: its making or its deletion was cut short',
             f'look into it with `git --git-dir {where} log`, then remove it'))
-    for key,r in rows.items():
+    for key, r in rows.items():
         if not store.path(key).is_dir():
             res.append(Fault(r['id'], 'its folder is missing', 'bring it back from a backup, or '
                 'forget the repo with --repair', partial(_drop, key=key),
                 f"Forget the {r['kind']} {r['id']}, whose files are gone?"))
-        elif (sha:=_head(store,key)) and (r['stale'] or r['sha']!=sha):
+        elif (sha := _head(store, key)) and (r['stale'] or r['sha'] != sha):
             res.append(Fault(r['id'], f'the search does not know its newest commit {sha[:8]}',
                 'use --repair', partial(_reindex, key=key)))
     for r in db.execute('SELECT r.id,b.path FROM bucket_files b JOIN repos r ON r.key=b.key WHERE '
@@ -201,11 +201,11 @@ def agree(store:Store, db:sqlite3.Connection)->list: # of `Fault`
 def _drop(hub, key): hub.db.drop_repo(key)
 def _reindex(hub, key): hub.index(hub.db.by_key(key))
 def _forget(hub, key, oid):
-    with hub.db.tx() as c: c.execute('DELETE FROM lfs WHERE key=? AND oid=?', (key,oid))
+    with hub.db.tx() as c: c.execute('DELETE FROM lfs WHERE key=? AND oid=?', (key, oid))
 
 def _head(store, key):
     try: return str(store.open(key).resolve('main').id)
-    except (HubError,pygit2.GitError): return None
+    except (HubError, pygit2.GitError): return None
 
 # %% ../../nbs/localhub/12_care.ipynb #fa101701
 class _Reader:
@@ -216,46 +216,46 @@ class _Reader:
 
 def _size(folder):
     total = 0
-    for d,_,names in os.walk(folder):
+    for d, _, names in os.walk(folder):
         for n in names:
-            try: total += os.stat(os.path.join(d,n)).st_size
+            try: total += os.stat(os.path.join(d, n)).st_size
             except FileNotFoundError: pass
     return total
 
-def check(data:Path, quick:bool=False, # do not read the large files, only see that they are there
+def check(data: Path, quick: bool = False, # do not read the large files, only see that they are there
           bar=None, # a tqdm bar, which counts bytes
-         )->list: # of `Fault`
+         ) -> list: # of `Fault`
     "Check a data folder, whether a Hub runs there or not; changes nothing."
     db = open_database(data)
-    if faults:=check_database(db): return faults
+    if faults := check_database(db): return faults
     store = Store(data)
     chunks = store.lfs.also = Chunks(store, _Reader(db))
     rows = db.execute("SELECT key,id FROM repos WHERE kind<>'bucket'").fetchall()
     large = [] if quick else objects(store.lfs)
     xorbs = [] if quick else objects(chunks.xorbs)
-    looks = [(0, partial(agree,store,db))]
-    looks += [(_size(store.path(r['key'])), partial(check_repo,store,db,r)) for r in rows]
-    looks += [(f.stat().st_size, partial(check_xorb,chunks,f.name)) for f in xorbs]
-    looks += [(0, partial(check_file,chunks,r)) for r in db.execute(
+    looks = [(0, partial(agree, store, db))]
+    looks += [(_size(store.path(r['key'])), partial(check_repo, store, db, r)) for r in rows]
+    looks += [(f.stat().st_size, partial(check_xorb, chunks, f.name)) for f in xorbs]
+    looks += [(0, partial(check_file, chunks, r)) for r in db.execute(
         'SELECT r.id,f.* FROM xet_files f JOIN lfs USING(oid) JOIN repos r ON r.key=lfs.key UNION '
         'SELECT r.id,f.* FROM xet_files f JOIN xet_links l ON file=hash JOIN repos r ON '
         'r.key=l.key')]
-    if bar is not None: bar.total = sum(n for n,_ in looks)+sum(f.stat().st_size for f in large)
-    looks += [(0, partial(check_object,store,f.name,bar)) for f in large]
+    if bar is not None: bar.total = sum(n for n, _ in looks)+sum(f.stat().st_size for f in large)
+    looks += [(0, partial(check_object, store, f.name, bar)) for f in large]
     doubt = []
-    for n,look in looks:
-        if found:=look(): doubt.append((look,found))
+    for n, look in looks:
+        if found := look(): doubt.append((look, found))
         if bar is not None: bar.update(n)
     if doubt: time.sleep(1)
-    for look,found in doubt: faults += [f for f in look() if f in found]
+    for look, found in doubt: faults += [f for f in look() if f in found]
     return faults
 
 # %% ../../nbs/localhub/12_care.ipynb #35ab7021
-def repair(data:Path, faults:list, # of `check`
+def repair(data: Path, faults: list, # of `check`
            ask=lambda question: False, # function that puts a question, for what forgets something
-          )->list: # the faults that are left
+          ) -> list: # the faults that are left
     "Mend what can be mended without harm."
-    hub,left = Hub(data),[]
+    hub, left = Hub(data), []
     for f in faults:
         if f.mend is None or (f.ask and not ask(f.ask)): left.append(f); continue
         with hub.store.alone(): f.mend(hub)
@@ -265,51 +265,51 @@ def repair(data:Path, faults:list, # of `check`
 @dataclass
 class Freed:
     "What a step of the cleaning took out, or would take out."
-    what:str # in the plural
-    count:int=0
-    bytes:int=0
-    note:str='' # why there is not more
+    what: str # in the plural
+    count: int = 0
+    bytes: int = 0
+    note: str = '' # why there is not more
 
-def seconds(text:str # 90, 30m, 12h, 1d, 2w
-           )->float:
+def seconds(text: str # 90, 30m, 12h, 1d, 2w
+           ) -> float:
     "Read a time span."
     m = re.fullmatch(r'(\d{1,6}(?:\.\d{1,6})?)\s*([smhdw]?)', str(text).strip().lower())
     if not m: raise HubError(400, f'`{str(text)[:40]}` is no time span: write 30m, 12h or 1d.')
-    return float(m[1])*dict(s=1,m=60,h=3600,d=86400,w=7*86400).get(m[2],1)
+    return float(m[1])*dict(s=1, m=60, h=3600, d=86400, w=7*86400).get(m[2], 1)
 
 # %% ../../nbs/localhub/12_care.ipynb #e42bebda
 def _git(*args, **kw):
-    env = {'PATH':os.environ.get('PATH',os.defpath), 'HOME':os.devnull, 'GIT_CONFIG_NOSYSTEM':'1'}
-    return subprocess.run(['git','-c','safe.directory=*',*args], env=env, capture_output=True, **kw)
+    env = {'PATH': os.environ.get('PATH', os.defpath), 'HOME': os.devnull, 'GIT_CONFIG_NOSYSTEM': '1'}
+    return subprocess.run(['git', '-c', 'safe.directory=*', *args], env=env, capture_output=True, **kw)
 
-def stored(path:Path # of a repository
-          )->dict: # id -> (bytes on the disk, when written)
+def stored(path: Path # of a repository
+          ) -> dict: # id -> (bytes on the disk, when written)
     "List the objects of a repository, reachable or not."
     res = {}
-    def add(oid, size, when): res[oid] = (size, max(when, res.get(oid,(0,0))[1]))
+    def add(oid, size, when): res[oid] = (size, max(when, res.get(oid, (0, 0))[1]))
     for f in path.glob('objects/??/*'):
-        if len(f.parent.name+f.name)==40:
+        if len(f.parent.name+f.name) == 40:
             s = f.stat(); add(f.parent.name+f.name, s.st_size, s.st_mtime)
     for idx in path.glob('objects/pack/*.idx'):
         pack = idx.with_suffix('.pack').stat()
-        with open(idx,'rb') as f: out = _git('show-index', stdin=f, check=True).stdout
-        at = sorted((int(l.split()[0]),l.split()[1].decode()) for l in out.splitlines())
-        ends = [a for a,_ in at[1:]]+[pack.st_size-20] # a pack ends in its hash
-        for (start,oid),end in zip(at,ends): add(oid, end-start, pack.st_mtime)
+        with open(idx, 'rb') as f: out = _git('show-index', stdin=f, check=True).stdout
+        at = sorted((int(l.split()[0]), l.split()[1].decode()) for l in out.splitlines())
+        ends = [a for a, _ in at[1:]]+[pack.st_size-20] # a pack ends in its hash
+        for (start, oid), end in zip(at, ends): add(oid, end-start, pack.st_mtime)
     return res
 
 # %% ../../nbs/localhub/12_care.ipynb #d98c6e93
-def unreachable(path:Path, cutoff:float # Unix time
-               )->dict: # id -> bytes; None where the repository is damaged
+def unreachable(path: Path, cutoff: float # Unix time
+               ) -> dict: # id -> bytes; None where the repository is damaged
     "Find the objects of a repository that no ref leads to and that were written before `cutoff`."
-    res = {o:n for o,(n,when) in stored(path).items() if when<=cutoff}
+    res = {o: n for o, (n, when) in stored(path).items() if when <= cutoff}
     if not res: return res
-    for oid,_,obj in reachable(Repo(path), blobs=False):
-        if isinstance(obj,Exception): return None
+    for oid, _, obj in reachable(Repo(path), blobs=False):
+        if isinstance(obj, Exception): return None
         res.pop(str(oid), None)
     return res
 
-def git_objects(hub:Hub, cutoff:float, dry:bool)->Freed:
+def git_objects(hub: Hub, cutoff: float, dry: bool) -> Freed:
     "Take out the git objects that no ref leads to."
     res = Freed('git objects that no branch, tag or pull request leads to')
     if shutil.which('git') is None:
@@ -317,7 +317,7 @@ def git_objects(hub:Hub, cutoff:float, dry:bool)->Freed:
         return res
     for path in sorted(hub.store.repos.glob('??/*.git')):
         try: plan = unreachable(path, cutoff)
-        except (HubError,OSError,subprocess.CalledProcessError): continue # deleted meanwhile
+        except (HubError, OSError, subprocess.CalledProcessError): continue # deleted meanwhile
         if plan is None: res.note = 'a damaged repo was left alone: run hfflow hub check'
         if not plan: continue
         if not dry: plan = _prune(hub, path, cutoff, plan)
@@ -334,17 +334,17 @@ def _prune(hub, path, cutoff, plan):
         if r.returncode:
             for f in path.rglob('*.lock'): f.unlink(missing_ok=True) # nobody else is here
             raise HubError(500, f'git cannot clean {path.name}: '
-                f'{r.stderr.decode("utf-8","replace").strip()[-200:]}')
+                f'{r.stderr.decode("utf-8", "replace").strip()[-200:]}')
     git = Repo(path).git
-    return {o:n for o,n in plan.items() if o not in git}
+    return {o: n for o, n in plan.items() if o not in git}
 
 # %% ../../nbs/localhub/12_care.ipynb #ebf0fa58
-def pointers(repo:Repo)->set: # of sha256
+def pointers(repo: Repo) -> set: # of sha256
     "Find the LFS objects that anything in a repository points to."
-    res,odb = set(),repo.git.odb
+    res, odb = set(), repo.git.odb
     for oid in odb:
-        type,size = odb.read_header(oid)
-        if type==pygit2.enums.ObjectType.BLOB and (p:=repo.pointer(oid, size)): res.add(p.oid)
+        type, size = odb.read_header(oid)
+        if type == pygit2.enums.ObjectType.BLOB and (p := repo.pointer(oid, size)): res.add(p.oid)
     return res
 
 def _needed(store, keys):
@@ -355,22 +355,22 @@ def _needed(store, keys):
         except _broken: return None # who knows what it needs
     return res
 
-def lfs_objects(hub:Hub, cutoff:float, dry:bool)->Freed:
+def lfs_objects(hub: Hub, cutoff: float, dry: bool) -> Freed:
     "Take out the large files that no commit has."
-    res,store,db = Freed('large files that no commit has'),hub.store,hub.db
+    res, store, db = Freed('large files that no commit has'), hub.store, hub.db
     needed = _needed(store, [d.name[:-4] for d in store.repos.glob('??/*.git')])
     if needed is None: res.note = 'a repo is damaged: run hfflow hub check'; return res
     young = {r['oid'] for r in db.all('SELECT oid FROM lfs WHERE created>?', cutoff)}
     keep = needed|young
     # the bytes of those in chunks are counted with the chunks
-    free = {r['oid']:0 for r in db.all('SELECT DISTINCT lfs.oid FROM lfs JOIN xet_files USING(oid)')
+    free = {r['oid']: 0 for r in db.all('SELECT DISTINCT lfs.oid FROM lfs JOIN xet_files USING(oid)')
             if r['oid'] not in keep}
-    free |= {f.name:f.stat().st_size for f in objects(store.lfs) if f.name not in keep
-             and f.stat().st_mtime<=cutoff}
+    free |= {f.name: f.stat().st_size for f in objects(store.lfs) if f.name not in keep
+             and f.stat().st_mtime <= cutoff}
     if dry and 0 in free.values(): res.note = 'the chunks of some of them are not counted yet'
     if free and not dry:
         with store.alone(): free = _remove(hub, cutoff, free)
-    res.count,res.bytes = len(free),sum(free.values())
+    res.count, res.bytes = len(free), sum(free.values())
     return res
 
 # %% ../../nbs/localhub/12_care.ipynb #bd2afab1
@@ -379,8 +379,8 @@ def _remove(hub, cutoff, free):
     rows = [r for r in hub.db.all('SELECT key,oid,created FROM lfs') if r['oid'] in free]
     needed = _needed(hub.store, {r['key'] for r in rows})
     if needed is None: return {}
-    needed |= {r['oid'] for r in rows if r['created']>cutoff}
-    free = {o:n for o,n in free.items() if o not in needed}
+    needed |= {r['oid'] for r in rows if r['created'] > cutoff}
+    free = {o: n for o, n in free.items() if o not in needed}
     # rows first: killed in between, a file is left that nobody may use, and the next time it goes
     with hub.db.tx() as c: c.executemany('DELETE FROM lfs WHERE oid=?', [(o,) for o in free])
     for o in free: hub.store.lfs.path(o).unlink(missing_ok=True)
@@ -390,12 +390,12 @@ def _remove(hub, cutoff, free):
 def _newest(path):
     return max([path.stat().st_mtime, *(f.stat().st_mtime for f in path.rglob('*'))])
 
-def leftovers(hub:Hub, cutoff:float, dry:bool)->Freed:
+def leftovers(hub: Hub, cutoff: float, dry: bool) -> Freed:
     "Take out what broken uploads, imports and exports left, and rows of repos that are gone."
     res = Freed('files of uploads that broke off')
     for f in [*hub.store.lfs.tmp.iterdir(), *(hub.data/'mirror').glob('*')]:
         try:
-            if _newest(f)>min(cutoff, time.time()-6*3600): continue
+            if _newest(f) > min(cutoff, time.time()-6*3600): continue
             res.count += 1; res.bytes += _size(f) if f.is_dir() else f.stat().st_size
         except FileNotFoundError: continue # it is in use
         if not dry: shutil.rmtree(f, ignore_errors=True) if f.is_dir() else f.unlink(True)
@@ -403,27 +403,27 @@ def leftovers(hub:Hub, cutoff:float, dry:bool)->Freed:
         with hub.db.tx() as c: c.execute('DELETE FROM lfs WHERE key NOT IN (SELECT key FROM repos)')
     return res
 
-def tokens(hub:Hub, cutoff:float, dry:bool)->Freed:
+def tokens(hub: Hub, cutoff: float, dry: bool) -> Freed:
     "Take out the tokens that have expired."
     with hub.db.tx() as c:
         n = c.execute('SELECT count(*) FROM tokens WHERE expires<?', (time.time(),)).fetchone()[0]
         if not dry: c.execute('DELETE FROM tokens WHERE expires<?', (time.time(),))
     return Freed('tokens that have expired', n)
 
-def unused_chunks(hub:Hub, cutoff:float, dry:bool)->Freed:
+def unused_chunks(hub: Hub, cutoff: float, dry: bool) -> Freed:
     "Take out the chunks that no file of a repo or a bucket uses."
     res = Freed('chunks that no file uses')
     with hub.store.alone():
-        res.count,res.bytes = hub.chunks.collect(time.time()-cutoff, dry)
+        res.count, res.bytes = hub.chunks.collect(time.time()-cutoff, dry)
     return res
 
 # %% ../../nbs/localhub/12_care.ipynb #8d3f8c6b
 # in this order: a commit that goes frees files
 STEPS = (git_objects, lfs_objects, leftovers, tokens, unused_chunks)
 
-def gc(data:Path, older:float=86400, # seconds that something must have been there
-       dry:bool=False # only say what would go
-      )->list: # of `Freed`
+def gc(data: Path, older: float = 86400, # seconds that something must have been there
+       dry: bool = False # only say what would go
+      ) -> list: # of `Freed`
     "Take out what nobody needs, whether a Hub runs there or not."
     open_database(data).close()
     hub = Hub(data)

@@ -29,19 +29,19 @@ from .store import HubError, LfsStore, Store, keep_file
 _chunk_key = bytes.fromhex('6697f5775b9550de3135cbaca597181c9de421109beb2b58b4d0b04b93adf229')
 _node_key = bytes.fromhex('017ec5c7a5472996fd946666b48a02e65ddd536f37c76dd2f86352e64a53713f')
 
-def to_hex(raw:bytes # 32 bytes
-          )->str:
+def to_hex(raw: bytes # 32 bytes
+          ) -> str:
     "Write a Xet hash as text."
     return '%016x%016x%016x%016x' % unpack('<4Q', raw)
 
-def from_hex(text:str # 64 lower-case hex digits
-            )->bytes:
+def from_hex(text: str # 64 lower-case hex digits
+            ) -> bytes:
     "Read a Xet hash."
-    if not (isinstance(text,str) and re.fullmatch('[0-9a-f]{64}', text)):
+    if not (isinstance(text, str) and re.fullmatch('[0-9a-f]{64}', text)):
         raise HubError(400, f'`{str(text)[:80]}` is no Xet hash: 64 lower-case hex digits are.')
-    return pack('<4Q', *(int(text[i:i+16],16) for i in range(0,64,16)))
+    return pack('<4Q', *(int(text[i:i+16], 16) for i in range(0, 64, 16)))
 
-def chunk_hash(data:bytes)->bytes:
+def chunk_hash(data: bytes) -> bytes:
     "Name a chunk by its content."
     return blake3(data, key=_chunk_key).digest()
 
@@ -50,46 +50,46 @@ def _groups(nodes):
     "The next level of a tree of (hash, size)."
     group = []
     def node():
-        text = ''.join(f'{to_hex(h)} : {n}\n' for h,n in group)
-        return blake3(text.encode(), key=_node_key).digest(), sum(n for _,n in group)
-    for hash,size in nodes:
-        group.append((hash,size))
-        if len(group)==9 or (len(group)>2 and not hash[24]&3): yield node(); group = []
+        text = ''.join(f'{to_hex(h)} : {n}\n' for h, n in group)
+        return blake3(text.encode(), key=_node_key).digest(), sum(n for _, n in group)
+    for hash, size in nodes:
+        group.append((hash, size))
+        if len(group) == 9 or (len(group) > 2 and not hash[24]&3): yield node(); group = []
     if group: yield node()
 
 def xorb_hash(chunks # yields (hash, size)
-             )->bytes:
+             ) -> bytes:
     "Name a row of chunks."
     chunks = iter(chunks)
-    nodes = list(islice(chunks,2))
+    nodes = list(islice(chunks, 2))
     if not nodes: return bytes(32)
-    if len(nodes)>1: nodes = list(_groups(chain(nodes,chunks))) # the leaves need not fit in memory
-    while len(nodes)>1: nodes = list(_groups(nodes))
+    if len(nodes) > 1: nodes = list(_groups(chain(nodes, chunks))) # the leaves need not fit in memory
+    while len(nodes) > 1: nodes = list(_groups(nodes))
     return nodes[0][0]
 
-def file_hash(chunks)->bytes:
+def file_hash(chunks) -> bytes:
     "Name a file by its chunks."
     return blake3(xorb_hash(chunks), key=bytes(32)).digest()
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #4ae3dd1f
-CHUNK,XORB,CHUNKS = 1<<20,64<<20,1<<16 # most bytes in a chunk and in a xorb, most chunks in a xorb
+CHUNK, XORB, CHUNKS = 1<<20, 64<<20, 1<<16 # most bytes in a chunk and in a xorb, most chunks in a xorb
 
 def _bad(why): return HubError(400, f'the xorb is refused: {why}.')
 
-def unpack_chunk(scheme:int, # 0 as it is | 1 LZ4 | 2 LZ4 of bytes in four groups
-                 data:bytes, size:int)->bytes:
+def unpack_chunk(scheme: int, # 0 as it is | 1 LZ4 | 2 LZ4 of bytes in four groups
+                 data: bytes, size: int) -> bytes:
     "Unpack a chunk, and not one byte more than announced."
-    if scheme not in (0,1,2): raise _bad(f'a chunk is packed in an unknown way ({scheme})')
+    if scheme not in (0, 1, 2): raise _bad(f'a chunk is packed in an unknown way ({scheme})')
     if scheme:
         lz4 = LZ4FrameDecompressor()
         try: data = lz4.decompress(data, max_length=size+1)
-        except (RuntimeError,EOFError): raise _bad('a chunk is no LZ4 frame') from None
+        except (RuntimeError, EOFError): raise _bad('a chunk is no LZ4 frame') from None
         if not lz4.eof or lz4.unused_data: raise _bad('a chunk does not end where it should')
-    if len(data)!=size: raise _bad(f'a chunk has {len(data)} bytes, {size} were announced')
-    if scheme<2: return data
-    out,at = bytearray(size),0
+    if len(data) != size: raise _bad(f'a chunk has {len(data)} bytes, {size} were announced')
+    if scheme < 2: return data
+    out, at = bytearray(size), 0
     for i in range(4):
-        n = len(range(i,size,4))
+        n = len(range(i, size, 4))
         out[i::4] = data[at:at+n]
         at += n
     return bytes(out)
@@ -99,15 +99,15 @@ def read_chunks(f # a xorb, open at its start
                ): # yields (content, where its packed bytes end)
     "Walk through the chunks of a xorb."
     at = total = count = 0
-    while (head:=f.read(8)) and head[:7]!=b'XETBLOB':
-        if len(head)<8 or head[0]: raise _bad(f'no chunk begins at byte {at}')
-        packed,size = (int.from_bytes(head[i:i+3],'little') for i in (1,5))
-        total,count = total+size,count+1
-        if not 0<size<=CHUNK or total>XORB or count>CHUNKS:
+    while (head := f.read(8)) and head[:7] != b'XETBLOB':
+        if len(head) < 8 or head[0]: raise _bad(f'no chunk begins at byte {at}')
+        packed, size = (int.from_bytes(head[i:i+3], 'little') for i in (1, 5))
+        total, count = total+size, count+1
+        if not 0 < size <= CHUNK or total > XORB or count > CHUNKS:
             raise _bad(f'a chunk has 1 to {CHUNK} bytes, all together at most {XORB}, and there '
                        f'are at most {CHUNKS} of them')
         data = f.read(packed)
-        if len(data)<packed: raise _bad('the last chunk is cut off')
+        if len(data) < packed: raise _bad('the last chunk is cut off')
         at += 8+packed
         yield unpack_chunk(head[4], data, size), at
 
@@ -116,13 +116,13 @@ Index = namedtuple('Index', 'hashes packed raw') # raw[i] is where chunk i begin
 
 class Chunks:
     "Xorbs, and the files that are made of their chunks."
-    def __init__(self, store:Store, db:Db):
-        self.db,self.tmp = db,store.lfs.tmp
+    def __init__(self, store: Store, db: Db):
+        self.db, self.tmp = db, store.lfs.tmp
         self.xorbs = LfsStore(store.folder/'xet', store.lfs.tmp)
         self._cached = lru_cache(32)(self._index)
 
-    def index(self, xorb:str # name
-             )->Index:
+    def index(self, xorb: str # name
+             ) -> Index:
         "Tell where the chunks of a xorb lie."
         try: s = self.xorbs.path(xorb).stat()
         except FileNotFoundError:
@@ -131,40 +131,40 @@ class Chunks:
         return self._cached(xorb, s.st_ino, s.st_mtime_ns)
 
     def _index(self, xorb, *version):
-        with open(self.xorbs.path(xorb),'rb') as f:
-            f.seek(-4,2)
-            n = int.from_bytes(f.read(4),'little')
-            f.seek(-4-40*n,2)
-            return Index(f.read(32*n), *((0,*unpack(f'<{n}I',f.read(4*n))) for _ in range(2)))
+        with open(self.xorbs.path(xorb), 'rb') as f:
+            f.seek(-4, 2)
+            n = int.from_bytes(f.read(4), 'little')
+            f.seek(-4-40*n, 2)
+            return Index(f.read(32*n), *((0, *unpack(f'<{n}I', f.read(4*n))) for _ in range(2)))
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #2ff6e9a4
-def know(self:Chunks, xorb:str, user:str, chunks:list=() # hashes by which others will ask for it
+def know(self: Chunks, xorb: str, user: str, chunks: list = () # hashes by which others will ask for it
         ):
     "Note that a user may build files from a xorb."
     with self.db.tx() as c:
         c.execute('INSERT INTO xet_known VALUES(?,?,?) ON CONFLICT DO UPDATE SET '
-                  'created=excluded.created', (xorb,user,time.time()))
+                  'created=excluded.created', (xorb, user, time.time()))
         c.executemany('INSERT OR IGNORE INTO xet_asked VALUES(?,?)',
-                      [(to_hex(h),xorb) for h in chunks])
+                      [(to_hex(h), xorb) for h in chunks])
 Chunks.know = know
 
 def _walk(chunks, xorb):
     "Read a xorb to its end; it must have this name."
-    hashes,packed,raw = [],[],[0]
-    for data,end in chunks:
+    hashes, packed, raw = [], [], [0]
+    for data, end in chunks:
         hashes.append(chunk_hash(data)); packed.append(end); raw.append(raw[-1]+len(data))
-    if not hashes or to_hex(xorb_hash(zip(hashes,(b-a for a,b in pairwise(raw)))))!=xorb:
+    if not hashes or to_hex(xorb_hash(zip(hashes, (b-a for a, b in pairwise(raw))))) != xorb:
         raise _bad(f'its chunks do not have the name {xorb}')
-    return hashes,packed,raw
+    return hashes, packed, raw
 
-def keep(self:Chunks, f, # temporary file, open for reading and writing
-         xorb:str, # its name
-         user:str # who sent it
-        )->bool: # False where it was here already
+def keep(self: Chunks, f, # temporary file, open for reading and writing
+         xorb: str, # its name
+         user: str # who sent it
+        ) -> bool: # False where it was here already
     "Check a xorb, and keep it."
     f.seek(0)
-    hashes,packed,raw = _walk(read_chunks(f), xorb)
-    self.know(xorb, user, [h for h in hashes if int.from_bytes(h[24:],'little')%1024==0])
+    hashes, packed, raw = _walk(read_chunks(f), xorb)
+    self.know(xorb, user, [h for h in hashes if int.from_bytes(h[24:], 'little')%1024 == 0])
     if self.xorbs.size(xorb) is not None: return False
     f.truncate(packed[-1])
     f.seek(packed[-1])
@@ -179,19 +179,19 @@ TERM = Struct('<32s4xIII') # xorb, bytes, first chunk, end
 
 class ChunkedFile(io.RawIOBase):
     "A file that lies in chunks, to be read like any other."
-    def __init__(self, chunks:Chunks, terms:bytes):
+    def __init__(self, chunks: Chunks, terms: bytes):
         super().__init__()
-        self.chunks,self.terms,self.ends = chunks,terms,[]
-        for _,n,_,_ in TERM.iter_unpack(terms):
+        self.chunks, self.terms, self.ends = chunks, terms, []
+        for _, n, _, _ in TERM.iter_unpack(terms):
             self.ends.append(n+(self.ends[-1] if self.ends else 0))
-        self.size,self.pos,self._xorb,self._file,self._last = self.ends[-1],0,None,None,None
+        self.size, self.pos, self._xorb, self._file, self._last = self.ends[-1], 0, None, None, None
 
     def readable(self): return True
     def seekable(self): return True
     def tell(self): return self.pos
 
     def seek(self, offset, whence=0):
-        self.pos = max(offset+(0,self.pos,self.size)[whence], 0)
+        self.pos = max(offset+(0, self.pos, self.size)[whence], 0)
         return self.pos
 
     def close(self):
@@ -199,8 +199,8 @@ class ChunkedFile(io.RawIOBase):
         super().close()
 
     def readinto(self, b):
-        if self.pos>=self.size: return 0
-        data,at = self._chunk()
+        if self.pos >= self.size: return 0
+        data, at = self._chunk()
         n = min(len(b), len(data)-at)
         b[:n] = memoryview(data)[at:at+n]
         self.pos += n
@@ -210,76 +210,76 @@ class ChunkedFile(io.RawIOBase):
 def _chunk(self):
     "The chunk at the present position, and the position in it."
     t = bisect_right(self.ends, self.pos)
-    xorb,n,a,_ = TERM.unpack_from(self.terms, t*TERM.size)
+    xorb, n, a, _ = TERM.unpack_from(self.terms, t*TERM.size)
     x = self.chunks.index(to_hex(xorb))
     at = x.raw[a]+self.pos-self.ends[t]+n
     i = bisect_right(x.raw, at)-1
-    if self._last is None or self._last[:2]!=(xorb,i):
-        self._last = xorb,i,self._read(xorb, x, i)
-    return self._last[2],at-x.raw[i]
+    if self._last is None or self._last[:2] != (xorb, i):
+        self._last = xorb, i, self._read(xorb, x, i)
+    return self._last[2], at-x.raw[i]
 ChunkedFile._chunk = _chunk
 
 def _read(self, xorb, x, i):
-    if xorb!=self._xorb:
+    if xorb != self._xorb:
         if self._file: self._file.close()
-        self._file,self._xorb = open(self.chunks.xorbs.path(to_hex(xorb)),'rb'),xorb
+        self._file, self._xorb = open(self.chunks.xorbs.path(to_hex(xorb)), 'rb'), xorb
     self._file.seek(x.packed[i])
     return next(read_chunks(self._file))[0]
 ChunkedFile._read = _read
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #4e0a0115
-def xorbs_of(terms:bytes)->set: # names
+def xorbs_of(terms: bytes) -> set: # names
     "Tell from which xorbs a file is made."
     return {to_hex(t[0]) for t in TERM.iter_unpack(terms)}
 
-def claim(self:Chunks, user:str, xorbs:set # names
+def claim(self: Chunks, user: str, xorbs: set # names
          ):
     "Check that a user may build files from these xorbs, and keep the cleaner away from them."
     with self.db.tx() as c:
         for xorb in xorbs:
             if not c.execute('UPDATE xet_known SET created=? WHERE xorb=? AND user=?',
-                             (time.time(),xorb,user)).rowcount:
+                             (time.time(), xorb, user)).rowcount:
                 raise HubError(400, f'the xorb {xorb} has not been uploaded.')
 Chunks.claim = claim
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #cbae18b3
 FILE = 1<<40 # most bytes in a file
 
-def check(self:Chunks, hash:bytes, # the file's Xet hash
-          terms:bytes, oid:str=None # its sha256, if it has to have one
-         )->int: # size
+def check(self: Chunks, hash: bytes, # the file's Xet hash
+          terms: bytes, oid: str = None # its sha256, if it has to have one
+         ) -> int: # size
     "Check that terms make the file that they are said to make."
     size = 0
-    for xorb,n,a,b in TERM.iter_unpack(terms):
+    for xorb, n, a, b in TERM.iter_unpack(terms):
         x = self.index(to_hex(xorb))
         size += n
-        if not a<b<len(x.raw) or x.raw[b]-x.raw[a]!=n or size>FILE:
+        if not a < b < len(x.raw) or x.raw[b]-x.raw[a] != n or size > FILE:
             raise HubError(400, f'a term does not fit: chunks {a} to {b} of {to_hex(xorb)} are '
                            f'not {n} bytes, or the file has over {FILE}.')
-    if file_hash(self.leaves(terms))!=hash:
+    if file_hash(self.leaves(terms)) != hash:
         raise HubError(400, f'the chunks do not make the file {to_hex(hash)}.')
     got = oid and self.row(to_hex(hash))
-    if oid and (got['oid'] if got and got['oid'] else self._sha256(terms))!=oid:
+    if oid and (got['oid'] if got and got['oid'] else self._sha256(terms)) != oid:
         raise HubError(400, f'the file {to_hex(hash)} does not have the announced sha256 {oid}.')
     return size
 Chunks.check = check
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #57e9cc28
-def leaves(self:Chunks, terms:bytes): # yields (hash, size)
+def leaves(self: Chunks, terms: bytes): # yields (hash, size)
     "Walk through the chunks of a file."
-    for xorb,_,a,b in TERM.iter_unpack(terms):
+    for xorb, _, a, b in TERM.iter_unpack(terms):
         x = self.index(to_hex(xorb))
-        for i in range(a,b): yield x.hashes[32*i:32*i+32], x.raw[i+1]-x.raw[i]
+        for i in range(a, b): yield x.hashes[32*i:32*i+32], x.raw[i+1]-x.raw[i]
 Chunks.leaves = leaves
 
 def _sha256(self, terms):
-    h,buf = sha256(),bytearray(1<<20)
+    h, buf = sha256(), bytearray(1<<20)
     with ChunkedFile(self, terms) as f:
-        while n:=f.readinto(buf): h.update(memoryview(buf)[:n])
+        while n := f.readinto(buf): h.update(memoryview(buf)[:n])
     return h.hexdigest()
 Chunks._sha256 = _sha256
 
-def row(self:Chunks, hash:str): # None where there is no such file
+def row(self: Chunks, hash: str): # None where there is no such file
     "Look a file up by its Xet hash."
     return self.db.one('SELECT * FROM xet_files WHERE hash=?', hash)
 Chunks.row = row
@@ -287,29 +287,29 @@ Chunks.row = row
 # %% ../../nbs/localhub/02a_chunks.ipynb #0d316f84
 File = namedtuple('File', 'hash oid size terms') # names as text
 
-def add(self:Chunks, key:str, # of the repo, or of whatever else may use them
-        files:list # of `File`, each checked
+def add(self: Chunks, key: str, # of the repo, or of whatever else may use them
+        files: list # of `File`, each checked
        ):
     "Enter files, all at once."
     now = time.time()
     with self.db.tx() as c:
         for f in files:
             new = c.execute('INSERT OR IGNORE INTO xet_files VALUES(?,?,?,?,?)',
-                            (f.hash,f.oid,f.size,f.terms,now)).rowcount
+                            (f.hash, f.oid, f.size, f.terms, now)).rowcount
             if new:
                 c.executemany('INSERT INTO xet_uses VALUES(?,?)',
-                              [(x,f.hash) for x in xorbs_of(f.terms)])
+                              [(x, f.hash) for x in xorbs_of(f.terms)])
                 first = next(self.leaves(f.terms))[0] # the chunk that others will ask for first
                 c.execute('INSERT OR IGNORE INTO xet_asked VALUES(?,?)',
                           (to_hex(first), to_hex(f.terms[:32])))
             else: c.execute('UPDATE xet_files SET created=?, oid=coalesce(?,oid) WHERE hash=?',
-                            (now,f.oid,f.hash)) # it counts as sent just now
+                            (now, f.oid, f.hash)) # it counts as sent just now
             if f.oid: c.execute('INSERT OR IGNORE INTO lfs VALUES(?,?,?,?)',
-                                (key,f.oid,f.size,now))
-            else: c.execute('INSERT OR IGNORE INTO xet_links VALUES(?,?)', (key,f.hash))
+                                (key, f.oid, f.size, now))
+            else: c.execute('INSERT OR IGNORE INTO xet_links VALUES(?,?)', (key, f.hash))
 Chunks.add = add
 
-def may_read(self:Chunks, key:str, hash:str)->bool:
+def may_read(self: Chunks, key: str, hash: str) -> bool:
     "Tell whether a repo, or whatever else has this key, may use a file."
     return self.db.one('SELECT 1 FROM xet_links WHERE key=? AND file=? UNION ALL SELECT 1 FROM '
         'xet_files f JOIN lfs ON lfs.oid=f.oid WHERE key=? AND hash=?',
@@ -317,37 +317,37 @@ def may_read(self:Chunks, key:str, hash:str)->bool:
 Chunks.may_read = may_read
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #ab2c0782
-def size(self:Chunks, oid:str # sha256
-        )->int: # None where no file of chunks has it
+def size(self: Chunks, oid: str # sha256
+        ) -> int: # None where no file of chunks has it
     "Tell the size of a file."
     r = self.db.one('SELECT size FROM xet_files WHERE oid=?', oid)
     return r['size'] if r else None
 Chunks.size = size
 
-def open_file(self:Chunks, terms:bytes)->io.BufferedReader:
+def open_file(self: Chunks, terms: bytes) -> io.BufferedReader:
     "Open a file by its terms."
     return io.BufferedReader(ChunkedFile(self, terms), 1<<18)
 Chunks.open_file = open_file
 
-def open_oid(self:Chunks, oid:str)->io.BufferedReader:
+def open_oid(self: Chunks, oid: str) -> io.BufferedReader:
     "Open a file by its sha256."
     r = self.db.one('SELECT terms FROM xet_files WHERE oid=?', oid)
     if r is None: raise FileNotFoundError(oid)
     return self.open_file(r['terms'])
 Chunks.open = open_oid
 
-def hashes(self:Chunks, key:str, oids:list)->dict: # sha256 -> Xet hash
+def hashes(self: Chunks, key: str, oids: list) -> dict: # sha256 -> Xet hash
     "Find the files that a repo holds in chunks."
     rows = self.db.all('SELECT f.oid,f.hash FROM xet_files f JOIN lfs ON lfs.oid=f.oid AND '
         'lfs.key=? WHERE f.oid IN (SELECT value FROM json_each(?))', key, json.dumps(oids))
-    return {r['oid']:r['hash'] for r in rows}
+    return {r['oid']: r['hash'] for r in rows}
 Chunks.hashes = hashes
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #ec6014a0
 def _dead(c, xorb, cutoff):
     return not c.execute('SELECT 1 FROM xet_uses WHERE xorb=? UNION ALL SELECT 1 FROM xet_known '
-                         'WHERE xorb=? AND created>=?', (xorb,xorb,cutoff)).fetchone()
-def drop_files(self:Chunks, where:str, *args):
+                         'WHERE xorb=? AND created>=?', (xorb, xorb, cutoff)).fetchone()
+def drop_files(self: Chunks, where: str, *args):
     "Take out files, by a condition on their rows; their bytes stay."
     with self.db.tx() as c:
         c.execute(f'DELETE FROM xet_files WHERE {where}', args)
@@ -357,19 +357,19 @@ Chunks.drop_files = drop_files
 def _next_epoch(c):
     c.execute("INSERT INTO meta VALUES('xet_epoch','1') ON CONFLICT DO UPDATE SET value=value+1")
 
-def collect(self:Chunks, grace:float=86400, # seconds for which anything new is kept
-            dry:bool=False # only count
-           )->tuple: # how many xorbs went, and their bytes
+def collect(self: Chunks, grace: float = 86400, # seconds for which anything new is kept
+            dry: bool = False # only count
+           ) -> tuple: # how many xorbs went, and their bytes
     "Remove the files that no repo uses, and the xorbs that no file uses."
-    cutoff,freed = time.time()-grace,[]
+    cutoff, freed = time.time()-grace, []
     if dry:
         with self.db.tx() as c:
             freed = [p.stat().st_size for p in self.xorbs.objects.glob('*/*/*')
-                     if _dead(c,p.name,cutoff)]
-        return len(freed),sum(freed)
+                     if _dead(c, p.name, cutoff)]
+        return len(freed), sum(freed)
     with self.db.tx() as c:
         # what was sent to a bucket and is no file of it, or no longer
-        c.execute("DELETE FROM lfs WHERE created<? AND key IN (SELECT key FROM repos WHERE "
+        c.execute('DELETE FROM lfs WHERE created<? AND key IN (SELECT key FROM repos WHERE '
                   "kind='bucket')", (cutoff,))
         c.execute("DELETE FROM xet_links WHERE key IN (SELECT key FROM repos WHERE kind='bucket') "
                   'AND NOT EXISTS(SELECT 1 FROM bucket_files b WHERE b.key=xet_links.key AND '
@@ -380,36 +380,36 @@ def collect(self:Chunks, grace:float=86400, # seconds for which anything new is 
     for path in list(self.xorbs.objects.glob('*/*/*')):
         with self.db.tx() as c:
             if not _dead(c, path.name, cutoff): continue
-            for t in ('known','asked'): c.execute(f'DELETE FROM xet_{t} WHERE xorb=?', (path.name,))
+            for t in ('known', 'asked'): c.execute(f'DELETE FROM xet_{t} WHERE xorb=?', (path.name,))
             freed.append(path.stat().st_size)
             path.unlink()
     if freed:
         with self.db.tx() as c: _next_epoch(c)
-    return len(freed),sum(freed)
+    return len(freed), sum(freed)
 Chunks.collect = collect
 
-def epoch(self:Chunks)->int:
+def epoch(self: Chunks) -> int:
     "Tell how often xorbs have been removed."
     r = self.db.one("SELECT value FROM meta WHERE key='xet_epoch'")
     return int(r['value']) if r else 0
 Chunks.epoch = epoch
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #c85a9939
-def intact(self:Chunks, xorb:str)->bool:
+def intact(self: Chunks, xorb: str) -> bool:
     "Tell whether a xorb that lies here is what its name and its index say."
     try:
         x = self.index(xorb)
-        with open(self.xorbs.path(xorb),'rb') as f:
-            hashes,packed,raw = _walk(islice(read_chunks(f),len(x.raw)-1), xorb)
-    except (HubError,OSError,StructError): return False
-    return x==Index(b''.join(hashes), (0,*packed), tuple(raw))
+        with open(self.xorbs.path(xorb), 'rb') as f:
+            hashes, packed, raw = _walk(islice(read_chunks(f), len(x.raw)-1), xorb)
+    except (HubError, OSError, StructError): return False
+    return x == Index(b''.join(hashes), (0, *packed), tuple(raw))
 Chunks.intact = intact
 
-def forget(self:Chunks, xorb:str):
+def forget(self: Chunks, xorb: str):
     "Remove a xorb, and the files that need it, so that they can be sent again."
     self.drop_files('hash IN (SELECT file FROM xet_uses WHERE xorb=?)', xorb)
     with self.db.tx() as c:
-        for t in ('known','asked'): c.execute(f'DELETE FROM xet_{t} WHERE xorb=?', (xorb,))
+        for t in ('known', 'asked'): c.execute(f'DELETE FROM xet_{t} WHERE xorb=?', (xorb,))
         _next_epoch(c)
     self.xorbs.path(xorb).unlink(missing_ok=True)
 Chunks.forget = forget

@@ -29,18 +29,18 @@ from .store import HubError, Repo, Store, bare, fsync_dir, no_revision, signatur
 # %% ../../nbs/localhub/01_commit.ipynb #5fa06f58
 _bad_path = re.compile(r'[\x00-\x1f\x7f]|^(\.\.|[A-Za-z]:)?\\')
 
-def check_path(path:str # as it stands in a commit
-              )->str: # the same path
+def check_path(path: str # as it stands in a commit
+              ) -> str: # the same path
     "Refuse a path that could leave its repository or that git cannot hold."
-    ok = isinstance(path,str) and 0<len(path.encode('utf-8',
-        'replace'))<=4096 and not _bad_path.search(path)
+    ok = isinstance(path, str) and 0 < len(path.encode('utf-8',
+        'replace')) <= 4096 and not _bad_path.search(path)
     try: path.encode()
-    except (UnicodeError,AttributeError): ok = False
+    except (UnicodeError, AttributeError): ok = False
     parts = path.split('/') if ok else []
-    ok = ok and all(p and p not in ('.','..') and p.lower().rstrip('. ') not in ('.git','git~1')
-        and len(p.encode())<=255 for p in parts)
+    ok = ok and all(p and p not in ('.', '..') and p.lower().rstrip('. ') not in ('.git', 'git~1')
+        and len(p.encode()) <= 255 for p in parts)
     if not ok:
-        shown = str(path)[:200].encode('utf-8','replace').decode()
+        shown = str(path)[:200].encode('utf-8', 'replace').decode()
         raise HubError(422, f'`{shown}` is no path for a file in a repo: use names '
             f'joined by single slashes, without `.`, `..` or `.git`.')
     return path
@@ -50,18 +50,18 @@ Header = dict
 @dataclass
 class Change:
     "What a commit does to one path."
-    action:str # add | lfs | delete | delete_folder
-    path:str
-    oid:str=None # git blob (add) or sha256 (lfs)
-    size:int=None # bytes, as announced (lfs)
+    action: str # add | lfs | delete | delete_folder
+    path: str
+    oid: str = None # git blob (add) or sha256 (lfs)
+    size: int = None # bytes, as announced (lfs)
 
 @dataclass
 class CommitRequest:
     "A commit as it came over the wire, its small files already stored as blobs."
-    summary:str=''
-    description:str=''
-    parent:str=None # commit that the branch must still point to
-    changes:list=field(default_factory=list)
+    summary: str = ''
+    description: str = ''
+    parent: str = None # commit that the branch must still point to
+    changes: list = field(default_factory=list)
 
     @property
     def message(self):
@@ -71,60 +71,60 @@ class CommitRequest:
 def _text(value, key, limit=65_536, default=None):
     v = value.get(key, default)
     if v is None: v = default
-    if not isinstance(v,str): raise HubError(400, f'`{key}` must be text.')
-    if len(v)>limit:
+    if not isinstance(v, str): raise HubError(400, f'`{key}` must be text.')
+    if len(v) > limit:
         raise HubError(400, f'`{key}` has {len(v)} characters, at most {limit} are allowed.')
     try: v.encode()
     except UnicodeError: raise HubError(400, f'`{key}` holds half a surrogate pair.') from None
-    return v.replace('\0','')
+    return v.replace('\0', '')
 
 def _line(line, n):
     try: item = json.loads(line)
-    except (ValueError,RecursionError):
+    except (ValueError, RecursionError):
         raise HubError(400, f'line {n} of the commit is no JSON.') from None
-    if not (isinstance(item,dict) and isinstance(item.get('key'),str)
-            and isinstance(item.get('value'),dict)):
+    if not (isinstance(item, dict) and isinstance(item.get('key'), str)
+            and isinstance(item.get('value'), dict)):
         raise HubError(400, f'line {n} of the commit must be an object with `key` and `value`.')
-    return item['key'],item['value']
+    return item['key'], item['value']
 
 # %% ../../nbs/localhub/01_commit.ipynb #5da1e203
 def _head(size, kind=3): # 3 is git's number for a blob
-    b,size,res = kind<<4|size&15,size>>4,bytearray()
-    while size: res.append(b|128); b,size = size&127,size>>7
-    return bytes([*res,b])
+    b, size, res = kind<<4|size&15, size>>4, bytearray()
+    while size: res.append(b|128); b, size = size&127, size>>7
+    return bytes([*res, b])
 
 def _index(at, total):
     "An index of version 2; `at` maps an object's hash to its place and checksum."
     oids = sorted(at)
     fan = [bisect_right(oids, bytes([b])+b'\xff'*20) for b in range(256)]
-    columns = [struct.pack(f'>{len(oids)}I', *(at[o][k] for o in oids)) for k in (1,0)]
+    columns = [struct.pack(f'>{len(oids)}I', *(at[o][k] for o in oids)) for k in (1, 0)]
     data = b'\xfftOc'+struct.pack('>257I', 2, *fan)+b''.join([*oids, *columns])+total
     return data+sha1(data).digest()
 
 # %% ../../nbs/localhub/01_commit.ipynb #8baf9dd0
 class Pack:
     "Many blobs in one file."
-    def __init__(self, folder:Path # `objects/pack` of a repository
+    def __init__(self, folder: Path # `objects/pack` of a repository
                 ):
-        self.folder,self.at = folder,{}
+        self.folder, self.at = folder, {}
         self.file = open(folder/f'{token_hex(12)}.tmp', 'x+b')
         self.file.write(b'PACK'+struct.pack('>2I', 2, 0))
 
-    def add(self, data:bytes)->str: # the blob's id
+    def add(self, data: bytes) -> str: # the blob's id
         "Append a blob."
         oid = pygit2.hash(data)
         if oid.raw not in self.at:
             raw = _head(len(data))+zlib.compress(data, 1)
-            self.at[oid.raw] = self.file.tell(),zlib.crc32(raw)
+            self.at[oid.raw] = self.file.tell(), zlib.crc32(raw)
             self.file.write(raw)
         return str(oid)
 
     def close(self):
         "Write what stands at the head and at the end, and the index; from now on git sees the blobs."
-        f,h = self.file,sha1()
+        f, h = self.file, sha1()
         with f:
             f.seek(8); f.write(struct.pack('>I', len(self.at))); f.seek(0)
-            while data:=f.read(1<<20): h.update(data)
+            while data := f.read(1<<20): h.update(data)
             f.write(h.digest())
         name = self.folder/f'pack-{h.hexdigest()}.pack'
         os.replace(f.name, name)
@@ -135,14 +135,14 @@ LOOSE = 24 # objects; a commit that brings more leaves them in packs
 
 class Blobs:
     "Stores the small files of a commit: a few as files of their own, the rest in packs."
-    def __init__(self, repo:Repo, most:int=1<<30 # bytes after which a new pack begins
-                ): self.repo,self.most,self.n,self.pack = repo,most,0,None
+    def __init__(self, repo: Repo, most: int = 1<<30 # bytes after which a new pack begins
+                ): self.repo, self.most, self.n, self.pack = repo, most, 0, None
 
-    def add(self, data:bytes)->str: # the blob's id
+    def add(self, data: bytes) -> str: # the blob's id
         "Store a blob."
         self.n += 1
-        if self.n<=LOOSE: return str(self.repo.git.create_blob(data))
-        if self.pack and self.pack.file.tell()>self.most: self.pack.close(); self.pack = None
+        if self.n <= LOOSE: return str(self.repo.git.create_blob(data))
+        if self.pack and self.pack.file.tell() > self.most: self.pack.close(); self.pack = None
         if not self.pack: self.pack = Pack(self.repo.path/'objects/pack')
         return self.pack.add(data)
 
@@ -154,33 +154,33 @@ class Blobs:
 
 # %% ../../nbs/localhub/01_commit.ipynb #ee84cbaf
 def _header(req, blobs, v):
-    req.summary,req.description = _text(v,'summary',default=''),_text(v,'description',default='')
+    req.summary, req.description = _text(v, 'summary', default=''), _text(v, 'description', default='')
     req.parent = v.get('parentCommit')
-    if req.parent is not None and not (isinstance(req.parent,str)
+    if req.parent is not None and not (isinstance(req.parent, str)
             and re.fullmatch('[0-9a-fA-F]{7,40}', req.parent)):
         raise HubError(400, '`parentCommit` must be 7 to 40 hex digits.')
 
 def _file(req, blobs, v):
-    if v.get('encoding','base64')!='base64': raise HubError(400, '`encoding` must be base64.')
+    if v.get('encoding', 'base64') != 'base64': raise HubError(400, '`encoding` must be base64.')
     content = v.get('content')
     try: data = base64.b64decode(content.encode('ascii'), validate=True)
-    except (AttributeError,UnicodeError,binascii.Error):
+    except (AttributeError, UnicodeError, binascii.Error):
         raise HubError(400, f'the content of `{v.get("path")}` is no base64.') from None
     req.changes.append(Change('add', check_path(v.get('path')), blobs.add(data), len(data)))
 
 def _lfs(req, blobs, v):
     size = v.get('size')
-    if v.get('algo','sha256')!='sha256': raise HubError(400, '`algo` must be sha256.')
-    if size is not None and (type(size) is not int or size<0):
+    if v.get('algo', 'sha256') != 'sha256': raise HubError(400, '`algo` must be sha256.')
+    if size is not None and (type(size) is not int or size < 0):
         raise HubError(400, '`size` must be a number of bytes.')
-    if not (isinstance(v.get('oid'),str) and re.fullmatch('[0-9a-f]{64}', v['oid'])):
+    if not (isinstance(v.get('oid'), str) and re.fullmatch('[0-9a-f]{64}', v['oid'])):
         raise HubError(400, f'the `oid` of `{v.get("path")}` is no sha256: 64 lower-case hex digits are.')
     req.changes.append(Change('lfs', check_path(v.get('path')), v['oid'], size))
 
 def _delete(req, blobs, v): req.changes.append(Change('delete', check_path(v.get('path'))))
 def _delete_folder(req, blobs, v):
     path = v.get('path')
-    req.changes.append(Change('delete_folder', check_path(path.rstrip('/') if isinstance(path,str)
+    req.changes.append(Change('delete_folder', check_path(path.rstrip('/') if isinstance(path, str)
         else path)))
 
 # %% ../../nbs/localhub/01_commit.ipynb #cfefed72
@@ -189,25 +189,25 @@ _kinds = dict(header=_header, file=_file, lfsFile=_lfs, deletedFile=_delete,
 
 # %% ../../nbs/localhub/01_commit.ipynb #c88a499b
 def lines_of(file, # binary, at its start
-             limit:int=256<<20 # bytes in one line: a file that travels inside the commit must fit
+             limit: int = 256<<20 # bytes in one line: a file that travels inside the commit must fit
             ):
     "Read lines without trusting their length."
-    while line:=file.readline(limit+1):
-        if len(line)>limit:
+    while line := file.readline(limit+1):
+        if len(line) > limit:
             raise HubError(413, f'a line of the commit is longer than {limit} bytes: send such a '
                 f'file through LFS.')
         yield line
 
 def read_commit(lines, # the request's lines, bytes
-                repo:Repo # where the small files are stored as blobs
-               )->CommitRequest:
+                repo: Repo # where the small files are stored as blobs
+               ) -> CommitRequest:
     "Read a commit request line by line."
-    req,n = CommitRequest(),0
+    req, n = CommitRequest(), 0
     with Blobs(repo) as blobs:
-        for n,line in enumerate(lines,1):
+        for n, line in enumerate(lines, 1):
             if not line.strip(): continue
-            key,value = _line(line,n)
-            if n==1 and key!='header':
+            key, value = _line(line, n)
+            if n == 1 and key != 'header':
                 raise HubError(400, 'the first line of a commit must be its header.')
             if key not in _kinds:
                 raise HubError(400, f'line {n}: unknown key `{key[:80]}`, use one of '
@@ -220,27 +220,27 @@ def read_commit(lines, # the request's lines, bytes
 # %% ../../nbs/localhub/01_commit.ipynb #6bf6ad96
 def _nest(changes):
     "Group {path: value} by first path segment."
-    here,below = {},{}
-    for path,v in changes.items():
-        head,_,rest = path.partition('/')
-        if rest: below.setdefault(head,{})[rest] = v
+    here, below = {}, {}
+    for path, v in changes.items():
+        head, _, rest = path.partition('/')
+        if rest: below.setdefault(head, {})[rest] = v
         else: here[head] = v
-    return here,below
+    return here, below
 
 def _remove(git, tree, paths, at=''):
     "Remove paths from a tree; `paths` maps each to 'delete' or 'delete_folder'."
-    b,(here,below) = git.TreeBuilder(tree),_nest(paths)
-    for name,action in here.items():
+    b, (here, below) = git.TreeBuilder(tree), _nest(paths)
+    for name, action in here.items():
         e = b.get(name)
-        if e is None or action=='delete_folder' and e.type!=ObjectType.TREE:
+        if e is None or action == 'delete_folder' and e.type != ObjectType.TREE:
             raise HubError(404, f"A file with this name doesn't exist: {at}{name}", 'EntryNotFound')
         b.remove(name)
-    for name,sub in below.items():
+    for name, sub in below.items():
         e = b.get(name)
-        if e is None or e.type!=ObjectType.TREE:
+        if e is None or e.type != ObjectType.TREE:
             if name in here: continue # its folder has just gone
             raise HubError(404, f"A file with this name doesn't exist: "
-                f"{at}{name}/{next(iter(sub))}", 'EntryNotFound')
+                f'{at}{name}/{next(iter(sub))}', 'EntryNotFound')
         oid = _remove(git, git[e.id], sub, f'{at}{name}/')
         if len(git[oid]): b.insert(name, oid, FileMode.TREE)
         else: b.remove(name)
@@ -249,16 +249,16 @@ def _remove(git, tree, paths, at=''):
 # %% ../../nbs/localhub/01_commit.ipynb #04e9c4c0
 def _add(git, tree, blobs, at=''):
     "Put blobs into a tree; `blobs` maps path to blob id."
-    b,(here,below) = (git.TreeBuilder(tree) if tree is not None else git.TreeBuilder()),_nest(blobs)
-    for name,oid in here.items():
+    b, (here, below) = (git.TreeBuilder(tree) if tree is not None else git.TreeBuilder()), _nest(blobs)
+    for name, oid in here.items():
         e = b.get(name)
-        if name in below or (e is not None and e.type==ObjectType.TREE):
+        if name in below or (e is not None and e.type == ObjectType.TREE):
             raise HubError(400, f'`{at}{name}` is a folder: delete it first, or choose another name.')
-        mode = e.filemode if e is not None and e.filemode==FileMode.BLOB_EXECUTABLE else FileMode.BLOB
+        mode = e.filemode if e is not None and e.filemode == FileMode.BLOB_EXECUTABLE else FileMode.BLOB
         b.insert(name, oid, mode)
-    for name,sub in below.items():
+    for name, sub in below.items():
         e = b.get(name)
-        if e is not None and e.type!=ObjectType.TREE:
+        if e is not None and e.type != ObjectType.TREE:
             raise HubError(400, f'`{at}{name}` is a file, so nothing can lie below it: delete it '
                 f'first, or choose another name.')
         b.insert(name, _add(git, None if e is None else git[e.id], sub, f'{at}{name}/'),
@@ -266,10 +266,10 @@ def _add(git, tree, blobs, at=''):
     return b.write()
 
 # %% ../../nbs/localhub/01_commit.ipynb #d0212413
-def edit_tree(repo:Repo, tree:pygit2.Tree, # the folder tree to start from
-              remove:dict, # path -> delete | delete_folder
-              add:dict # path -> blob id
-             )->str: # id of the new tree
+def edit_tree(repo: Repo, tree: pygit2.Tree, # the folder tree to start from
+              remove: dict, # path -> delete | delete_folder
+              add: dict # path -> blob id
+             ) -> str: # id of the new tree
     "Apply a commit's changes to a tree, touching only the folders that change."
     if remove: tree = repo.git[_remove(repo.git, tree, remove)]
     return _add(repo.git, tree, add) if add else tree.id
@@ -278,52 +278,52 @@ def edit_tree(repo:Repo, tree:pygit2.Tree, # the folder tree to start from
 @lru_cache(4096)
 def _segments(pattern):
     "Split a git pattern into (segments, only for folders, what a name must end in if it is `*.xyz`)."
-    if re.fullmatch(r'\*\.[\w.-]+', pattern): return ['**',pattern],False,pattern[1:]
-    pattern = pattern.replace('[[:space:]]',' ')
+    if re.fullmatch(r'\*\.[\w.-]+', pattern): return ['**', pattern], False, pattern[1:]
+    pattern = pattern.replace('[[:space:]]', ' ')
     pattern = re.sub(r'\\(.)', lambda m: f'[{m[1]}]' if m[1] in '*?[' else m[1],
-        pattern).replace('[^','[!')
-    folder,anchored = pattern.endswith('/'),'/' in pattern.rstrip('/')
+        pattern).replace('[^', '[!')
+    folder, anchored = pattern.endswith('/'), '/' in pattern.rstrip('/')
     segs = pattern.strip('/').split('/')
-    return (segs if anchored else ['**',*segs]),folder,None
+    return (segs if anchored else ['**', *segs]), folder, None
 
-def matches(pattern:str, # one pattern of `.gitattributes` or `.gitignore`
-            path:str, # path of a file
-            below:bool=False # a match of a folder counts for all that lies in it, as in `.gitignore`
-           )->bool:
+def matches(pattern: str, # one pattern of `.gitattributes` or `.gitignore`
+            path: str, # path of a file
+            below: bool = False # a match of a folder counts for all that lies in it, as in `.gitignore`
+           ) -> bool:
     "Tell whether a git pattern fits a path; linear in both, so a hostile pattern costs nothing."
-    segs,folder,end = _segments(pattern)
+    segs, folder, end = _segments(pattern)
     if end and not below: return path.endswith(end)
-    names,at = path.split('/'),{0}
-    for i,seg in enumerate(segs):
-        if seg=='**': at = set(range(min(at)+(i==len(segs)-1), len(names)+1))
-        else: at = {j+1 for j in at if j<len(names) and fnmatchcase(names[j],seg)}
+    names, at = path.split('/'), {0}
+    for i, seg in enumerate(segs):
+        if seg == '**': at = set(range(min(at)+(i == len(segs)-1), len(names)+1))
+        else: at = {j+1 for j in at if j < len(names) and fnmatchcase(names[j], seg)}
         if not at: return False
-    return any((j==len(names) and not folder) or (j<len(names) and below) for j in at)
+    return any((j == len(names) and not folder) or (j < len(names) and below) for j in at)
 
 # %% ../../nbs/localhub/01_commit.ipynb #3f154845
 @lru_cache(512)
 def _lfs_patterns(text):
     res = []
     for line in text.split('\n'): # not `splitlines`: a name may hold any other line end
-        pat,*attrs = re.split('[ \t\r]+', line.strip(' \t\r'))
+        pat, *attrs = re.split('[ \t\r]+', line.strip(' \t\r'))
         if not pat or pat.startswith('#'): continue
-        if pat[0]==pat[-1]=='"': pat = pat[1:-1]
+        if pat[0] == pat[-1] == '"': pat = pat[1:-1]
         if 'filter=lfs' in attrs: res.append((pat, True))
-        elif any(a in ('-filter','!filter') for a in attrs): res.append((pat, False))
+        elif any(a in ('-filter', '!filter') for a in attrs): res.append((pat, False))
     return res[::-1]
 
-def wants_lfs(attributes:str, # text of `.gitattributes`
-              path:str)->bool:
+def wants_lfs(attributes: str, # text of `.gitattributes`
+              path: str) -> bool:
     "Tell whether this `.gitattributes` sends a path to LFS; the last matching line decides."
-    return next((yes for pat,yes in _lfs_patterns(attributes) if matches(pat,path)), False)
+    return next((yes for pat, yes in _lfs_patterns(attributes) if matches(pat, path)), False)
 
-def ignored(gitignore:str, # text of `.gitignore`
-            path:str)->bool:
+def ignored(gitignore: str, # text of `.gitignore`
+            path: str) -> bool:
     "Tell whether this `.gitignore` leaves a path out; the last matching line decides."
     for line in reversed(gitignore.splitlines()):
         line = line.strip()
-        if not line or line[0]=='#': continue
-        no = line[0]=='!'
+        if not line or line[0] == '#': continue
+        no = line[0] == '!'
         if matches(line[no:], path, below=True): return not no
     return False
 
@@ -332,70 +332,70 @@ DEFAULT_LFS = ('7z arrow avro bin bz2 ckpt ftz gguf gz h5 joblib lz4 mds mlmodel
     'npz onnx ot parquet pb pickle pkl pt pth rar safetensors tar tflite tgz wasm xz zip zst').split()
 MEDIA_LFS = 'pcm sam raw aac flac mp3 ogg wav bmp gif png tiff jpg jpeg webp mp4 webm'.split()
 
-def gitattributes(kind:str # model | dataset | space | kernel
-                 )->str:
+def gitattributes(kind: str # model | dataset | space | kernel
+                 ) -> str:
     "Write the `.gitattributes` of a new repo."
     pats = [f'*.{s}' for s in DEFAULT_LFS]+['saved_model/**/*', '*.tar.*', '*tfevents*']
-    if kind=='dataset': pats += [f'*.{s}' for s in MEDIA_LFS]
+    if kind == 'dataset': pats += [f'*.{s}' for s in MEDIA_LFS]
     return ''.join(f'{p} filter=lfs diff=lfs merge=lfs -text\n' for p in pats)
 
-def upload_mode(attributes:str, path:str, size:int, sample:bytes # the first bytes, at most 512
-               )->str: # lfs | regular
+def upload_mode(attributes: str, path: str, size: int, sample: bytes # the first bytes, at most 512
+               ) -> str: # lfs | regular
     "Decide whether a file travels inside the commit or through LFS."
-    if size==0: return 'regular'
-    if wants_lfs(attributes,path) or size>10_000_000: return 'lfs'
+    if size == 0: return 'regular'
+    if wants_lfs(attributes, path) or size > 10_000_000: return 'lfs'
     return 'lfs' if _is_binary(sample) else 'regular'
 
 def _is_binary(sample):
     if b'\0' in sample: return True
     try: sample.decode()
     except UnicodeDecodeError as e:
-        return e.start<len(sample)-3 # a character cut at the end is no sign
+        return e.start < len(sample)-3 # a character cut at the end is no sign
     return False
 
 # %% ../../nbs/localhub/01_commit.ipynb #4db3aaf7
-def text_of(repo:Repo, commit, path:str, limit:int=1_000_000 # bytes; a longer file counts as absent
-           )->str: # None where there is no such file
+def text_of(repo: Repo, commit, path: str, limit: int = 1_000_000 # bytes; a longer file counts as absent
+           ) -> str: # None where there is no such file
     "Read a small text file of a commit."
     e = repo.entry(commit, path) if commit is not None else None
-    if e is None or e.type!='file' or e.lfs or e.size>limit: return None
-    return repo.read(e.oid).decode('utf-8','replace')
+    if e is None or e.type != 'file' or e.lfs or e.size > limit: return None
+    return repo.read(e.oid).decode('utf-8', 'replace')
 
 def _tracked(repo, tree_id, lfs_paths):
     "Add a line to `.gitattributes` for each LFS file that none of its patterns covers, as the Hub does."
     tree = repo.git[tree_id]
     old = tree['.gitattributes'] if '.gitattributes' in tree else None
-    if old is not None and old.type!=ObjectType.BLOB: return tree_id
-    text = old.data.decode('utf-8','replace') if old is not None else ''
-    new = [p for p in lfs_paths if not wants_lfs(text,p)]
+    if old is not None and old.type != ObjectType.BLOB: return tree_id
+    text = old.data.decode('utf-8', 'replace') if old is not None else ''
+    new = [p for p in lfs_paths if not wants_lfs(text, p)]
     if not new: return tree_id
     if text and not text.endswith('\n'): text += '\n'
-    esc = lambda p: re.sub(r'([*?\[\]\\]|^[#!"])', r'\\\1', p).replace(' ','[[:space:]]')
+    esc = lambda p: re.sub(r'([*?\[\]\\]|^[#!"])', r'\\\1', p).replace(' ', '[[:space:]]')
     text += ''.join(f'{esc(p)} filter=lfs diff=lfs merge=lfs -text\n' for p in new)
     return _add(repo.git, tree, {'.gitattributes': str(repo.git.create_blob(text.encode()))})
 
 # %% ../../nbs/localhub/01_commit.ipynb #6fb86809
 def _blobs(repo, req, lfs_size):
     "Turn a request's changes into what `edit_tree` wants, checking that the LFS objects are there."
-    remove,add,lfs = {},{},[]
+    remove, add, lfs = {}, {}, []
     for c in req.changes:
-        if c.action in ('delete','delete_folder'): remove[c.path] = c.action; continue
-        if c.action=='lfs':
+        if c.action in ('delete', 'delete_folder'): remove[c.path] = c.action; continue
+        if c.action == 'lfs':
             size = lfs_size(c.oid)
             if size is None:
                 raise HubError(400, f'the LFS object {str(c.oid)[:64]} of `{c.path}` has not '
                     f'been uploaded to this repo.')
-            if c.size is not None and c.size!=size:
+            if c.size is not None and c.size != size:
                 raise HubError(400, f'`{c.path}` was announced with {c.size} bytes, its LFS '
                     f'object has {size}.')
             lfs.append(c.path)
-            add[c.path] = str(repo.git.create_blob(write_pointer(c.oid,size)))
+            add[c.path] = str(repo.git.create_blob(write_pointer(c.oid, size)))
         else: add[c.path] = c.oid
-    return remove,add,lfs
+    return remove, add, lfs
 
 # %% ../../nbs/localhub/01_commit.ipynb #c45b9ba0
-def check_parent(head:str, # commit that the branch points to
-                 parent:str # commit that the writer started from, None for any
+def check_parent(head: str, # commit that the branch points to
+                 parent: str # commit that the writer started from, None for any
                 ):
     "Refuse a writer who has not seen the newest commit."
     if parent and not head.startswith(parent.lower()):
@@ -405,12 +405,12 @@ def check_parent(head:str, # commit that the branch points to
 # %% ../../nbs/localhub/01_commit.ipynb #eec50d9e
 class Quarantine:
     "A repository beside the real one: it reads the real one's objects and keeps the new ones to itself."
-    def __init__(self, store:Store, key:str):
+    def __init__(self, store: Store, key: str):
         self.main = store.path(key)
         self.folder = store.lfs.tmp/f'{token_hex(12)}.git'
         try: bare(self.folder).free()
         except BaseException: shutil.rmtree(self.folder, ignore_errors=True); raise
-        self.repo,self.held = Repo(self.folder),ExitStack()
+        self.repo, self.held = Repo(self.folder), ExitStack()
         self.held.enter_context(store.using()) # what is found there stays until this closes
         self.repo.git.odb.add_disk_alternate(str(self.main/'objects'))
 
@@ -424,39 +424,39 @@ class Quarantine:
 
 # %% ../../nbs/localhub/01_commit.ipynb #1e918b32
 def _fsync(file):
-    with open(file,'rb') as f: os.fsync(f.fileno())
+    with open(file, 'rb') as f: os.fsync(f.fileno())
 
 def _move(files):
     "Bring {file: folder} there in this order, so that they survive a crash; waits for the disk overlap."
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(_fsync, files))
-        for f,folder in files.items():
+        for f, folder in files.items():
             folder.mkdir(exist_ok=True)
             os.replace(f, folder/f.name)
-        list(pool.map(fsync_dir, {d for folder in files.values() for d in (folder,folder.parent)}))
+        list(pool.map(fsync_dir, {d for folder in files.values() for d in (folder, folder.parent)}))
 
 def release(self):
     "Hand the new objects to the real repository, each on its own or, if they are many, in a pack."
-    objects,dest = self.folder/'objects',self.main/'objects'
-    loose = [f for d in objects.iterdir() if len(d.name)==2 for f in d.iterdir()]
-    if len(loose)>LOOSE:
+    objects, dest = self.folder/'objects', self.main/'objects'
+    loose = [f for d in objects.iterdir() if len(d.name) == 2 for f in d.iterdir()]
+    if len(loose) > LOOSE:
         pack = pygit2.PackBuilder(self.repo.git)
         for f in loose: pack.add(pygit2.Oid(hex=f.parent.name+f.name))
         pack.write(str(objects/'pack'))
         loose = []
     # the index comes last: it makes the pack visible
-    packs = sorted((objects/'pack').glob('pack-*'), key=lambda f: f.suffix=='.idx')
-    _move({f:dest/'pack' for f in packs} | {f:dest/f.parent.name for f in loose})
+    packs = sorted((objects/'pack').glob('pack-*'), key=lambda f: f.suffix == '.idx')
+    _move({f: dest/'pack' for f in packs} | {f: dest/f.parent.name for f in loose})
 Quarantine.release = release
 
 
 # %% ../../nbs/localhub/01_commit.ipynb #30a8fcdf
-def make_commit(store:Store, key:str, # repository
-                branch:str, # its name, or `refs/pr/1`
-                q:Quarantine, # holds the request's small files
-                req:CommitRequest, author:str, # user name
+def make_commit(store: Store, key: str, # repository
+                branch: str, # its name, or `refs/pr/1`
+                q: Quarantine, # holds the request's small files
+                req: CommitRequest, author: str, # user name
                 lfs_size, # function: sha256 -> size, or None where this repo may not use it
-               )->str: # the new commit
+               ) -> str: # the new commit
     "Put a new commit on a branch: compare with what the writer saw, then swap."
     name = branch if branch.startswith('refs/') else f'refs/heads/{branch}'
     with store.lock(key) as repo:
@@ -464,7 +464,7 @@ def make_commit(store:Store, key:str, # repository
         if ref is None: raise no_revision(branch)
         head = ref.peel(pygit2.Commit)
         check_parent(str(head.id), req.parent)
-        remove,add,lfs = _blobs(q.repo, req, lfs_size)
+        remove, add, lfs = _blobs(q.repo, req, lfs_size)
         tree = _tracked(q.repo, edit_tree(q.repo, q.repo.git[head.tree.id], remove, add), lfs)
         who = signature(author)
         oid = q.repo.git.create_commit(None, who, who, req.message, tree, [head.id])

@@ -23,7 +23,7 @@ from .wire import Call, Routes, iso
 # %% ../../nbs/localhub/08a_copies.ipynb #e97037aa
 copy_routes = Routes()
 
-def copy(self:Store, key:str)->str: # the copy's key
+def copy(self: Store, key: str) -> str: # the copy's key
     "Copy a git repository with its branches and tags, without its pull requests."
     new = token_hex(12)
     with self.scratch(new) as tmp:
@@ -39,20 +39,20 @@ Store.copy = copy
 
 # %% ../../nbs/localhub/08a_copies.ipynb #6090d694
 @copy_routes('POST', '/api/{T}/{ns}/{name}/duplicate')
-def duplicate(call:Call)->dict:
+def duplicate(call: Call) -> dict:
     "Copy a repo under another name."
-    row,d = call.repo(content=True),call.json()
+    row, d = call.repo(content=True), call.json()
     call.user()
-    id = call.text(d,'repository','')
-    if id.count('/')!=1: raise HubError(400, '`repository` must be `namespace/name`.')
-    owner,name = id.split('/')
-    id,vis = new_id(call, row.kind, owner, check_name(name,'repo name')),visibility_of(d)
-    new = copy_of(call, row, id, row.private if vis is None else vis=='private')
+    id = call.text(d, 'repository', '')
+    if id.count('/') != 1: raise HubError(400, '`repository` must be `namespace/name`.')
+    owner, name = id.split('/')
+    id, vis = new_id(call, row.kind, owner, check_name(name, 'repo name')), visibility_of(d)
+    new = copy_of(call, row, id, row.private if vis is None else vis == 'private')
     return dict(url=f'{call.base}/{new.url}', filesCopyPending=False)
 
 def copy_of(call, row, id, private): # the new repo's row
     "Copy a repository, with its history and LFS objects, to a new name."
-    db,store = call.hub.db,call.hub.store
+    db, store = call.hub.db, call.hub.store
     with store.using(): # its LFS objects stay, even if the original goes meanwhile
         key = store.copy(row.key)
         try:
@@ -67,10 +67,10 @@ def copy_of(call, row, id, private): # the new repo's row
     return new
 
 # %% ../../nbs/localhub/08a_copies.ipynb #ae76d5a9
-def lfs_names(repo:Repo)->dict: # sha256 -> (path, ref), of the newest commit that has it
+def lfs_names(repo: Repo) -> dict: # sha256 -> (path, ref), of the newest commit that has it
     "Find the names of all LFS objects in the history of all refs."
-    res,seen = {},set()
-    refs = sorted(repo.git.references.iterator(), key=lambda r: r.name!='refs/heads/main')
+    res, seen = {}, set()
+    refs = sorted(repo.git.references.iterator(), key=lambda r: r.name != 'refs/heads/main')
     for ref in refs:
         for commit in repo.history(ref.peel(pygit2.Commit)):
             for e in _new_files(repo, commit.tree, '', seen):
@@ -81,67 +81,67 @@ def _new_files(repo, tree, at, seen):
     if tree.id in seen: return
     seen.add(tree.id)
     for obj in tree:
-        if obj.type==ObjectType.TREE: yield from _new_files(repo, obj, f'{at}{obj.name}/', seen)
-        elif obj.type==ObjectType.BLOB and obj.id not in seen:
+        if obj.type == ObjectType.TREE: yield from _new_files(repo, obj, f'{at}{obj.name}/', seen)
+        elif obj.type == ObjectType.BLOB and obj.id not in seen:
             seen.add(obj.id)
             yield repo._entry(obj, at+obj.name)
 
 # %% ../../nbs/localhub/08a_copies.ipynb #6a0f4065
 @copy_routes('GET', '/api/{T}/{ns}/{name}/lfs-files')
-def lfs_files(call:Call)->list:
+def lfs_files(call: Call) -> list:
     "List the LFS objects of a repo, those of old commits too."
     row = call.repo(write=True)
     names = lfs_names(call.hub.store.open(row.key))
     rows = call.hub.db.all('SELECT * FROM lfs WHERE key=? ORDER BY created DESC', row.key)
     return [dict(fileOid=r['oid'], oid=r['oid'], size=r['size'], pushedAt=iso(r['created']),
-        filename=names.get(r['oid'],('',None))[0], ref=names.get(r['oid'],('',None))[1])
+        filename=names.get(r['oid'], ('', None))[0], ref=names.get(r['oid'], ('', None))[1])
         for r in rows]
 
 # %% ../../nbs/localhub/08a_copies.ipynb #b2516d0e
 class Rewriter:
     "Makes commits again without certain LFS files."
-    def __init__(self, repo:Repo, oids:set # sha256 of what has to go
-                ): self.repo,self.oids,self.trees,self.commits = repo,oids,{},{}
+    def __init__(self, repo: Repo, oids: set # sha256 of what has to go
+                ): self.repo, self.oids, self.trees, self.commits = repo, oids, {}, {}
 
-    def tree(self, tree)->pygit2.Oid:
+    def tree(self, tree) -> pygit2.Oid:
         "Make a tree without them."
         if tree.id in self.trees: return self.trees[tree.id]
         b = self.repo.git.TreeBuilder(tree)
         for obj in tree:
-            if obj.type==ObjectType.TREE:
+            if obj.type == ObjectType.TREE:
                 new = self.tree(obj)
-                if new==obj.id: continue
+                if new == obj.id: continue
                 if len(self.repo.git[new]): b.insert(obj.name, new, obj.filemode)
                 else: b.remove(obj.name)
-            elif obj.type==ObjectType.BLOB and (e:=self.repo._entry(obj,
+            elif obj.type == ObjectType.BLOB and (e := self.repo._entry(obj,
                 '')).lfs and e.lfs.oid in self.oids:
                 b.remove(obj.name)
         self.trees[tree.id] = b.write()
         return self.trees[tree.id]
 
-    def commit(self, head)->pygit2.Oid:
+    def commit(self, head) -> pygit2.Oid:
         "Make a commit and all before it again, where they change."
         for c in list(self.repo.history(head))[::-1]:
             if c.id in self.commits: continue
-            tree,parents = self.tree(c.tree),[self.commits[p] for p in c.parent_ids]
-            same = tree==c.tree_id and parents==list(c.parent_ids)
+            tree, parents = self.tree(c.tree), [self.commits[p] for p in c.parent_ids]
+            same = tree == c.tree_id and parents == list(c.parent_ids)
             self.commits[c.id] = c.id if same else self.repo.git.create_commit(None, c.author,
                 c.committer, c.message, tree, parents)
         return self.commits[head.id]
 
 # %% ../../nbs/localhub/08a_copies.ipynb #f3f9e933
 @copy_routes('POST', '/api/{T}/{ns}/{name}/lfs-files/batch')
-def delete_lfs_files(call:Call)->dict:
+def delete_lfs_files(call: Call) -> dict:
     "Delete LFS objects from a repo, and by default from its history."
-    row,d = call.repo(write=True),call.json().get('deletions')
-    oids = d.get('sha') if isinstance(d,dict) else None
-    if not isinstance(oids,list) or not all(isinstance(o,str) for o in oids) or len(oids)>1000:
+    row, d = call.repo(write=True), call.json().get('deletions')
+    oids = d.get('sha') if isinstance(d, dict) else None
+    if not isinstance(oids, list) or not all(isinstance(o, str) for o in oids) or len(oids) > 1000:
         raise HubError(400, '`deletions.sha` must be a list of at most 1000 ids.')
     with call.hub.store.lock(row.key) as repo:
         refs = list(repo.git.references)
         with call.hub.together(row.key, *refs), call.hub.db.tx() as c:
             if d.get('rewriteHistory') is not False: _rewrite(repo, refs, set(oids))
-            c.executemany('DELETE FROM lfs WHERE key=? AND oid=?', [(row.key,o) for o in oids])
+            c.executemany('DELETE FROM lfs WHERE key=? AND oid=?', [(row.key, o) for o in oids])
             call.hub.index(row)
     return {}
 
@@ -149,10 +149,10 @@ def _rewrite(repo, refs, oids):
     again = Rewriter(repo, oids)
     for name in refs:
         ref = repo.git.references[name]
-        obj,commit = repo.git[ref.target],ref.peel(pygit2.Commit)
+        obj, commit = repo.git[ref.target], ref.peel(pygit2.Commit)
         new = again.commit(commit)
-        if new!=commit.id:
-            repo.point(name, new if obj.id==commit.id else _retag(repo, obj, new))
+        if new != commit.id:
+            repo.point(name, new if obj.id == commit.id else _retag(repo, obj, new))
 
 def _retag(repo, tag, target):
     "An annotated tag is an object that names its commit, or another tag, in its first line."
@@ -163,11 +163,11 @@ def _retag(repo, tag, target):
 
 # %% ../../nbs/localhub/08a_copies.ipynb #1d004311
 @copy_routes('POST', '/api/{T}/{ns}/{name}/lfs-files/duplicate')
-def share_lfs_files(call:Call)->dict:
+def share_lfs_files(call: Call) -> dict:
     "Let another repo use LFS objects of this one."
-    row,d,db = call.repo(content=True),call.json(),call.hub.db
-    target,files = d.get('target'),d.get('files')
-    if not isinstance(target,dict) or not isinstance(files,list) or not all(isinstance(f,dict)
+    row, d, db = call.repo(content=True), call.json(), call.hub.db
+    target, files = d.get('target'), d.get('files')
+    if not isinstance(target, dict) or not isinstance(files, list) or not all(isinstance(f, dict)
             for f in files):
         raise HubError(400, '`target` must be an object and `files` a list of objects.')
     to = db.find(str(target.get('type')), str(target.get('name')))

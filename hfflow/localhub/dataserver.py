@@ -26,10 +26,10 @@ from .wire import Call, Json, Moved, Routes, check_signed, sign
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #1ccaf3cc
 viewer_routes = Routes()
 
-def open_view(call:Call, id:str # owner/name
-             )->View:
+def open_view(call: Call, id: str # owner/name
+             ) -> View:
     "Open a data set whose files the caller may read."
-    call.p['kind'],(call.p['ns'],_,call.p['name']) = 'dataset',id.partition('/')
+    call.p['kind'], (call.p['ns'], _, call.p['name']) = 'dataset', id.partition('/')
     try: return View(call.hub, call.repo(content=True))
     except Moved as e:
         if e.row.gated: call.check_gate(e.row)
@@ -43,17 +43,17 @@ def _need(call, name):
 
 def _number(call, name, default, most=10**12):
     v = call.q.get(name) or str(default)
-    if not re.fullmatch(r'\d{1,13}',v) or int(v)>most:
+    if not re.fullmatch(r'\d{1,13}', v) or int(v) > most:
         raise HubError(422, f"Parameter '{name}' must be a number from 0 to {most}.",
             'InvalidParameter')
     return int(v)
 
-def answers(name:str):
+def answers(name: str):
     "Register an answer of the dataset server: a function of the call and the data set."
     def add(f):
         def g(call):
-            view = open_view(call, _need(call,'dataset'))
-            return Json(f(call,view), headers={'X-Revision':view.sha})
+            view = open_view(call, _need(call, 'dataset'))
+            return Json(f(call, view), headers={'X-Revision': view.sha})
         viewer_routes('GET', f'/api/viewer/{name}')(g)
         return f
     return add
@@ -65,160 +65,160 @@ def _named(view, s, **more):
 def _failed(view, s, why): return _named(view, s, error=dict(error=why))
 
 @answers('splits')
-def list_splits(call:Call, view:View)->dict:
+def list_splits(call: Call, view: View) -> dict:
     "List configurations and splits."
     config = call.q.get('config')
-    here = [s for s in view.splits if config in (None,'',s.config)]
-    return dict(splits=[_named(view,s) for s in here if not s.error], pending=[],
-        failed=[_failed(view,s,s.error) for s in here if s.error])
+    here = [s for s in view.splits if config in (None, '', s.config)]
+    return dict(splits=[_named(view, s) for s in here if not s.error], pending=[],
+        failed=[_failed(view, s, s.error) for s in here if s.error])
 
-def collect(call:Call, view:View, wait:float=10 # seconds, for all splits together
-           )->tuple: # ([(split, form)], {partial, pending, failed})
+def collect(call: Call, view: View, wait: float = 10 # seconds, for all splits together
+           ) -> tuple: # ([(split, form)], {partial, pending, failed})
     "Gather the splits that are ready."
-    config,end = call.q.get('config'),time.monotonic()+wait
-    here = [s for s in view.splits if config in (None,'',s.config)]
+    config, end = call.q.get('config'), time.monotonic()+wait
+    here = [s for s in view.splits if config in (None, '', s.config)]
     if not here:
         raise HubError(404, f'the data set has no configuration `{(config or "")[:100]}`.',
             'ResponseNotFound')
-    forms = [(s, view.form(s, max(end-time.monotonic(),0))) for s in here]
-    good = [(s,f) for s,f in forms if f and 'error' not in f]
-    return good, dict(partial=any(f['partial'] for _,f in good),
-        pending=[_named(view,s,kind='split-rows') for s,f in forms if f is None],
-        failed=[_failed(view,s,f['error']) for s,f in forms if f and 'error' in f])
+    forms = [(s, view.form(s, max(end-time.monotonic(), 0))) for s in here]
+    good = [(s, f) for s, f in forms if f and 'error' not in f]
+    return good, dict(partial=any(f['partial'] for _, f in good),
+        pending=[_named(view, s, kind='split-rows') for s, f in forms if f is None],
+        failed=[_failed(view, s, f['error']) for s, f in forms if f and 'error' in f])
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #291701be
 @answers('is-valid')
-def is_valid(call:Call, view:View)->dict:
+def is_valid(call: Call, view: View) -> dict:
     "Tell what works for this data set."
-    good,_ = collect(call, view)
-    return {k:bool(good) for k in ('preview','viewer','search','filter','statistics')}
+    good, _ = collect(call, view)
+    return {k: bool(good) for k in ('preview', 'viewer', 'search', 'filter', 'statistics')}
 
 def _by_config(good):
     res = {}
-    for s,f in good: res.setdefault(s.config,[]).append((s,f))
+    for s, f in good: res.setdefault(s.config, []).append((s, f))
     return res
 
 def _info(view, config, splits):
-    size = sum(f['num_bytes'] for _,f in splits)
+    size = sum(f['num_bytes'] for _, f in splits)
     return dict(description='', citation='', homepage='', license='', config_name=config,
         features=splits[0][1]['features'], builder_name=splits[0][0].module,
         dataset_name=view.row.name.lower(), dataset_size=size,
         version=dict(version_str='0.0.0', major=0, minor=0, patch=0),
-        splits={s.name:dict(name=s.name, num_bytes=f['num_bytes'], num_examples=f['num_rows'],
-                dataset_name=None) for s,f in splits},
-        download_size=sum(e.size for s,_ in splits for e in s.files))
+        splits={s.name: dict(name=s.name, num_bytes=f['num_bytes'], num_examples=f['num_rows'],
+                dataset_name=None) for s, f in splits},
+        download_size=sum(e.size for s, _ in splits for e in s.files))
 
 @answers('info')
-def dataset_info(call:Call, view:View)->dict:
+def dataset_info(call: Call, view: View) -> dict:
     "Describe columns and splits, as the `DatasetInfo` of `datasets`."
-    good,state = collect(call, view)
-    infos = {c:_info(view,c,ss) for c,ss in _by_config(good).items()}
+    good, state = collect(call, view)
+    infos = {c: _info(view, c, ss) for c, ss in _by_config(good).items()}
     config = call.q.get('config')
-    return dict(dataset_info=infos.get(config,{}) if config else infos, **state)
+    return dict(dataset_info=infos.get(config, {}) if config else infos, **state)
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #47661799
 def _size(splits):
-    return dict(num_bytes_original_files=sum(e.size for s,_ in splits for e in s.files),
-        num_bytes_parquet_files=sum(x['size'] for _,f in splits for x in f['shards']),
-        num_bytes_memory=sum(f['num_bytes'] for _,f in splits),
-        num_rows=sum(f['num_rows'] for _,f in splits), estimated_num_rows=None)
+    return dict(num_bytes_original_files=sum(e.size for s, _ in splits for e in s.files),
+        num_bytes_parquet_files=sum(x['size'] for _, f in splits for x in f['shards']),
+        num_bytes_memory=sum(f['num_bytes'] for _, f in splits),
+        num_rows=sum(f['num_rows'] for _, f in splits), estimated_num_rows=None)
 
 @answers('size')
-def dataset_size(call:Call, view:View)->dict:
+def dataset_size(call: Call, view: View) -> dict:
     "Count rows and bytes."
-    good,state = collect(call, view)
+    good, state = collect(call, view)
     wide = lambda f: dict(num_columns=len(f['features']))
     configs = [dict(dataset=view.row.id, config=c)|_size(ss)|wide(ss[0][1])
-               for c,ss in _by_config(good).items()]
-    splits = [_named(view,s)|_size([(s,f)])|wide(f) for s,f in good]
+               for c, ss in _by_config(good).items()]
+    splits = [_named(view, s)|_size([(s, f)])|wide(f) for s, f in good]
     whole = dict(config=configs[0]) if call.q.get('config') and configs else dict(
         dataset=dict(dataset=view.row.id)|_size(good), configs=configs)
     return dict(size=whole|dict(splits=splits), **state)
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #b704ccf8
-def home(call:Call)->str:
+def home(call: Call) -> str:
     "Return the address of the Hub itself, whichever name it was called by."
     return re.sub('^(https?://)datasets-server[.]', r'\1', call.base)
 
-def parquet_url(call:Call, view:View, split, form:dict, i:int)->str:
+def parquet_url(call: Call, view: View, split, form: dict, i: int) -> str:
     "Write the address of a Parquet file, which may be a file of the repo."
     if 'name' not in form['shards'][i]:
         path = quote(split.files[i].path)
         return f'{home(call)}/{view.row.url}/resolve/{view.sha}/{path}'
     return shard_url(call, view, split, i)
 
-def shard_url(call:Call, view:View, split, i:int)->str:
+def shard_url(call: Call, view: View, split, i: int) -> str:
     "Write the address of a Parquet file by its number."
-    where = f'{quote(split.config,safe="")}/{quote(split.name,safe="")}/{i}.parquet'
+    where = f'{quote(split.config, safe="")}/{quote(split.name, safe="")}/{i}.parquet'
     return f'{home(call)}/api/datasets/{view.row.id}/parquet/{where}'
 
 @answers('parquet')
-def list_parquet(call:Call, view:View)->dict:
+def list_parquet(call: Call, view: View) -> dict:
     "List Parquet files."
-    good,state = collect(call, view)
-    files = [_named(view, s, url=parquet_url(call,view,s,f,i), size=x['size'],
+    good, state = collect(call, view)
+    files = [_named(view, s, url=parquet_url(call, view, s, f, i), size=x['size'],
                     filename=x.get('name') or posixpath.basename(s.files[i].path))
-             for s,f in good for i,x in enumerate(f['shards'])]
+             for s, f in good for i, x in enumerate(f['shards'])]
     return dict(parquet_files=files, **state)
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #124f847d
 _parquet = '/api/datasets/{ns}/{name}/parquet'
 
 @viewer_routes('GET', _parquet, _parquet+'/{config}', _parquet+'/{config}/{split}')
-def parquet_tree(call:Call)->Json:
+def parquet_tree(call: Call) -> Json:
     "Map configurations and splits to addresses of Parquet files."
     view = open_view(call, f"{call.p['ns']}/{call.p['name']}")
-    config,split,res = call.p.get('config'),call.p.get('split'),{}
+    config, split, res = call.p.get('config'), call.p.get('split'), {}
     for s in view.splits:
-        if s.error or config not in (None,s.config) or split not in (None,s.name): continue
+        if s.error or config not in (None, s.config) or split not in (None, s.name): continue
         f = view.ready(s)
-        urls = [shard_url(call,view,s,i) for i in range(len(f['shards']))]
-        res.setdefault(s.config,{})[s.name] = urls
+        urls = [shard_url(call, view, s, i) for i in range(len(f['shards']))]
+        res.setdefault(s.config, {})[s.name] = urls
     if split is not None: view.find(config, split)
     if config is not None:
         if config not in res: view.find(config, '') # 404, or why it cannot be read
         res = res.get(config, {})
-    return Json(res if split is None else res[split], headers={'X-Revision':view.sha})
+    return Json(res if split is None else res[split], headers={'X-Revision': view.sha})
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #9e10e922
 @viewer_routes('GET', _parquet+'/{config}/{split}/{file}')
-def parquet_file(call:Call)->Response:
+def parquet_file(call: Call) -> Response:
     "Send a Parquet file, or lead to it."
     view = open_view(call, f"{call.p['ns']}/{call.p['name']}")
     split = view.find(call.p['config'], call.p['split'])
-    form,m = view.ready(split),re.fullmatch(r'0*(\d{1,9})[.]parquet', call.p['file'])
-    if not m or int(m[1])>=len(form['shards']):
+    form, m = view.ready(split), re.fullmatch(r'0*(\d{1,9})[.]parquet', call.p['file'])
+    if not m or int(m[1]) >= len(form['shards']):
         raise HubError(404, f"there is no Parquet file `{call.p['file'][:50]}`.", 'EntryNotFound')
     i = int(m[1])
     name = form['shards'][i].get('name')
-    if name is None: return RedirectResponse(parquet_url(call,view,split,form,i), 302)
+    if name is None: return RedirectResponse(parquet_url(call, view, split, form, i), 302)
     return FileResponse(view.keeper.path(split.key)/name, media_type='application/octet-stream',
-        headers={'X-Revision':view.sha})
+        headers={'X-Revision': view.sha})
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #5a932c1f
-_begins = {b'\x89PNG':'image/png', b'\xff\xd8\xff':'image/jpeg', b'GIF8':'image/gif',
-    b'BM':'image/bmp', b'fLaC':'audio/flac', b'OggS':'audio/ogg', b'ID3':'audio/mpeg',
-    b'\xff\xfb':'audio/mpeg'}
+_begins = {b'\x89PNG': 'image/png', b'\xff\xd8\xff': 'image/jpeg', b'GIF8': 'image/gif',
+    b'BM': 'image/bmp', b'fLaC': 'audio/flac', b'OggS': 'audio/ogg', b'ID3': 'audio/mpeg',
+    b'\xff\xfb': 'audio/mpeg'}
 
-def media_kind(data:bytes)->str:
+def media_kind(data: bytes) -> str:
     "Tell what bytes are by how they begin."
-    if data[:4]==b'RIFF': return {b'WEBP':'image/webp',b'WAVE':'audio/wav'}.get(data[8:12],
+    if data[:4] == b'RIFF': return {b'WEBP': 'image/webp', b'WAVE': 'audio/wav'}.get(data[8:12],
             'application/octet-stream')
-    return next((t for b,t in _begins.items() if data.startswith(b)), 'application/octet-stream')
+    return next((t for b, t in _begins.items() if data.startswith(b)), 'application/octet-stream')
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #f998b049
-def linker(call:Call, view:View, split, base:str=''):
+def linker(call: Call, view: View, split, base: str = ''):
     "Return the function by which `cell` makes the address of a picture or a sound."
     def link(kind, data, path):
         where = dict(repo=view.row.key, sha=view.sha, config=split.config, split=split.name)
         src = f'{base}/api/viewer/media?'+sign(call.hub, path=json.dumps(path), **where)
-        if kind=='Audio': return [dict(src=src, type=media_kind(data))]
-        width,height = image_size(data)
+        if kind == 'Audio': return [dict(src=src, type=media_kind(data))]
+        width, height = image_size(data)
         return dict(src=src, height=height, width=width)
     return link
 
 @viewer_routes('GET', '/api/viewer/media')
-def send_media(call:Call)->Response:
+def send_media(call: Call) -> Response:
     "Send a picture or a sound of a row."
     d = check_signed(call, 'repo', 'sha', 'config', 'split', 'path')
     row = call.hub.db.by_key(d['repo'])
@@ -226,90 +226,90 @@ def send_media(call:Call)->Response:
     view = View(call.hub, row, d['sha'])
     split = view.find(d['config'], d['split'])
     data = view.media(split, view.ready(split), json.loads(d['path']))
-    return Response(data, 200, {'X-Content-Type-Options':'nosniff',
-        'Cache-Control':'private, max-age=3600',
-        'Content-Security-Policy':"default-src 'none'; sandbox"}, media_kind(data))
+    return Response(data, 200, {'X-Content-Type-Options': 'nosniff',
+        'Cache-Control': 'private, max-age=3600',
+        'Content-Security-Policy': "default-src 'none'; sandbox"}, media_kind(data))
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #b7cf9141
 _page = 100 # rows of an answer
 _most = 10_000_000 # characters of an answer
 
 def _split(call, view):
-    s = view.find(_need(call,'config'), _need(call,'split'))
-    return s,view.ready(s)
+    s = view.find(_need(call, 'config'), _need(call, 'split'))
+    return s, view.ready(s)
 
 def _features(form):
-    return [dict(feature_idx=i, name=k, type=t) for i,(k,t) in enumerate(form['features'].items())]
+    return [dict(feature_idx=i, name=k, type=t) for i, (k, t) in enumerate(form['features'].items())]
 
 def _rows(call, view, split, form, numbers, most=_most):
     "Write the rows of these numbers, which may lie anywhere."
-    return fit(view.rows(split, form, numbers, linker(call,view,split,home(call))), most)
+    return fit(view.rows(split, form, numbers, linker(call, view, split, home(call))), most)
 
 def _answer(call, view, split, form, total, numbers):
-    return dict(features=_features(form), rows=_rows(call,view,split,form,numbers)[0],
+    return dict(features=_features(form), rows=_rows(call, view, split, form, numbers)[0],
         num_rows_total=total, num_rows_per_page=_page, partial=form['partial'])
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #95723455
 @answers('rows')
-def get_rows(call:Call, view:View)->dict:
+def get_rows(call: Call, view: View) -> dict:
     "Tell rows by their numbers."
-    split,form = _split(call, view)
-    start,n = _number(call,'offset',0),_number(call,'length',_page,_page)
+    split, form = _split(call, view)
+    start, n = _number(call, 'offset', 0), _number(call, 'length', _page, _page)
     stop = min(start+n, form['num_rows'])
-    return _answer(call, view, split, form, form['num_rows'], list(range(start,stop)))
+    return _answer(call, view, split, form, form['num_rows'], list(range(start, stop)))
 
 @answers('search')
-def find_text(call:Call, view:View)->dict:
+def find_text(call: Call, view: View) -> dict:
     "Tell the rows that contain a text."
-    split,form = _split(call, view)
-    page = _number(call,'offset',0),_number(call,'length',_page,_page)
-    found = search_rows(view, split, form, _need(call,'query')[:1000], *page)
+    split, form = _split(call, view)
+    page = _number(call, 'offset', 0), _number(call, 'length', _page, _page)
+    found = search_rows(view, split, form, _need(call, 'query')[:1000], *page)
     return _answer(call, view, split, form, *found)
 
 @answers('filter')
-def find_where(call:Call, view:View)->dict:
+def find_where(call: Call, view: View) -> dict:
     "Tell the rows that meet a condition."
-    split,form = _split(call, view)
-    page = _number(call,'offset',0),_number(call,'length',_page,_page)
-    where,order = call.q.get('where') or '',call.q.get('orderby') or ''
-    if not (where or order): _need(call,'where')
-    return _answer(call, view, split, form, *filter_rows(view,split,form,where,order,*page))
+    split, form = _split(call, view)
+    page = _number(call, 'offset', 0), _number(call, 'length', _page, _page)
+    where, order = call.q.get('where') or '', call.q.get('orderby') or ''
+    if not (where or order): _need(call, 'where')
+    return _answer(call, view, split, form, *filter_rows(view, split, form, where, order, *page))
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #119ae244
 @answers('first-rows')
-def first_rows(call:Call, view:View)->dict:
+def first_rows(call: Call, view: View) -> dict:
     "Tell the first hundred rows, cut to a megabyte."
-    split,form = _split(call, view)
-    rows,left_out = _rows(call, view, split, form, range(min(_page,form['num_rows'])), 1_000_000)
+    split, form = _split(call, view)
+    rows, left_out = _rows(call, view, split, form, range(min(_page, form['num_rows'])), 1_000_000)
     return _named(view, split, features=_features(form), rows=rows, truncated=left_out)
 
 @answers('statistics')
-def get_statistics(call:Call, view:View)->dict:
+def get_statistics(call: Call, view: View) -> dict:
     "Describe the columns of a split."
-    split,form = _split(call, view)
+    split, form = _split(call, view)
     return statistics(view, split, form)
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #e5c57064
 @viewer_routes('GET', '/api/{T}/{ns}/{name}/safetensors-metadata/{path:path}')
-def safetensors_metadata(call:Call)->dict: # {index, headers: {file: its header}}
+def safetensors_metadata(call: Call) -> dict: # {index, headers: {file: its header}}
     "Tell the headers of all files that a safetensors index names."
-    row,path = call.repo(content=True),call.p['path']
+    row, path = call.repo(content=True), call.p['path']
     repo = call.hub.store.open(row.key)
     commit = repo.resolve('main')
     def load(path, read):
         e = repo.entry(commit, path)
-        if e is None or e.type!='file': raise no_entry(path, commit)
-        if e.lfs and call.hub.db.lfs_size(row.key,e.lfs.oid) is None: e = e._replace(lfs=None)
+        if e is None or e.type != 'file': raise no_entry(path, commit)
+        if e.lfs and call.hub.db.lfs_size(row.key, e.lfs.oid) is None: e = e._replace(lfs=None)
         try:
             with call.hub.open_file(e, repo) as f: return read(f)
-        except (ValueError,RecursionError):
+        except (ValueError, RecursionError):
             raise HubError(400, f'`{path}` is no safetensors file, or no index of any.') from None
     index = load(path, lambda f: json.loads(f.read(50_000_000)))
-    named = index.get('weight_map') if isinstance(index,dict) else None
-    if not isinstance(named,dict) or not all(isinstance(v,str) for v in named.values()):
+    named = index.get('weight_map') if isinstance(index, dict) else None
+    if not isinstance(named, dict) or not all(isinstance(v, str) for v in named.values()):
         raise HubError(400, f'`{path}` has no `weight_map` from tensors to files.')
-    shards,here = sorted(set(named.values())),posixpath.dirname(path)
-    if len(shards)>1000:
+    shards, here = sorted(set(named.values())), posixpath.dirname(path)
+    if len(shards) > 1000:
         raise HubError(400, f'the index names {len(shards)} files, at most 1000 are read.')
-    return dict(index={k:v for k,v in index.items() if k!='weight_map'},
-        headers={s:load(posixpath.join(here,s), read_safetensors) for s in shards})
+    return dict(index={k: v for k, v in index.items() if k != 'weight_map'},
+        headers={s: load(posixpath.join(here, s), read_safetensors) for s in shards})

@@ -25,21 +25,21 @@ from .wire import Call, Routes, iso, truthy
 # %% ../../nbs/localhub/06a_discussions.ipynb #61e8ecd6
 disc_routes = Routes()
 
-def signed_in(call:Call, row:RepoRow=None, # where; the caller's own namespace where None
-              *more)->str: # permissions that will do as well; returns the user name
+def signed_in(call: Call, row: RepoRow = None, # where; the caller's own namespace where None
+              *more) -> str: # permissions that will do as well; returns the user name
     "Refuse a caller whose token may not take part."
-    owner,key = (row.owner,row.key) if row else (call.user(),None)
-    if not any(call.who.may(p,owner,key) for p in ('discussion.write',*more)):
+    owner, key = (row.owner, row.key) if row else (call.user(), None)
+    if not any(call.who.may(p, owner, key) for p in ('discussion.write', *more)):
         call.user()
         raise HubError(403, 'this needs a write token: make one, or use another.')
     return call.who.name
 
-def pr_number(rev:str)->int: # None where it is no pull request's branch
+def pr_number(rev: str) -> int: # None where it is no pull request's branch
     "Read the number out of `refs/pr/1`."
     m = re.fullmatch(r'refs/pr/([1-9]\d{0,8})', rev)
     return int(m[1]) if m else None
 
-def find_discussion(call:Call, row:RepoRow, num):
+def find_discussion(call: Call, row: RepoRow, num):
     "Look a discussion or pull request up by its number."
     d = call.hub.db.one('SELECT * FROM discussions WHERE key=? AND num=?', row.key,
                         int(num)) if re.fullmatch(r'[1-9]\d{0,8}', str(num)) else None
@@ -47,37 +47,37 @@ def find_discussion(call:Call, row:RepoRow, num):
     return d
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #b632de44
-def committable(call:Call)->RepoRow:
+def committable(call: Call) -> RepoRow:
     "Find the repo that a commit is for, and check that the caller may make it."
     num = pr_number(call.p['rev'])
-    new = truthy(call.q.get('create_pr',''))
+    new = truthy(call.q.get('create_pr', ''))
     if not new and not num: return call.repo(write=True)
     row = call.repo(content=True)
     signed_in(call, row, *([] if new else ['repo.write']))
     if new: return row
     try: d = find_discussion(call, row, num)
     except HubError: raise no_revision(call.p['rev']) from None
-    if d['status']=='merged': raise HubError(400, f'pull request {num} is merged: open another.')
+    if d['status'] == 'merged': raise HubError(400, f'pull request {num} is merged: open another.')
     _own(call, row, d)
     return row
 
 def _own(call, row, d):
-    if d['author'].lower()!=call.who.name.lower() and not call.who.can_write(row.owner, row.key):
+    if d['author'].lower() != call.who.name.lower() and not call.who.can_write(row.owner, row.key):
         raise HubError(403, f"You don't have the rights to change this: only {d['author']} and "
-            f"those who may write {row.id} do.")
+            f'those who may write {row.id} do.')
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #75fad4a3
-def add_event(call:Call, row:RepoRow, num:int,
-              type:str, # comment | status-change | title-change | commit
-              data:dict)->dict: # the event as the API shows it
+def add_event(call: Call, row: RepoRow, num: int,
+              type: str, # comment | status-change | title-change | commit
+              data: dict) -> dict: # the event as the API shows it
     "Append an event to a discussion, and announce it."
     e = _insert(call, row, num, type, data)
-    if type=='comment': call.hub.announce(row, 'discussion.comment', 'create', num=num, id=e['id'])
-    elif type!='commit': call.hub.announce(row, 'discussion', 'update', num=num)
+    if type == 'comment': call.hub.announce(row, 'discussion.comment', 'create', num=num, id=e['id'])
+    elif type != 'commit': call.hub.announce(row, 'discussion', 'update', num=num)
     return event_json(call, row, e)
 
 def _insert(call, row, num, type, data):
-    id,now = token_hex(12),time.time()
+    id, now = token_hex(12), time.time()
     with call.hub.db.tx() as c:
         c.execute('INSERT INTO events(id,key,num,type,author,created,data) VALUES(?,?,?,?,?,?,?)',
             (id, row.key, num, type, call.who.name, now, json.dumps(data)))
@@ -86,7 +86,7 @@ def _insert(call, row, num, type, data):
 def _version(text, author): return dict(raw=text, updatedAt=iso(time.time()),
     author=dict(name=author))
 
-def add_comment(call:Call, row:RepoRow, num:int, text:str)->dict:
+def add_comment(call: Call, row: RepoRow, num: int, text: str) -> dict:
     "Append a comment."
     return add_event(call, row, num, 'comment', _comment(call, text))
 
@@ -97,28 +97,28 @@ def _comment(call, text): return dict(edited=False, hidden=False, history=[],
 def _person(call, name): return dict(name=name, type='user',
     avatarUrl=f'{call.base}/static/avatar.svg')
 
-def event_json(call:Call, row:RepoRow, e)->dict:
+def event_json(call: Call, row: RepoRow, e) -> dict:
     "Write an event as the API does; a comment also as HTML that is safe to show."
     data = json.loads(e['data'])
-    if e['type']=='comment':
+    if e['type'] == 'comment':
         data['latest']['html'] = render_card(data['latest']['raw'], row)
     return dict(id=e['id'], type=e['type'], createdAt=iso(e['created']),
         author=_person(call, e['author']), data=data)
 
-def summary_json(call:Call, row:RepoRow, d)->dict:
+def summary_json(call: Call, row: RepoRow, d) -> dict:
     "Write what a list of discussions shows of one."
     return dict(num=d['num'], title=d['title'], status=d['status'], createdAt=iso(d['created']),
         author=_person(call, d['author']), isPullRequest=d['base'] is not None,
         repo=dict(name=row.id, type=row.kind))
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #6a89e645
-def next_number(call:Call, row:RepoRow)->int:
+def next_number(call: Call, row: RepoRow) -> int:
     "Find the number of the next discussion or pull request; the repo must be locked."
     known = call.hub.db.one('SELECT max(num) n FROM discussions WHERE key=?', row.key)['n']
     return 1+(known or 0)
 
 @contextmanager
-def new_branch(call:Call, row:RepoRow, base:str # branch that it shall change
+def new_branch(call: Call, row: RepoRow, base: str # branch that it shall change
               ): # yields number, full name of the base branch
     "Make a pull request's branch; what is written inside appears with it."
     full = f'refs/heads/{base}'
@@ -128,11 +128,11 @@ def new_branch(call:Call, row:RepoRow, base:str # branch that it shall change
         num = next_number(call, row)
         with call.hub.together(row.key, f'refs/pr/{num}'):
             repo.point(f'refs/pr/{num}', repo.git.references[full].target)
-            yield num,full
+            yield num, full
 
-def enter(call:Call, row:RepoRow, num:int, title:str, text:str,
-          base:str=None, # full name of the branch to change; None for a discussion
-          status:str='open'):
+def enter(call: Call, row: RepoRow, num: int, title: str, text: str,
+          base: str = None, # full name of the branch to change; None for a discussion
+          status: str = 'open'):
     "Enter a discussion or pull request into the database; a description becomes its first comment."
     with call.hub.db.tx() as c:
         c.execute('INSERT INTO discussions VALUES(?,?,?,?,?,?,?,NULL)',
@@ -141,20 +141,20 @@ def enter(call:Call, row:RepoRow, num:int, title:str, text:str,
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #fe96daaf
 def _title(call, d):
-    title = call.text(d,'title','',limit=1000).strip()
-    if not 3<=len(title)<=200:
+    title = call.text(d, 'title', '', limit=1000).strip()
+    if not 3 <= len(title) <= 200:
         raise HubError(400, f'the title has {len(title)} characters, 3 to 200 are allowed.')
     return title
 
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions')
-def create_discussion(call:Call)->dict:
+def create_discussion(call: Call) -> dict:
     "Open a discussion, or a pull request that is a draft until somebody fills it."
-    row,d = call.repo(content=True),call.json()
+    row, d = call.repo(content=True), call.json()
     signed_in(call, row)
     title = _title(call, d)
-    text,pr = call.text(d,'description','',limit=65_536),d.get('pullRequest') is True
+    text, pr = call.text(d, 'description', '', limit=65_536), d.get('pullRequest') is True
     if pr:
-        with new_branch(call, row, 'main') as (num,base):
+        with new_branch(call, row, 'main') as (num, base):
             enter(call, row, num, title, text, base, 'draft')
     else:
         with call.hub.store.lock(row.key):
@@ -167,96 +167,96 @@ def create_discussion(call:Call)->dict:
 PAGE = 50 # discussions in one answer
 
 @disc_routes('GET', '/api/{T}/{ns}/{name}/discussions')
-def list_discussions(call:Call)->dict:
+def list_discussions(call: Call) -> dict:
     "List discussions and pull requests, newest first."
-    row,q,where,args = call.repo(),call.q,['key=?'],[]
+    row, q, where, args = call.repo(), call.q, ['key=?'], []
     args.append(row.key)
-    if (type:=q.get('type','all'))!='all':
-        if type not in ('discussion','pull_request'):
+    if (type := q.get('type', 'all')) != 'all':
+        if type not in ('discussion', 'pull_request'):
             raise HubError(400, '`type` must be all, discussion or pull_request.')
-        where.append(f"base IS {'NOT ' if type=='pull_request' else ''}NULL")
-    if (status:=q.get('status','all'))!='all':
-        if status not in ('open','closed'):
+        where.append(f"base IS {'NOT ' if type == 'pull_request' else ''}NULL")
+    if (status := q.get('status', 'all')) != 'all':
+        if status not in ('open', 'closed'):
             raise HubError(400, '`status` must be all, open or closed.')
-        where.append(f"status {'' if status=='open' else 'NOT '}IN ('open','draft')")
+        where.append(f"status {'' if status == 'open' else 'NOT '}IN ('open','draft')")
     if q.get('author'): where.append('author=?'); args.append(q['author'])
-    cond,start = ' AND '.join(where),PAGE*call.int('p',0,0,10**6)
+    cond, start = ' AND '.join(where), PAGE*call.int('p', 0, 0, 10**6)
     rows = call.hub.db.all(f'SELECT * FROM discussions WHERE {cond} ORDER BY num DESC '
                            f'LIMIT {PAGE} OFFSET {start}', *args)
     n = call.hub.db.one(f'SELECT count(*) n FROM discussions WHERE {cond}', *args)['n']
-    return dict(discussions=[summary_json(call,row,d) for d in rows], count=n, start=start)
+    return dict(discussions=[summary_json(call, row, d) for d in rows], count=n, start=start)
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #3b0ccc78
-def fork_point(repo:Repo, base, head):
+def fork_point(repo: Repo, base, head):
     "Find the newest commit that both have seen; None where they share no history."
     oid = repo.git.merge_base(base.id, head.id)
     return repo.git[oid] if oid else None
 
-def merged_tree(repo:Repo, base:pygit2.Commit,
-                head:pygit2.Commit)->tuple: # tree id or None, paths in conflict
+def merged_tree(repo: Repo, base: pygit2.Commit,
+                head: pygit2.Commit) -> tuple: # tree id or None, paths in conflict
     "Merge two commits' files."
     fork = fork_point(repo, base, head)
     ancestor = fork.tree if fork else repo.git[repo.git.TreeBuilder().write()]
     index = repo.git.merge_trees(ancestor, base.tree, head.tree)
     paths = sorted({e.path for c in index.conflicts or () for e in c if e})
-    return (None if paths else index.write_tree(repo.git)),paths
+    return (None if paths else index.write_tree(repo.git)), paths
 
-def diff_text(repo:Repo, base, head, limit:int=1_000_000 # characters
-             )->str:
+def diff_text(repo: Repo, base, head, limit: int = 1_000_000 # characters
+             ) -> str:
     "Write what a pull request changes as a unified diff."
     fork = fork_point(repo, base, head)
     diff = head.tree.diff_to_tree(fork.tree,
                                   swap=True) if fork else head.tree.diff_to_tree(swap=True)
-    parts,n = [],0
+    parts, n = [], 0
     for p in diff:
-        parts.append(p.data.decode('utf-8','replace'))
+        parts.append(p.data.decode('utf-8', 'replace'))
         n += len(parts[-1])
-        if n>limit: parts.append('\nThe diff is longer than this page shows.\n'); break
+        if n > limit: parts.append('\nThe diff is longer than this page shows.\n'); break
     return ''.join(parts)
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #0e78f596
 @disc_routes('GET', '/api/{T}/{ns}/{name}/discussions/{num}')
-def get_discussion(call:Call)->dict:
+def get_discussion(call: Call) -> dict:
     "Tell everything about a discussion or pull request."
     row = call.repo()
     d = find_discussion(call, row, call.p['num'])
     events = call.hub.db.all('SELECT * FROM events WHERE key=? AND num=? ORDER BY seq', row.key,
         d['num'])
-    res = summary_json(call,row,d) | dict(events=[event_json(call,row,e) for e in events])
+    res = summary_json(call, row, d) | dict(events=[event_json(call, row, e) for e in events])
     if d['base'] is None: return res
     res['changes'] = dict(base=d['base']) | (dict(mergeCommitId=d['merged']) if d['merged'] else {})
     return res | changes(call, row, d)
 
-def changes(call:Call, row:RepoRow, d)->dict: # filesWithConflicts, diff
+def changes(call: Call, row: RepoRow, d) -> dict: # filesWithConflicts, diff
     "Compare a pull request with its base, as they are now."
     repo = call.hub.store.open(row.key)
-    base,head = ends(repo, d)
+    base, head = ends(repo, d)
     if base is None: return dict(filesWithConflicts=[], diff='')
-    files = merged_tree(repo, base, head)[1] if d['status'] in ('open','draft') else []
+    files = merged_tree(repo, base, head)[1] if d['status'] in ('open', 'draft') else []
     return dict(filesWithConflicts=files, diff=diff_text(repo, base, head))
 
-def ends(repo:Repo, d)->tuple: # commits; (None, None) where a branch is gone
+def ends(repo: Repo, d) -> tuple: # commits; (None, None) where a branch is gone
     "Find the two commits that a pull request is about."
     refs = repo.git.references
     names = (d['base'], f"refs/pr/{d['num']}")
-    if any(n not in refs for n in names): return None,None
+    if any(n not in refs for n in names): return None, None
     return tuple(refs[n].peel(pygit2.Commit) for n in names)
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #9d39c249
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions/{num}/merge')
-def merge(call:Call)->dict:
+def merge(call: Call) -> dict:
     "Merge a pull request."
-    row,body = call.repo(write=True),call.json()
-    text = call.text(body,'comment',limit=65_536)
+    row, body = call.repo(write=True), call.json()
+    text = call.text(body, 'comment', limit=65_536)
     with call.hub.store.lock(row.key) as repo:
         d = find_discussion(call, row, call.p['num'])
         if d['base'] is None: raise HubError(400, f"{d['num']} is a discussion: nothing to merge.")
-        if d['status']!='open':
+        if d['status'] != 'open':
             raise HubError(400, f"pull request {d['num']} is {d['status']}: only an open one can be "
-                f"merged.")
-        base,head = ends(repo, d)
+                f'merged.')
+        base, head = ends(repo, d)
         if base is None: raise HubError(409, f"the branch {d['base']} is gone.")
-        tree,paths = merged_tree(repo, base, head)
+        tree, paths = merged_tree(repo, base, head)
         if paths: raise HubError(409, f'conflicts in {", ".join(paths[:10])}: commit to '
                 f'refs/pr/{d["num"]} what these files shall be.')
         with call.hub.together(row.key, d['base']):
@@ -267,25 +267,25 @@ def merge(call:Call)->dict:
 def _merge_commit(call, row, repo, d, base, head, tree):
     walk = repo.history(head)
     walk.hide(base.id) # and with it all that came before
-    new = list(walk) if fork_point(repo,base,head) else [head]
+    new = list(walk) if fork_point(repo, base, head) else [head]
     lines = [f"- {c.message.splitlines()[0] if c.message else ''} ({c.id})" for c in new[::-1]]
     who = signature(call.who.name)
     oid = repo.git.create_commit(None, who, who, f"{d['title']} (#{d['num']})\n\n"+'\n'.join(lines),
         tree, [base.id])
-    if d['base']=='refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
+    if d['base'] == 'refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
     repo.point(d['base'], oid)
     with call.hub.db.tx() as c:
         c.execute("UPDATE discussions SET status='merged', merged=? WHERE key=? AND num=?",
             (str(oid), row.key, d['num']))
     add_event(call, row, d['num'], 'status-change', dict(status='merged'))
-    if d['base']=='refs/heads/main': call.hub.index(row)
+    if d['base'] == 'refs/heads/main': call.hub.index(row)
     return str(oid)
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #5dcd37c2
 def _here(call):
     row = call.repo(content=True)
     signed_in(call, row)
-    return row,find_discussion(call, row, call.p['num']),call.json()
+    return row, find_discussion(call, row, call.p['num']), call.json()
 
 def _words(call, d, key):
     text = call.text(d, key, '', limit=65_536)
@@ -293,33 +293,33 @@ def _words(call, d, key):
     return text
 
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions/{num}/comment')
-def comment(call:Call)->dict:
+def comment(call: Call) -> dict:
     "Comment."
-    row,d,body = _here(call)
-    return dict(newMessage=add_comment(call, row, d['num'], _words(call,body,'comment')))
+    row, d, body = _here(call)
+    return dict(newMessage=add_comment(call, row, d['num'], _words(call, body, 'comment')))
 
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions/{num}/title')
-def retitle(call:Call)->dict:
+def retitle(call: Call) -> dict:
     "Give a discussion another title."
-    row,d,body = _here(call)
+    row, d, body = _here(call)
     _own(call, row, d)
     title = _title(call, body)
     with call.hub.db.tx() as c:
         c.execute('UPDATE discussions SET title=? WHERE key=? AND num=?',
             (title, row.key, d['num']))
         return dict(newTitle=add_event(call, row, d['num'], 'title-change',
-            {'from':d['title'], 'to':title}))
+            {'from': d['title'], 'to': title}))
 
 # %% ../../nbs/localhub/06a_discussions.ipynb #e66f2235
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions/{num}/status')
-def set_status(call:Call)->dict:
+def set_status(call: Call) -> dict:
     "Close a discussion, or open it again."
-    row,d,body = _here(call)
+    row, d, body = _here(call)
     _own(call, row, d)
     status = body.get('status')
-    if status not in ('open','closed'): raise HubError(400, '`status` must be open or closed.')
-    if d['status']=='merged': raise HubError(400, f"pull request {d['num']} is merged already.")
-    text = call.text(body,'comment',limit=65_536)
+    if status not in ('open', 'closed'): raise HubError(400, '`status` must be open or closed.')
+    if d['status'] == 'merged': raise HubError(400, f"pull request {d['num']} is merged already.")
+    text = call.text(body, 'comment', limit=65_536)
     with call.hub.db.tx() as c:
         if text: add_comment(call, row, d['num'], text)
         c.execute('UPDATE discussions SET status=? WHERE key=? AND num=?',
@@ -328,18 +328,18 @@ def set_status(call:Call)->dict:
 
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions/{num}/comment/{id}/edit',
              '/api/{T}/{ns}/{name}/discussions/{num}/comment/{id}/hide')
-def edit_comment(call:Call)->dict:
+def edit_comment(call: Call) -> dict:
     "Say it better, or take it back: a hidden comment's words are gone."
-    row,d,body = _here(call)
+    row, d, body = _here(call)
     e = call.hub.db.one("SELECT * FROM events WHERE id=? AND key=? AND num=? AND type='comment'",
         call.p['id'], row.key, d['num'])
     if e is None: raise HubError(404, f"there is no such comment in discussion {d['num']}.")
-    hide,mine = call.request.url.path.endswith('/hide'),e['author'].lower()==call.who.name.lower()
+    hide, mine = call.request.url.path.endswith('/hide'), e['author'].lower() == call.who.name.lower()
     if not mine and not (hide and call.who.can_write(row.owner, row.key)):
         raise HubError(403, f"only {e['author']} may change this comment.")
     data = json.loads(e['data'])
     if data['hidden']: raise HubError(400, 'this comment is hidden.')
-    text = 'This comment has been hidden' if hide else _words(call,body,'content')
+    text = 'This comment has been hidden' if hide else _words(call, body, 'content')
     data |= dict(edited=not hide, hidden=hide, latest=_version(text, call.who.name),
         history=[] if hide else data['history']+[data['latest']])
     with call.hub.db.tx() as c:

@@ -25,39 +25,39 @@ download_routes = Routes()
 
 def no_entry(path, commit):
     return HubError(404, f'Entry not found: {path}', 'EntryNotFound',
-        {'X-Repo-Commit':str(commit.id)})
+        {'X-Repo-Commit': str(commit.id)})
 
 # %% ../../nbs/localhub/06_download.ipynb #1ae1d236
 _range_re = re.compile(r'bytes=(\d{0,20})-(\d{0,20})')
 
-def read_range(header:str, # of the request; None for the whole file
-               size:int # of the file, in bytes
-              )->tuple: # (first byte, end) or None for the whole file
+def read_range(header: str, # of the request; None for the whole file
+               size: int # of the file, in bytes
+              ) -> tuple: # (first byte, end) or None for the whole file
     "Read a `Range` header that asks for one piece; several pieces get the whole file."
     m = _range_re.fullmatch(header.strip()) if header else None
     if not m or not (m[1] or m[2]): return None
-    if not m[1]: a,b = max(size-int(m[2]),0),size # the last n bytes
-    else: a,b = int(m[1]),min(int(m[2])+1,size) if m[2] else size
-    if m[1] and m[2] and int(m[2])<int(m[1]): return None
-    if a>=size or b<=a:
+    if not m[1]: a, b = max(size-int(m[2]), 0), size # the last n bytes
+    else: a, b = int(m[1]), min(int(m[2])+1, size) if m[2] else size
+    if m[1] and m[2] and int(m[2]) < int(m[1]): return None
+    if a >= size or b <= a:
         raise HubError(416, f'the file has {size} bytes, so the range {header} lies outside it.',
-            headers={'Content-Range':f'bytes */{size}'})
-    return a,b
+            headers={'Content-Range': f'bytes */{size}'})
+    return a, b
 
 # %% ../../nbs/localhub/06_download.ipynb #f5d30911
 def file_range(f, start, end, step=1<<20): # open file, first byte, byte after the last
     "Yield a part of an open file, a megabyte at a time, and close it."
     with f:
         f.seek(start)
-        while start<end:
-            data = f.read(min(step,end-start))
+        while start < end:
+            data = f.read(min(step, end-start))
             if not data: return
             start += len(data)
             yield data
 
 _plain = re.compile(r'text/|application/(json|javascript|xml|x-sh|yaml|toml)')
 
-def media_type(path:str)->str:
+def media_type(path: str) -> str:
     "Choose a type that no browser will run."
     t = mimetypes.guess_type(path)[0] or ('text/plain'
         if re.search(r'\.(md|py|ya?ml|jsonl|toml|ini|cfg|sh|gitattributes|gitignore)$', path)
@@ -65,78 +65,78 @@ def media_type(path:str)->str:
     if re.match('image/|audio/|video/', t): return t
     return 'text/plain; charset=utf-8' if _plain.match(t) else 'application/octet-stream'
 
-def safe_headers(path:str, etag:str)->dict:
+def safe_headers(path: str, etag: str) -> dict:
     "Write the headers that name a file and keep a browser from running it."
     name = path.split('/')[-1]
-    ascii = re.sub(r'[^\x20-\x7e]|["\\%]','_',name)
-    return {'ETag':f'"{etag}"', 'Accept-Ranges':'bytes',
-        'Content-Disposition':f'inline; filename*=UTF-8\'\'{quote(name)}; filename="{ascii}";',
-        'X-Content-Type-Options':'nosniff',
-        'Content-Security-Policy':"default-src 'none'; style-src 'unsafe-inline'; sandbox"}
+    ascii = re.sub(r'[^\x20-\x7e]|["\\%]', '_', name)
+    return {'ETag': f'"{etag}"', 'Accept-Ranges': 'bytes',
+        'Content-Disposition': f'inline; filename*=UTF-8\'\'{quote(name)}; filename="{ascii}";',
+        'X-Content-Type-Options': 'nosniff',
+        'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'; sandbox"}
 
-def file_headers(e:Entry, commit, size:int)->dict:
+def file_headers(e: Entry, commit, size: int) -> dict:
     "Write the headers by which a client names, checks and caches a file of a commit."
-    return safe_headers(e.path, e.lfs.oid if e.lfs else e.oid) | {'X-Repo-Commit':str(commit.id),
-        **({'X-Linked-Size':str(size),'X-Linked-Etag':f'"{e.lfs.oid}"'} if e.lfs else {})}
+    return safe_headers(e.path, e.lfs.oid if e.lfs else e.oid) | {'X-Repo-Commit': str(commit.id),
+        **({'X-Linked-Size': str(size), 'X-Linked-Etag': f'"{e.lfs.oid}"'} if e.lfs else {})}
 
 # %% ../../nbs/localhub/06_download.ipynb #e2464328
-def find_file(call:Call):
+def find_file(call: Call):
     "Find the file that a resolve URL names."
     row = call.repo(content=True)
     repo = call.hub.store.open(row.key)
     commit = repo.resolve(call.p['rev'])
     e = repo.entry(commit, call.p['path'])
-    if e is None or e.type!='file': raise no_entry(call.p['path'], commit)
+    if e is None or e.type != 'file': raise no_entry(call.p['path'], commit)
     if e.lfs and call.hub.db.lfs_size(row.key, e.lfs.oid) is None:
         e = e._replace(lfs=None) # a pointer to bytes that were never sent here is just text
-    return row,repo,commit,e
+    return row, repo, commit, e
 
 def _in_chunks(call, row, commit, e):
     "Headers that offer a file by Xet, where it lies in chunks."
     hash = call.hub.chunks.hashes(row.key, [e.lfs.oid]).get(e.lfs.oid) if e.lfs else None
     token = f'{call.base}/api/{KINDS[row.kind]}/{row.id}/xet-read-token/{commit.id}'
-    return {'X-Xet-Hash':hash, 'Link':f'<{token}>; rel="xet-auth"'} if hash else {}
+    return {'X-Xet-Hash': hash, 'Link': f'<{token}>; rel="xet-auth"'} if hash else {}
 
 # %% ../../nbs/localhub/06_download.ipynb #f29ac0ce
-def send_file(request:Request, size:int, headers:dict,
+def send_file(request: Request, size: int, headers: dict,
               content, # bytes, or a function that opens the file
-              kind:str='application/octet-stream' # media type
-             )->Response:
+              kind: str = 'application/octet-stream' # media type
+             ) -> Response:
     "Send a file, or its headers, or a piece of it."
-    head,asked = request.method=='HEAD',request.headers
-    if 'ETag' in headers and asked.get('if-none-match')==headers['ETag']:
+    head, asked = request.method == 'HEAD', request.headers
+    if 'ETag' in headers and asked.get('if-none-match') == headers['ETag']:
         return Response(status_code=304, headers=headers)
     part = None if head else read_range(asked.get('range'), size)
-    a,b = part or (0,size)
-    headers = headers | {'Content-Length':str(b-a)} | (
-        {'Content-Range':f'bytes {a}-{b-1}/{size}'} if part else {})
+    a, b = part or (0, size)
+    headers = headers | {'Content-Length': str(b-a)} | (
+        {'Content-Range': f'bytes {a}-{b-1}/{size}'} if part else {})
     status = 206 if part else 200
     if head: return Response(headers=headers, media_type=kind)
-    if isinstance(content,bytes): return Response(content[a:b], status, headers, kind)
-    return StreamingResponse(file_range(content(),a,b), status, headers, kind)
+    if isinstance(content, bytes): return Response(content[a:b], status, headers, kind)
+    return StreamingResponse(file_range(content(), a, b), status, headers, kind)
 
 @download_routes('GET', '/{P}{ns}/{name}/resolve/{rev}/{path:path}',
     '/api/resolve-cache/{T}/{ns}/{name}/{rev}/{path:path}')
-def resolve_file(call:Call)->Response:
+def resolve_file(call: Call) -> Response:
     "Send a file of a commit."
-    row,repo,commit,e = find_file(call)
-    content = partial(call.hub.store.lfs.open,e.lfs.oid) if e.lfs else repo.read(e.oid)
+    row, repo, commit, e = find_file(call)
+    content = partial(call.hub.store.lfs.open, e.lfs.oid) if e.lfs else repo.read(e.oid)
     size = e.lfs.size if e.lfs else len(content)
     headers = file_headers(e, commit, size) | _in_chunks(call, row, commit, e)
     return send_file(call.request, size, headers, content, media_type(e.path))
 
 # %% ../../nbs/localhub/06_download.ipynb #69dbbb48
 @download_routes('GET', '/{P}{ns}/{name}/raw/{rev}/{path:path}')
-def raw_file(call:Call)->Response:
+def raw_file(call: Call) -> Response:
     "Send what git stores: for a large file that is its pointer."
-    row,repo,commit,e = find_file(call)
+    row, repo, commit, e = find_file(call)
     data = repo.read(e.oid)
     return Response(data, 200, file_headers(e._replace(lfs=None), commit, len(data)),
         media_type(e.path))
 
 @download_routes('GET', '/{name}/resolve/{rev}/{path:path}',
     '/datasets/{name}/resolve/{rev}/{path:path}', '/spaces/{name}/resolve/{rev}/{path:path}')
-def no_namespace(call:Call):
+def no_namespace(call: Call):
     "Answer for a name without a namespace, which no repo here has."
     from hfflow.localhub.people import no_repo
     raise no_repo(call.who)

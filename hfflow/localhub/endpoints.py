@@ -24,72 +24,72 @@ from .visits import from_app, relay, to_app
 from .wire import Call, Hub, Routes, iso
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #ca5b0f07
-async def pass_on(call:Call, p, # the `Program`, with its `port` and `key`
-                 )->StreamingResponse:
+async def pass_on(call: Call, p, # the `Program`, with its `port` and `key`
+                 ) -> StreamingResponse:
     "Pass a request on to an endpoint's program."
-    private = (b'authorization',b'cookie')
-    sent = [(k,v) for k,v in to_app(call.request,'',True) if k.lower() not in private]
+    private = (b'authorization', b'cookie')
+    sent = [(k, v) for k, v in to_app(call.request, '', True) if k.lower() not in private]
     def left(): p.busy -= 1; p.used = time.time() # a long answer keeps its endpoint awake
     p.busy += 1
-    res,raw = await relay(call.hub, call.request, p.port,
-                          '/'+call.request.path_params.get('rest',''),
-                          [*sent,(b'authorization',f'Bearer {p.key}'.encode())], left)
+    res, raw = await relay(call.hub, call.request, p.port,
+                           '/'+call.request.path_params.get('rest', ''),
+                           [*sent, (b'authorization', f'Bearer {p.key}'.encode())], left)
     res.raw_headers = from_app(raw, '')
     res.headers['Content-Security-Policy'] = 'sandbox'
     return res
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #148a9568
-TYPES = ('public','authenticated','protected','private')
+TYPES = ('public', 'authenticated', 'protected', 'private')
 _name = re.compile('[a-z0-9][a-z0-9-]{2,30}[a-z0-9]')
 
 def _dict(d, key, need=False):
     v = d.get(key)
     if v is None and not need: return {}
-    if not isinstance(v,dict): raise HubError(400, f'`{key}` must be an object.')
+    if not isinstance(v, dict): raise HubError(400, f'`{key}` must be an object.')
     return v
 
-def _words(call, d, keys): return {k:call.text(d,k,limit=200) for k in keys}
+def _words(call, d, keys): return {k: call.text(d, k, limit=200) for k in keys}
 
 def _count(d, key, default, low, high):
     v = d.get(key)
     if v is None: return default
-    if type(v) is not int or not low<=v<=high:
+    if type(v) is not int or not low <= v <= high:
         raise HubError(400, f'`{key}` must be a whole number from {low} to {high}.')
     return v
 
 def _scaling(d):
-    low,high = _count(d,'minReplica',1,0,1),_count(d,'maxReplica',1,1,1000)
-    measure = _dict(d,'measure')
-    if len(measure)>1 or not all(k in ('pendingRequests','hardwareUsage') and (v is None
-            or type(v) in (int,float) and 0<=v<1e9) for k,v in measure.items()):
+    low, high = _count(d, 'minReplica', 1, 0, 1), _count(d, 'maxReplica', 1, 1, 1000)
+    measure = _dict(d, 'measure')
+    if len(measure) > 1 or not all(k in ('pendingRequests', 'hardwareUsage') and (v is None
+            or type(v) in (int, float) and 0 <= v < 1e9) for k, v in measure.items()):
         raise HubError(400, '`measure` must be {"pendingRequests": number} or '
             '{"hardwareUsage": number}.')
     return dict(minReplica=low, maxReplica=high, **(dict(measure=measure) if measure else {}),
-        scaleToZeroTimeout=_count(d,'scaleToZeroTimeout',None if low else 15,1,10**6))
+        scaleToZeroTimeout=_count(d, 'scaleToZeroTimeout', None if low else 15, 1, 10**6))
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #9de55a0e
 def _env(d, key):
-    v = _dict(d,key)
-    if len(v)>200 or not all(isinstance(x,str) and len(x)<=10_000 and '\0' not in x
-                             and x.isprintable()
-            and re.fullmatch('[A-Za-z_][A-Za-z0-9_]{0,99}',k) for k,x in v.items()):
+    v = _dict(d, key)
+    if len(v) > 200 or not all(isinstance(x, str) and len(x) <= 10_000 and '\0' not in x
+                               and x.isprintable()
+            and re.fullmatch('[A-Za-z_][A-Za-z0-9_]{0,99}', k) for k, x in v.items()):
         raise HubError(400, f'`{key}` must be an object of at most 200 variables with values of '
             'printable text.')
     return v
 
 def _image(d):
-    v = _dict(d,'image') or dict(huggingface={})
-    if len(v)!=1 or not isinstance(x:=next(iter(v.values())),dict) or len(json.dumps(v))>10_000:
+    v = _dict(d, 'image') or dict(huggingface={})
+    if len(v) != 1 or not isinstance(x := next(iter(v.values())), dict) or len(json.dumps(v)) > 10_000:
         raise HubError(400, '`image` must be an object with one kind of image.')
-    return {next(iter(v)):{k:y for k,y in x.items() if k!='credentials'}}
+    return {next(iter(v)): {k: y for k, y in x.items() if k != 'credentials'}}
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #f83701c3
 def _model(call, d):
-    id,rev = call.text(d,'repository','',limit=200),call.text(d,'revision','main',limit=200)
+    id, rev = call.text(d, 'repository', '', limit=200), call.text(d, 'revision', 'main', limit=200)
     row = call.hub.db.find('model', id)
     if not readable(call.hub, row, call.who):
         raise HubError(404, f'there is no model `{id}` that you can read.')
-    for k in ('command','args'):
+    for k in ('command', 'args'):
         if d.get(k):
             raise HubError(501, f'`{k}` is for a container, and here is none: leave it out.')
     repo = call.hub.store.open(row.key)
@@ -97,37 +97,37 @@ def _model(call, d):
     if not any(e.path.endswith('.safetensors') for e in repo.walk(commit)):
         raise HubError(400, f'{row.id} has no weights in safetensors files, and no others are '
             'loaded: save it with save_pretrained.')
-    task = call.text(d,'task',row.info.get('pipeline_tag') or 'text-generation',limit=200)
-    if task not in ('text-generation','conversational'):
+    task = call.text(d, 'task', row.info.get('pipeline_tag') or 'text-generation', limit=200)
+    if task not in ('text-generation', 'conversational'):
         raise HubError(400, f'`{task}` is not offered: endpoints of this Hub generate text.')
     return dict(repository=row.id, revision=str(commit.id), task=task, image=_image(d),
-        framework=call.text(d,'framework','pytorch',limit=200), env=_env(d,'env'))
+        framework=call.text(d, 'framework', 'pytorch', limit=200), env=_env(d, 'env'))
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #e0b7621f
-def check_endpoint(call:Call, d:dict)->tuple: # (what may be shown, secrets)
+def check_endpoint(call: Call, d: dict) -> tuple: # (what may be shown, secrets)
     "Check what an endpoint should be."
-    for k in ('privateService','route'):
+    for k in ('privateService', 'route'):
         if d.get(k): raise HubError(501, f'`{k}` is not offered: the address is one of this Hub.')
-    if d.get('type','authenticated') not in TYPES:
+    if d.get('type', 'authenticated') not in TYPES:
         raise HubError(400, f'`type` must be one of {", ".join(TYPES)}.')
-    compute,tags = _dict(d,'compute'),d.get('tags') or []
-    if not isinstance(tags,list) or len(tags)>50 or not all(isinstance(t,str) and len(t)<=100
+    compute, tags = _dict(d, 'compute'), d.get('tags') or []
+    if not isinstance(tags, list) or len(tags) > 50 or not all(isinstance(t, str) and len(t) <= 100
             for t in tags): raise HubError(400, '`tags` must be a list of at most 50 words.')
-    model = _dict(d,'model',need=True)
-    return dict(type=d.get('type','authenticated'), model=_model(call,model), tags=tags,
-        provider=_words(call,_dict(d,'provider'),('vendor','region')),
-        compute=_words(call,compute,('accelerator','instanceType','instanceSize'))
-            |dict(scaling=_scaling(_dict(compute,'scaling'))),
-        cacheHttpResponses=d.get('cacheHttpResponses') is True), _env(model,'secrets')
+    model = _dict(d, 'model', need=True)
+    return dict(type=d.get('type', 'authenticated'), model=_model(call, model), tags=tags,
+        provider=_words(call, _dict(d, 'provider'), ('vendor', 'region')),
+        compute=_words(call, compute, ('accelerator', 'instanceType', 'instanceSize'))
+            |dict(scaling=_scaling(_dict(compute, 'scaling'))),
+        cacheHttpResponses=d.get('cacheHttpResponses') is True), _env(model, 'secrets')
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #b431e4d8
-UP = ('pending','initializing','updating','running')
+UP = ('pending', 'initializing', 'updating', 'running')
 
 def _row(hub, owner, name): return hub.db.one('SELECT * FROM endpoints WHERE owner=? AND name=?',
     owner, name)
 
-def set_state(hub:Hub, e, state:str, message:str, was:tuple=UP # change it from these alone
-             )->bool: # whether it was in one of these
+def set_state(hub: Hub, e, state: str, message: str, was: tuple = UP # change it from these alone
+             ) -> bool: # whether it was in one of these
     "Move an endpoint to another state."
     with hub.db.tx() as c: return bool(c.execute('UPDATE endpoints SET state=?, message=?, '
         f"updated=? WHERE owner=? AND name=? AND state IN ({','.join('?'*len(was))})",
@@ -135,42 +135,42 @@ def set_state(hub:Hub, e, state:str, message:str, was:tuple=UP # change it from 
 
 def _key(e): return f"endpoint {e['owner']}/{e['name']}"
 def _home(hub, e): return hub.data/'endpoints'/f"{e['owner']}--{e['name']}".lower()
-def endpoint_log(hub:Hub, e)->Log: return Log(_home(hub,e)/'log')
+def endpoint_log(hub: Hub, e) -> Log: return Log(_home(hub, e)/'log')
 
-def endpoint_json(call:Call, e)->dict:
+def endpoint_json(call: Call, e) -> dict:
     "Write an endpoint as the API does."
-    spec,up = json.loads(e['spec']),e['state']=='running'
+    spec, up = json.loads(e['spec']), e['state'] == 'running'
     user = lambda n: dict(id=n, name=n)
     status = dict(state=e['state'], message=e['message'], createdAt=iso(e['created']),
         updatedAt=iso(e['updated']), createdBy=user(e['creator']), updatedBy=user(e['creator']),
         private=None, readyReplica=int(up), targetReplica=int(e['state'] in UP))
-    if up or e['state']=='scaledToZero':
+    if up or e['state'] == 'scaledToZero':
         status['url'] = f"{call.base}/-/endpoints/{e['owner']}/{e['name']}"
-    spec['model']['secrets'] = {k:'***' for k in json.loads(e['secrets'])}
+    spec['model']['secrets'] = {k: '***' for k in json.loads(e['secrets'])}
     return dict(name=e['name'], accountId=None, healthRoute='/health', status=status, **spec)
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #9ed1cb07
-def launch(hub:Hub, e):
+def launch(hub: Hub, e):
     "Start an endpoint's program in a thread that watches it."
     turn = object()
     with hub.turn: hub.turns[_key(e)] = turn
-    threading.Thread(target=_keep, args=(hub,e['owner'],e['name'],turn), daemon=True).start()
+    threading.Thread(target=_keep, args=(hub, e['owner'], e['name'], turn), daemon=True).start()
 
 def _keep(hub, owner, name, turn):
     e = _row(hub, owner, name)
     if e is None: return # deleted already
     mine = lambda: hub.turns.get(_key(e)) is turn # nobody has stopped it, or launched it again
-    failed = 'updateFailed' if e['state']=='updating' else 'failed'
+    failed = 'updateFailed' if e['state'] == 'updating' else 'failed'
     try:
         p = _load(hub, e, mine)
         if p is None: return
         with hub.turn:
             if p.port and mine():
                 set_state(hub, e, 'running', 'Runs as a process of this machine.', UP[:3])
-        while p.wait(1) is None and (now:=_row(hub,owner,name)):
+        while p.wait(1) is None and (now := _row(hub, owner, name)):
             minutes = json.loads(now['spec'])['compute']['scaling']['scaleToZeroTimeout']
             idle = time.time()-p.used if p.port and not p.busy else 0
-            if minutes and idle>60*minutes and mine(): rest(hub, e, 'scaledToZero')
+            if minutes and idle > 60*minutes and mine(): rest(hub, e, 'scaledToZero')
         if p.why or p.running: return # as somebody wanted
         last = p.log.lines(1)
         why = last[0]['data'] if last else f'exit code {p.code}'
@@ -181,37 +181,37 @@ def _keep(hub, owner, name, turn):
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #5b3376eb
 def _load(hub, e, mine):
-    model,home,key = json.loads(e['spec'])['model'],_home(hub,e),token_hex(16)
+    model, home, key = json.loads(e['spec'])['model'], _home(hub, e), token_hex(16)
     with hub.db.lend_token(e['creator'], name=_key(e), role='read') as token:
-        env = base_env(home,hub.url)|model['env']|json.loads(e['secrets'])|dict(HF_TOKEN=token,
+        env = base_env(home, hub.url)|model['env']|json.loads(e['secrets'])|dict(HF_TOKEN=token,
             HFFLOW_HUB=hub.url, HFFLOW_HOME=str(home), HFFLOW_ENDPOINT_TOKEN=key)
         with hub.turn: # whoever stops it comes before this, or finds the program
             if not mine(): return None
-            log = endpoint_log(hub,e)
+            log = endpoint_log(hub, e)
             log.add(f"Starts with {model['repository']} at {model['revision']}.")
             at = log.path.stat().st_size
-            p = start(hub, _key(e), 'jobs', [sys.executable,'-m','hfflow.endpoint',
-                f"{model['repository']}@{model['revision']}",'--port','0'], home, env, log)
+            p = start(hub, _key(e), 'jobs', [sys.executable, '-m', 'hfflow.endpoint',
+                f"{model['repository']}@{model['revision']}", '--port', '0'], home, env, log)
             p.key = key
             set_state(hub, e, 'initializing', 'Loads the model.', UP[:3])
         while p.running and not p.port:
             for l in log.read(at)[0]:
-                if m:=re.search(r' answers at http://127\.0\.0\.1:(\d+)/v1$', l['data']):
-                    p.used,p.port = time.time(),int(m[1])
+                if m := re.search(r' answers at http://127\.0\.0\.1:(\d+)/v1$', l['data']):
+                    p.used, p.port = time.time(), int(m[1])
             time.sleep(.1)
         return p
 
-def rest(hub:Hub, e, state:str)->bool: # whether it was up
+def rest(hub: Hub, e, state: str) -> bool: # whether it was up
     "Stop an endpoint's program."
     with hub.turn:
         hub.turns.pop(_key(e), None)
-        ok = set_state(hub, e, state, 'Stopped.', (*UP,'scaledToZero'))
+        ok = set_state(hub, e, state, 'Stopped.', (*UP, 'scaledToZero'))
         p = hub.programs.pop(_key(e), None)
     if p: p.stop(); p.wait(10)
     return ok
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #30f0acf2
-def open_endpoints(hub:Hub):
+def open_endpoints(hub: Hub):
     "Take up what the last server left: what was up sleeps until somebody asks."
     with hub.db.tx() as c: c.execute("UPDATE endpoints SET state='scaledToZero', message='The Hub "
         "was restarted; a request starts it.' WHERE state IN ('pending','initializing',"
@@ -221,10 +221,10 @@ def open_endpoints(hub:Hub):
 endpoint_routes = Routes()
 _api = '/api/endpoints/v2/endpoint/{ns}'
 
-def find_endpoint(call:Call, permission:str='inference.endpoints.read')->dict: # row
+def find_endpoint(call: Call, permission: str = 'inference.endpoints.read') -> dict: # row
     "Find the endpoint that the address names."
     u = check_owner(call, 'inference.endpoints.read')
-    if (e:=_row(call.hub, u['name'], call.p['name'])) is None:
+    if (e := _row(call.hub, u['name'], call.p['name'])) is None:
         raise HubError(404, f"there is no endpoint `{call.p['name'][:100]}` in {u['name']}.")
     check_owner(call, permission)
     return e
@@ -232,22 +232,22 @@ def find_endpoint(call:Call, permission:str='inference.endpoints.read')->dict: #
 _write = 'inference.endpoints.write'
 
 @endpoint_routes('GET', _api)
-def list_endpoints(call:Call)->dict:
+def list_endpoints(call: Call) -> dict:
     "List endpoints."
     u = check_owner(call, 'inference.endpoints.read')
-    return dict(items=[endpoint_json(call,e) for e in call.hub.db.all('SELECT * FROM endpoints '
+    return dict(items=[endpoint_json(call, e) for e in call.hub.db.all('SELECT * FROM endpoints '
         'WHERE owner=? ORDER BY name', u['name'])])
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #3bb8fae1
 @endpoint_routes('POST', _api)
-def create_endpoint(call:Call)->dict:
+def create_endpoint(call: Call) -> dict:
     "Make an endpoint."
-    owner,d = check_owner(call, _write)['name'],call.json()
+    owner, d = check_owner(call, _write)['name'], call.json()
     check_may(call.hub, 'jobs')
-    name = call.text(d,'name','',limit=100)
+    name = call.text(d, 'name', '', limit=100)
     if not _name.fullmatch(name): raise HubError(400, f'`{name}` cannot be the name of an '
         'endpoint: use 4 to 32 small letters, digits and dashes.')
-    spec,secrets = check_endpoint(call, d)
+    spec, secrets = check_endpoint(call, d)
     with call.hub.db.tx() as c:
         if not c.execute("INSERT OR IGNORE INTO endpoints VALUES(?,?,?,?,?,'pending',"
                 "'Waits for its program.',?,?)", (owner, name, call.who.name, json.dumps(spec),
@@ -258,128 +258,128 @@ def create_endpoint(call:Call)->dict:
     return endpoint_json(call, e)
 
 @endpoint_routes('GET', _api+'/{name}')
-def get_endpoint(call:Call)->dict:
+def get_endpoint(call: Call) -> dict:
     "Show an endpoint."
     return endpoint_json(call, find_endpoint(call))
 
 @endpoint_routes('GET', _api+'/{name}/logs')
-def endpoint_logs(call:Call)->Response:
+def endpoint_logs(call: Call) -> Response:
     "Show what its program has printed."
     lines = endpoint_log(call.hub, find_endpoint(call)).lines(1000)
     return Response('\n'.join(l['data'] for l in lines), media_type='text/plain')
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #0d498acb
 @endpoint_routes('POST', _api+'/{name}/pause')
-def pause_endpoint(call:Call)->dict:
+def pause_endpoint(call: Call) -> dict:
     "Stop it until somebody resumes it."
-    rest(call.hub, find_endpoint(call,_write), 'paused')
+    rest(call.hub, find_endpoint(call, _write), 'paused')
     return get_endpoint(call)
 
 @endpoint_routes('POST', _api+'/{name}/scale-to-zero')
-def sleep_endpoint(call:Call)->dict:
+def sleep_endpoint(call: Call) -> dict:
     "Stop it until somebody asks."
-    if not rest(call.hub, find_endpoint(call,_write), 'scaledToZero'):
+    if not rest(call.hub, find_endpoint(call, _write), 'scaledToZero'):
         raise HubError(400, 'this endpoint is not running: resume it first.')
     return get_endpoint(call)
 
-def wake(hub:Hub, e, was:tuple)->bool: # whether it was in one of these states
+def wake(hub: Hub, e, was: tuple) -> bool: # whether it was in one of these states
     "Start an endpoint again, once however many ask."
     check_may(hub, 'jobs')
     with hub.turn:
-        if ok:=set_state(hub, e, 'pending', 'Waits for its program.', was): launch(hub, e)
+        if ok := set_state(hub, e, 'pending', 'Waits for its program.', was): launch(hub, e)
     return ok
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #92c4b7e5
 @endpoint_routes('POST', _api+'/{name}/resume')
-def resume_endpoint(call:Call)->dict:
+def resume_endpoint(call: Call) -> dict:
     "Start it again."
-    e = find_endpoint(call,_write)
-    if not wake(call.hub, e, ('paused','scaledToZero','failed','updateFailed')):
+    e = find_endpoint(call, _write)
+    if not wake(call.hub, e, ('paused', 'scaledToZero', 'failed', 'updateFailed')):
         raise HubError(400, f"endpoint {e['name']} is already running.")
     return get_endpoint(call)
 
 @endpoint_routes('DELETE', _api+'/{name}')
-def delete_endpoint(call:Call)->dict:
+def delete_endpoint(call: Call) -> dict:
     "Stop it and forget it."
-    e = find_endpoint(call,_write)
+    e = find_endpoint(call, _write)
     with call.hub.db.tx() as c: c.execute('DELETE FROM endpoints WHERE owner=? AND name=?',
-        (e['owner'],e['name']))
+        (e['owner'], e['name']))
     rest(call.hub, e, 'paused')
-    shutil.rmtree(_home(call.hub,e), ignore_errors=True)
+    shutil.rmtree(_home(call.hub, e), ignore_errors=True)
     return dict(name=e['name'])
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #896f3f74
-def _over(old, new): return {**old, **{k:_over(old[k],v) if isinstance(v,dict)
-    and isinstance(old.get(k),dict) and k not in ('image','env','secrets','measure') else v
-    for k,v in new.items()}}
+def _over(old, new): return {**old, **{k: _over(old[k], v) if isinstance(v, dict)
+    and isinstance(old.get(k), dict) and k not in ('image', 'env', 'secrets', 'measure') else v
+    for k, v in new.items()}}
 
 @endpoint_routes('PUT', _api+'/{name}')
-def update_endpoint(call:Call)->dict:
+def update_endpoint(call: Call) -> dict:
     "Change an endpoint."
-    e,d = find_endpoint(call,_write),call.json()
+    e, d = find_endpoint(call, _write), call.json()
     check_may(call.hub, 'jobs')
-    old,model = json.loads(e['spec']),_dict(d,'model')
-    before = (old['model'],json.loads(e['secrets']))
-    if 'repository' in model: old['model'] = {k:v for k,v in old['model'].items()
-        if k not in ('revision','task')} # those of the old one
+    old, model = json.loads(e['spec']), _dict(d, 'model')
+    before = (old['model'], json.loads(e['secrets']))
+    if 'repository' in model: old['model'] = {k: v for k, v in old['model'].items()
+        if k not in ('revision', 'task')} # those of the old one
     old['model'] = old['model']|dict(secrets=before[1])
-    spec,secrets = check_endpoint(call, _over(old,d))
+    spec, secrets = check_endpoint(call, _over(old, d))
     with call.hub.db.tx() as c: c.execute('UPDATE endpoints SET spec=?, secrets=?, updated=? '
         'WHERE owner=? AND name=?', (json.dumps(spec), json.dumps(secrets), time.time(),
         e['owner'], e['name']))
-    if (spec['model'],secrets)!=before and e['state'] in (*UP,'failed','updateFailed'):
+    if (spec['model'], secrets) != before and e['state'] in (*UP, 'failed', 'updateFailed'):
         rest(call.hub, e, 'paused')
         if set_state(call.hub, e, 'updating', 'Starts with the change.',
-            ('paused','failed','updateFailed')): launch(call.hub, e)
+            ('paused', 'failed', 'updateFailed')): launch(call.hub, e)
     return get_endpoint(call)
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #497cf3cd
 @endpoint_routes('GET', '/api/endpoints/v2/provider/{ns}')
-def list_providers(call:Call)->dict:
+def list_providers(call: Call) -> dict:
     "List what can compute an endpoint: this machine."
     check_owner(call, 'inference.endpoints.read')
     h = hardware()[-1]
     acc = h['accelerator'] or {}
     number = lambda s: int(s.split()[0])
     compute = dict(id='local-here-'+h['name'], accelerator='gpu' if acc else 'cpu',
-        instanceType=h['name'], instanceSize='x1', architecture=acc.get('model',h['prettyName']),
-        numAccelerators=int(acc.get('quantity',1)), numCpus=number(h['cpu']), status='available',
+        instanceType=h['name'], instanceSize='x1', architecture=acc.get('model', h['prettyName']),
+        numAccelerators=int(acc.get('quantity', 1)), numCpus=number(h['cpu']), status='available',
         memoryGb=float(number(h['ram'])), gpuMemoryGb=number(acc['vram']) if acc else None,
         pricePerHour=0.0, quota=dict(maxAccelerators=1000, usedAccelerators=0))
     return dict(vendors=[dict(name='local', status='available', regions=[dict(name='here',
         label='This machine', status='available', computes=[compute])])])
 
 @endpoint_routes('GET', '/api/endpoints/catalog/list')
-def list_catalog(call:Call)->dict:
+def list_catalog(call: Call) -> dict:
     "List tried recipes; there are none."
     return dict(items=[])
 
 @endpoint_routes('POST', '/api/endpoints/catalog/{rest:path}')
-def deploy_recipe(call:Call):
+def deploy_recipe(call: Call):
     "Refuse to deploy from a catalogue without entries."
     raise HubError(404, 'the catalogue of this Hub is empty: use create_inference_endpoint.')
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #29b7d01b
 def _open(call):
     e = _row(call.hub, call.p['ns'], call.p['name'])
-    if e is None or json.loads(e['spec'])['type']!='public': e = find_endpoint(call)
-    if e['state']=='scaledToZero': wake(call.hub, e, ('scaledToZero',))
+    if e is None or json.loads(e['spec'])['type'] != 'public': e = find_endpoint(call)
+    if e['state'] == 'scaledToZero': wake(call.hub, e, ('scaledToZero',))
     elif e['state'] not in UP:
-        raise HubError(503 if e['state']=='paused' else 500,
+        raise HubError(503 if e['state'] == 'paused' else 500,
             f"this endpoint is {e['state']}: {e['message']}")
     return e
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #f17f7248
 @endpoint_routes('GET POST', '/-/endpoints/{ns}/{name}', '/-/endpoints/{ns}/{name}/{rest:path}')
-async def ask(call:Call)->Response:
+async def ask(call: Call) -> Response:
     "Pass a request on to an endpoint's program, waking it where it sleeps."
     end = time.monotonic()+60
     while True:
         e = await run_in_threadpool(_open, call)
         p = call.hub.programs.get(_key(e))
-        if p and p.running and p.port and e['state']=='running': break
-        if time.monotonic()>end or call.hub.stopping.is_set():
+        if p and p.running and p.port and e['state'] == 'running': break
+        if time.monotonic() > end or call.hub.stopping.is_set():
             raise HubError(503, 'this endpoint is still loading its model: try again.',
-                           headers={'Retry-After':'10'})
+                           headers={'Retry-After': '10'})
         await asyncio.sleep(.2)
     return await pass_on(call, p)

@@ -17,22 +17,22 @@ PASSED = set('''PATH HOME LANG LANGUAGE TZ TMPDIR VIRTUAL_ENV LD_LIBRARY_PATH
     HTTP_PROXY HTTPS_PROXY ALL_PROXY NO_PROXY TOKENIZERS_PARALLELISM NVIDIA_VISIBLE_DEVICES
     HF_HUB_DISABLE_XET HF_HUB_ETAG_TIMEOUT HF_HUB_DOWNLOAD_TIMEOUT HF_UPDATE_DOWNLOAD_COUNTS
     DISABLE_SAFETENSORS_CONVERSION'''.split())
-FAMILIES = ('LC_','OMP_','MKL_','ONEDNN_','OPENBLAS_','CUDA_','PIP_','UV_')
+FAMILIES = ('LC_', 'OMP_', 'MKL_', 'ONEDNN_', 'OPENBLAS_', 'CUDA_', 'PIP_', 'UV_')
 
-def passes(name:str, value:str)->bool:
+def passes(name: str, value: str) -> bool:
     "Tell whether a program may inherit a variable."
     if re.search('TOKEN(?!IZERS)|SECRET|PASS|KEY|AUTH|CREDENTIAL', name.upper()): return False
     if re.search(r'//[^/\s]*@', value): return False # an address with a password
     lower = name.islower() and name.upper() in PASSED # http_proxy and its kin
     return lower or name in PASSED or name.startswith(FAMILIES)
 
-def harmless(env=os.environ)->dict:
+def harmless(env=os.environ) -> dict:
     "Keep of an environment what programs may inherit."
-    return {k:v for k,v in env.items() if passes(k,v)}
+    return {k: v for k, v in env.items() if passes(k, v)}
 
 # %% ../../nbs/localhub/08fa_environment.ipynb #46849358
 def begin_anew():
     "Start this process once more, from its first line, without what programs may not inherit."
-    if os.environ.get('HUB_ENVIRONMENT')=='kept': return # this is the second time
+    if os.environ.get('HUB_ENVIRONMENT') == 'kept': return # this is the second time
     env = harmless()|dict(HUB_ENVIRONMENT='kept')
-    os.execve(sys.executable, [sys.executable,*sys.orig_argv[1:]], env)
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], env)

@@ -25,22 +25,22 @@ from .wire import Call, Routes
 
 # %% ../../nbs/localhub/07a_git.ipynb #933a7947
 git_routes = Routes()
-FLUSH,NONE = b'0000','0'*40
+FLUSH, NONE = b'0000', '0'*40
 
-def packet(text:str)->bytes:
+def packet(text: str) -> bytes:
     "Write a packet line."
     data = text.encode()
     return b'%04x' % (len(data)+4) + data
 
-def read_packets(file)->list: # lines up to the first flush, as bytes
+def read_packets(file) -> list: # lines up to the first flush, as bytes
     "Read packet lines."
     res = []
     while True:
         head = file.read(4)
-        try: n = int(head, 16) if len(head)==4 else -1
+        try: n = int(head, 16) if len(head) == 4 else -1
         except ValueError: n = -1
-        if n==0: return res
-        if n<4 or len(res)>=10_000: raise HubError(400, 'the request is no git packet stream.')
+        if n == 0: return res
+        if n < 4 or len(res) >= 10_000: raise HubError(400, 'the request is no git packet stream.')
         res.append(file.read(n-4))
 
 # %% ../../nbs/localhub/07a_git.ipynb #eced639c
@@ -52,18 +52,18 @@ def _program():
     if git is None: raise HubError(501, 'this Hub needs git for that: install git beside it.')
     return git
 
-def git_repo(call:Call, service:str)->RepoRow:
+def git_repo(call: Call, service: str) -> RepoRow:
     "Find the repo that git asks for, and check that the caller may read or write it."
     call.p['name'] = call.p['name'].removesuffix('.git')
-    ask = {'WWW-Authenticate':'Basic realm="Hub", charset="UTF-8"'}
+    ask = {'WWW-Authenticate': 'Basic realm="Hub", charset="UTF-8"'}
     try: row = call.repo(content=True)
     except HubError as e:
-        if e.status==401: e.headers |= ask
+        if e.status == 401: e.headers |= ask
         raise
-    if service=='git-upload-pack': return row
+    if service == 'git-upload-pack': return row
     try: signed_in(call, row, 'repo.write')
     except HubError as e:
-        if e.status==401: e.headers |= ask
+        if e.status == 401: e.headers |= ask
         raise
     mine = call.hub.db.one('SELECT 1 FROM discussions WHERE key=? AND author=? AND base IS NOT NULL',
                            row.key, call.who.name)
@@ -73,14 +73,14 @@ def git_repo(call:Call, service:str)->RepoRow:
 
 def _env(call, **more):
     "Git sees no settings of the machine, and asks nobody anything."
-    return dict(PATH=os.environ.get('PATH',os.defpath), GIT_CONFIG_NOSYSTEM='1', HOME=os.devnull,
-        GIT_TERMINAL_PROMPT='0', GIT_PROTOCOL=call.request.headers.get('git-protocol','')[:100],
+    return dict(PATH=os.environ.get('PATH', os.defpath), GIT_CONFIG_NOSYSTEM='1', HOME=os.devnull,
+        GIT_TERMINAL_PROMPT='0', GIT_PROTOCOL=call.request.headers.get('git-protocol', '')[:100],
         **more)
 
 # %% ../../nbs/localhub/07a_git.ipynb #de9e8386
-def _no_cache(type): return {'Content-Type':type, 'Cache-Control':'no-cache'}
+def _no_cache(type): return {'Content-Type': type, 'Cache-Control': 'no-cache'}
 
-async def received(call:Call, limit:int): # an open file at its start
+async def received(call: Call, limit: int): # an open file at its start
     "Take a body into a temporary file, unpacked, at most `limit` bytes of it."
     f = tempfile.TemporaryFile(dir=call.hub.store.lfs.tmp)
     try:
@@ -90,27 +90,27 @@ async def received(call:Call, limit:int): # an open file at its start
 
 def _plain(call, f, limit):
     f.seek(0)
-    if call.request.headers.get('content-encoding')!='gzip': return f
+    if call.request.headers.get('content-encoding') != 'gzip': return f
     with f, tempfile.TemporaryFile(dir=call.hub.store.lfs.tmp) as plain:
         packed = gzip.GzipFile(fileobj=f)
         try:
-            while data:=packed.read(1<<20):
-                if plain.tell()+len(data)>limit:
+            while data := packed.read(1<<20):
+                if plain.tell()+len(data) > limit:
                     raise HubError(413, f'the body is larger than the {limit} bytes allowed here.')
                 plain.write(data)
-        except (OSError,EOFError,zlib.error):
+        except (OSError, EOFError, zlib.error):
             raise HubError(400, 'the body is no gzip stream.') from None
         plain.seek(0)
         return os.fdopen(os.dup(plain.fileno()), 'rb')
 
 @git_routes('GET', '/{P}{ns}/{name}/info/refs')
-def advertise(call:Call)->Response:
+def advertise(call: Call) -> Response:
     "Say which branches and tags there are."
     service = call.q.get('service')
     if service not in _services:
         raise HubError(403, 'this Hub speaks the smart protocol: use git 1.6.6 or newer.')
     row = git_repo(call, service)
-    if service=='git-upload-pack':
+    if service == 'git-upload-pack':
         out = subprocess.run([_program(), 'upload-pack', '--stateless-rpc', '--advertise-refs',
             str(call.hub.store.path(row.key))], env=_env(call), capture_output=True,
             check=True).stdout
@@ -119,7 +119,7 @@ def advertise(call:Call)->Response:
         _no_cache(f'application/x-{service}-advertisement'))
 
 @git_routes('POST', '/{P}{ns}/{name}/git-upload-pack')
-async def upload_pack(call:Call)->Response:
+async def upload_pack(call: Call) -> Response:
     "Send what a clone or a fetch lacks."
     row = await run_in_threadpool(git_repo, call, 'git-upload-pack')
     body = await received(call, call.hub.limits.body)
@@ -131,7 +131,7 @@ def _packed(call, row, body):
             str(call.hub.store.path(row.key))], env=_env(call), stdin=body,
             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as p:
         try:
-            while data:=p.stdout.read(1<<16): yield data
+            while data := p.stdout.read(1<<16): yield data
         finally: p.kill() # the client has gone, or git is done
 
 # %% ../../nbs/localhub/07a_git.ipynb #9f672470
@@ -140,19 +140,19 @@ def _refs_for_push(repo):
     refs = sorted((r.name, str(r.target))
                   for r in repo.git.references.iterator()) or [('capabilities^{}', NONE)]
     return b''.join(packet(f'{oid} {name}\n' if i else f'{oid} {name}\0{caps}\n')
-                    for i,(name,oid) in enumerate(refs))+FLUSH
+                    for i, (name, oid) in enumerate(refs))+FLUSH
 
 def _git(call, q, *args, **kw):
     env = _env(call, GIT_DIR=str(q.folder), GIT_ALTERNATE_OBJECT_DIRECTORIES=str(q.main/'objects'))
     return subprocess.run([_program(), *args], env=env, capture_output=True, **kw)
 
-def unpack(call:Call, q:Quarantine, file):
+def unpack(call: Call, q: Quarantine, file):
     "Check a pack and keep its objects in quarantine."
     r = _git(call, q, 'index-pack', '--stdin', '--fix-thin', '--strict', stdin=file)
     if r.returncode: raise HubError(400, f'the pack is refused: {_last(r.stderr)}')
 
 def _last(err):
-    return (err.decode('utf-8','replace').strip().splitlines() or ['git failed'])[-1][:200]
+    return (err.decode('utf-8', 'replace').strip().splitlines() or ['git failed'])[-1][:200]
 
 # %% ../../nbs/localhub/07a_git.ipynb #86cf6a2f
 BIG = 10_000_000 # bytes; larger files belong into LFS, as upstream
@@ -167,17 +167,17 @@ def _inspect_words(git, oid):
         raise HubError(400, f'commit {oid[:12]} has a date after the year 9999, or words that are '
             f'no UTF-8.')
 
-def inspect(call:Call, q:Quarantine, row:RepoRow, news:list, olds:list):
+def inspect(call: Call, q: Quarantine, row: RepoRow, news: list, olds: list):
     "Refuse commits that lack objects, and files that a repo of the Hub may not hold."
     r = _git(call, q, 'rev-list', '--objects', '--stdin',
              input='\n'.join([*news, *(f'^{o}' for o in olds)]).encode())
     if r.returncode: raise HubError(400, f'objects are missing: {_last(r.stderr)}')
     for line in r.stdout.splitlines():
-        oid,_,path = line.decode('utf-8','replace').partition(' ')
+        oid, _, path = line.decode('utf-8', 'replace').partition(' ')
         if path: check_path(path)
-        type,size = q.repo.git.odb.read_header(oid)
-        if type!=ObjectType.BLOB: _inspect_words(q.repo.git, oid); continue
-        if size>BIG: raise HubError(400, f'{path} has {size} bytes, files over {BIG} belong into '
+        type, size = q.repo.git.odb.read_header(oid)
+        if type != ObjectType.BLOB: _inspect_words(q.repo.git, oid); continue
+        if size > BIG: raise HubError(400, f'{path} has {size} bytes, files over {BIG} belong into '
                 f'LFS: git lfs track "{path}"')
         pointer = q.repo.pointer(oid, size)
         if pointer and call.hub.lfs_size(row.key, pointer.oid, call.who) is None:
@@ -186,40 +186,40 @@ def inspect(call:Call, q:Quarantine, row:RepoRow, news:list, olds:list):
 # %% ../../nbs/localhub/07a_git.ipynb #f3ec345f
 def _check_ref(call, row, name, new):
     "Say why a ref may not be moved by this caller, or None."
-    if num:=pr_number(name):
+    if num := pr_number(name):
         d = find_discussion(call, row, num)
-        if d['status']=='merged' or new==NONE:
+        if d['status'] == 'merged' or new == NONE:
             raise HubError(400, 'it is merged, or cannot be deleted')
-        if d['author'].lower()==call.who.name.lower(): return
-    elif not name.startswith(('refs/heads/','refs/tags/')):
+        if d['author'].lower() == call.who.name.lower(): return
+    elif not name.startswith(('refs/heads/', 'refs/tags/')):
         raise HubError(400, 'only branches, tags and pull requests can be pushed')
     if not call.who.can_write(row.owner, row.key): raise HubError(403, 'no right to write this')
-    if new==NONE and name=='refs/heads/main': raise HubError(403, 'main cannot be deleted')
+    if new == NONE and name == 'refs/heads/main': raise HubError(403, 'main cannot be deleted')
 
-def move_ref(call:Call, row:RepoRow, repo:Repo, old:str, new:str, name:str):
+def move_ref(call: Call, row: RepoRow, repo: Repo, old: str, new: str, name: str):
     "Let a ref point to something else, if it still is where the pusher saw it."
     _check_ref(call, row, name, new)
     refs = repo.git.references
-    if not pr_number(name): repo.new_ref(*name.split('/',2)[1:])
+    if not pr_number(name): repo.new_ref(*name.split('/', 2)[1:])
     now = str(refs[name].target) if name in refs else NONE
-    if now!=old: raise HubError(412, 'it has moved since: fetch first')
-    if new==NONE:
-        if now!=NONE: repo.point(name)
+    if now != old: raise HubError(412, 'it has moved since: fetch first')
+    if new == NONE:
+        if now != NONE: repo.point(name)
         return
     obj = end = repo.git.get(new)
     while isinstance(end, pygit2.Tag) and name.startswith('refs/tags/'): end = repo.git[end.target]
     if not isinstance(end, pygit2.Commit): raise HubError(400, 'it points to no commit')
-    if num:=pr_number(name):
+    if num := pr_number(name):
         with call.hub.together(row.key, name):
             repo.point(name, new)
             add_event(call, row, num, 'commit', dict(subject=obj.message.split('\n')[0], oid=new))
         return
-    if name=='refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
+    if name == 'refs/heads/main': call.hub.db.set_repo(row.key, stale=1)
     repo.point(name, new)
 
 # %% ../../nbs/localhub/07a_git.ipynb #7dff127c
 @git_routes('POST', '/{P}{ns}/{name}/git-receive-pack')
-async def receive_pack(call:Call)->Response:
+async def receive_pack(call: Call) -> Response:
     "Take a push."
     row = await run_in_threadpool(git_repo, call, 'git-receive-pack')
     with await received(call, call.hub.limits.commit) as f:
@@ -227,21 +227,21 @@ async def receive_pack(call:Call)->Response:
     return Response(out, 200, _no_cache('application/x-git-receive-pack-result'))
 
 def _push(call, row, f):
-    commands = [l.split(b'\0')[0].decode('utf-8','replace').strip().split(' ',2)
+    commands = [l.split(b'\0')[0].decode('utf-8', 'replace').strip().split(' ', 2)
                 for l in read_packets(f)]
     if not commands: return FLUSH # git asks only whether it may
-    if not all(len(c)==3 and len(c[0])==len(c[1])==40 for c in commands):
+    if not all(len(c) == 3 and len(c[0]) == len(c[1]) == 40 for c in commands):
         raise HubError(400, 'a line of the push is not `old new ref`.')
     try: results = _apply(call, row, commands, f)
     except HubError as e:
-        return packet(f'unpack {e.message}\n')+b''.join(packet(f'ng {n} {e.message}\n') for _,_,
+        return packet(f'unpack {e.message}\n')+b''.join(packet(f'ng {n} {e.message}\n') for _, _,
             n in commands)+FLUSH
     return packet('unpack ok\n')+b''.join(map(packet, results))+FLUSH
 
 # %% ../../nbs/localhub/07a_git.ipynb #e5d208db
 def _apply(call, row, commands, f):
-    store,res = call.hub.store,[]
-    news = [new for _,new,_ in commands if new!=NONE]
+    store, res = call.hub.store, []
+    news = [new for _, new, _ in commands if new != NONE]
     with Quarantine(store, row.key) as q:
         if news:
             # git reads on where Python has read to
@@ -251,8 +251,8 @@ def _apply(call, row, commands, f):
             inspect(call, q, row, news, olds)
         with store.lock(row.key) as repo:
             q.release()
-            for old,new,name in commands:
+            for old, new, name in commands:
                 try: move_ref(call, row, repo, old, new, name); res.append(f'ok {name}\n')
                 except HubError as e: res.append(f'ng {name} {e.message}\n')
-            if any(name=='refs/heads/main' for *_,name in commands): call.hub.index(row)
+            if any(name == 'refs/heads/main' for *_, name in commands): call.hub.index(row)
     return res

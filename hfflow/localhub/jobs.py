@@ -34,21 +34,21 @@ from .wire import Call, Hub, Json, Routes, iso, next_link
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #3c65c1e0
 def _gpus(): # (name, MiB) of each
-    try: out = subprocess.run(['nvidia-smi','--query-gpu=name,memory.total',
+    try: out = subprocess.run(['nvidia-smi', '--query-gpu=name,memory.total',
         '--format=csv,noheader,nounits'], capture_output=True, text=True, timeout=20)
-    except (OSError,subprocess.TimeoutExpired): return []
-    rows = csv.reader(out.stdout.splitlines(), skipinitialspace=True) if out.returncode==0 else []
-    return [(r[0],int(r[1])) for r in rows if len(r)==2 and r[1].isdigit()]
+    except (OSError, subprocess.TimeoutExpired): return []
+    rows = csv.reader(out.stdout.splitlines(), skipinitialspace=True) if out.returncode == 0 else []
+    return [(r[0], int(r[1])) for r in rows if len(r) == 2 and r[1].isdigit()]
 
 @lru_cache(1)
-def hardware()->list:
+def hardware() -> list:
     "Describe this machine as the flavors that Jobs can ask for."
     here = dict(cpu=f'{os.cpu_count()} vCPU', ram=f'{psutil.virtual_memory().total>>30} GB',
         unitCostMicroUSD=0, unitCostUSD=0.0, unitLabel='minute')
     res = [dict(name='cpu-basic', prettyName='The CPU of this machine', accelerator=None, **here)]
-    if gpus:=_gpus():
+    if gpus := _gpus():
         acc = dict(type='gpu', model=gpus[0][0], quantity=str(len(gpus)), manufacturer='Nvidia',
-            vram=f'{sum(m for _,m in gpus)>>10} GB')
+            vram=f'{sum(m for _, m in gpus)>>10} GB')
         res.append(dict(name='local-gpu', prettyName='This machine with its GPU',
             accelerator=acc, **here))
     return res
@@ -56,13 +56,13 @@ def hardware()->list:
 # %% ../../nbs/localhub/08i_jobs.ipynb #a18dd38b
 SECONDS = 30*60 # without a `timeoutSeconds`
 MOST = dict(seconds=7*86400, attempts=10, text=100_000, all=1<<20) # of one Job
-_env_name,_label = re.compile('[A-Za-z_][A-Za-z0-9_]*'),re.compile('[A-Za-z0-9._-]{0,100}')
+_env_name, _label = re.compile('[A-Za-z_][A-Za-z0-9_]*'), re.compile('[A-Za-z0-9._-]{0,100}')
 _absent = dict(expose='its ports are those of this machine already, and no proxy leads to them',
     ssh='there is no container to log in to', network='there is no network between Jobs',
     resourceGroupId='there are no resource groups')
 
 def _text(what, v):
-    try: ok = isinstance(v,str) and len(v.encode())<=MOST['text'] and '\0' not in v
+    try: ok = isinstance(v, str) and len(v.encode()) <= MOST['text'] and '\0' not in v
     except UnicodeError: ok = False
     if not ok: raise HubError(400, f'{what} must be text of at most {MOST["text"]} bytes, without '
         'a zero byte.')
@@ -70,22 +70,22 @@ def _text(what, v):
 
 def _texts(d, key):
     v = d.get(key) or []
-    if not isinstance(v,list): raise HubError(400, f'`{key}` must be a list of texts.')
+    if not isinstance(v, list): raise HubError(400, f'`{key}` must be a list of texts.')
     return [_text(f'each item of `{key}`', s) for s in v]
 
 def _environment(d, key):
     v = d.get(key) or {}
-    if not isinstance(v,dict) or not all(_env_name.fullmatch(k) for k in v):
+    if not isinstance(v, dict) or not all(_env_name.fullmatch(k) for k in v):
         raise HubError(400, f'`{key}` must be an object whose keys are names of variables: '
             'letters, digits and `_`.')
-    return {k:_text(f'a value of `{key}`', str(x) if type(x) in (int,float) else x)
-            for k,x in v.items()}
+    return {k: _text(f'a value of `{key}`', str(x) if type(x) in (int, float) else x)
+            for k, x in v.items()}
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #15ffb03d
-def check_labels(v)->dict:
+def check_labels(v) -> dict:
     "Check labels: short words for short words."
-    if not isinstance(v,dict) or len(v)>50 or not all(isinstance(x,str) and k
-            and _label.fullmatch(k) and _label.fullmatch(x) for k,x in v.items()):
+    if not isinstance(v, dict) or len(v) > 50 or not all(isinstance(x, str) and k
+            and _label.fullmatch(k) and _label.fullmatch(x) for k, x in v.items()):
         raise HubError(400, '`labels` must be an object of at most 50 labels; keys and values '
             'have at most 100 letters, digits, `-`, `_` or `.`.')
     return v
@@ -93,21 +93,21 @@ def check_labels(v)->dict:
 def _number(d, key, default, most):
     v = d.get(key)
     if v is None: return default
-    if type(v) not in (int,float) or not 1<=v<=most:
+    if type(v) not in (int, float) or not 1 <= v <= most:
         raise HubError(400, f'`{key}` must be a number from 1 to {most}.')
     return int(v)
 
 def _flavor(d):
-    v,names = d.get('flavor') or 'cpu-basic',[h['name'] for h in hardware()]
+    v, names = d.get('flavor') or 'cpu-basic', [h['name'] for h in hardware()]
     if v not in names:
         raise HubError(400, f'this machine has no flavor `{str(v)[:100]}`: use '
             f'{" or ".join(names)}.')
     return v
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #fd28f573
-def readable(hub:Hub, row:RepoRow, who)->bool:
+def readable(hub: Hub, row: RepoRow, who) -> bool:
     "Tell whether somebody may read a repo's files."
-    return row is not None and not row.disabled and hub.db.visible(row,who) and hub.db.gate_open(
+    return row is not None and not row.disabled and hub.db.visible(row, who) and hub.db.gate_open(
         row, who)
 
 def _source(call, kind, id):
@@ -117,14 +117,14 @@ def _source(call, kind, id):
     return row
 
 def _volume(call, v):
-    if not isinstance(v,dict): raise HubError(400, 'each of `volumes` must be an object.')
-    kinds,bucket = (*KINDS,'bucket'),v.get('type')=='bucket'
+    if not isinstance(v, dict): raise HubError(400, 'each of `volumes` must be an object.')
+    kinds, bucket = (*KINDS, 'bucket'), v.get('type') == 'bucket'
     if v.get('type') not in kinds:
         raise HubError(400, f'the type of a volume must be one of {", ".join(kinds)}.')
     if v.get('readOnly') is False and not bucket:
         raise HubError(400, 'a repo can only be mounted read-only.')
-    row,path = _source(call, v['type'], v.get('source')),_text('`mountPath`', v.get('mountPath'))
-    if not re.match('/[^/]',path) or posixpath.normpath(path)!=path:
+    row, path = _source(call, v['type'], v.get('source')), _text('`mountPath`', v.get('mountPath'))
+    if not re.match('/[^/]', path) or posixpath.normpath(path) != path:
         raise HubError(400, f'`{path[:100]}` is no path to mount at: use one like /data.')
     sub = _text('`path`', v.get('path') or '').strip('/')
     res = dict(type=v['type'], source=row.id, mountPath=path, **(dict(path=sub) if sub else {}))
@@ -134,44 +134,44 @@ def _volume(call, v):
     return res|dict(readOnly=True, revision=rev)
 
 def _read_only(call, v, row):
-    wish,may = v.get('readOnly'),call.who.can_write(row.owner, row.key)
+    wish, may = v.get('readOnly'), call.who.can_write(row.owner, row.key)
     if wish is False and not may:
         raise HubError(403, f'you may not write to the bucket {row.id}: mount it read-only.')
     return not may if wish is None else bool(wish)
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #d4f56afa
-def check_spec(call:Call, d)->tuple: # (what may be shown, secrets)
+def check_spec(call: Call, d) -> tuple: # (what may be shown, secrets)
     "Check what a Job should be."
-    if not isinstance(d,dict): raise HubError(400, 'a Job must be an object.')
-    for k,why in _absent.items():
-        if (v:=d.get(k)) and not (isinstance(v,dict) and not any(v.values())):
+    if not isinstance(d, dict): raise HubError(400, 'a Job must be an object.')
+    for k, why in _absent.items():
+        if (v := d.get(k)) and not (isinstance(v, dict) and not any(v.values())):
             raise HubError(501, f'Jobs run as processes of this machine, so `{k}` is not offered: '
                 f'{why}.')
-    command,arguments = _texts(d,'command'),_texts(d,'arguments')
+    command, arguments = _texts(d, 'command'), _texts(d, 'arguments')
     if not command+arguments: raise HubError(400, '`command` is empty: give at least one word.')
-    images = {k:_text(f'`{k}`',d[k]) for k in ('dockerImage','spaceId') if d.get(k)}
-    if len(images)!=1: raise HubError(400, 'give either `dockerImage` or `spaceId`.')
+    images = {k: _text(f'`{k}`', d[k]) for k in ('dockerImage', 'spaceId') if d.get(k)}
+    if len(images) != 1: raise HubError(400, 'give either `dockerImage` or `spaceId`.')
     if 'spaceId' in images: _source(call, 'space', images['spaceId'])
     volumes = d.get('volumes') or []
-    if not isinstance(volumes,list) or len(volumes)>20:
+    if not isinstance(volumes, list) or len(volumes) > 20:
         raise HubError(400, '`volumes` must be a list of at most 20.')
-    volumes = [_volume(call,v) for v in volumes]
-    if len({v['mountPath'] for v in volumes})<len(volumes):
+    volumes = [_volume(call, v) for v in volumes]
+    if len({v['mountPath'] for v in volumes}) < len(volumes):
         raise HubError(400, 'two volumes have the same `mountPath`.')
-    env,secrets = _environment(d,'environment'),_environment(d,'secrets')
-    size = sum(len(s.encode()) for s in [*command,*arguments,*sum((env|secrets).items(),())])
-    if size>MOST['all']: raise HubError(400, f'command, variables and secrets have {size} bytes; '
+    env, secrets = _environment(d, 'environment'), _environment(d, 'secrets')
+    size = sum(len(s.encode()) for s in [*command, *arguments, *sum((env|secrets).items(), ())])
+    if size > MOST['all']: raise HubError(400, f'command, variables and secrets have {size} bytes; '
         f'{MOST["all"]} are allowed.')
     return images|dict(command=command, arguments=arguments, environment=env, flavor=_flavor(d),
-        timeoutSeconds=_number(d,'timeoutSeconds',SECONDS,MOST['seconds']), volumes=volumes,
-        attempts=_number(d,'attempts',1,MOST['attempts']),
+        timeoutSeconds=_number(d, 'timeoutSeconds', SECONDS, MOST['seconds']), volumes=volumes,
+        attempts=_number(d, 'attempts', 1, MOST['attempts']),
         labels=check_labels(d.get('labels') or {})), secrets
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #b826d63f
-def check_owner(call:Call, permission:str # as `job.write`
-               )->dict: # row of the owner
+def check_owner(call: Call, permission: str # as `job.write`
+               ) -> dict: # row of the owner
     "Find the namespace that the address names, and check what the caller may do in it."
-    who,u = call.who,call.hub.db.one('SELECT * FROM users WHERE name=?', call.p['ns'])
+    who, u = call.who, call.hub.db.one('SELECT * FROM users WHERE name=?', call.p['ns'])
     call.user()
     write = not permission.endswith('.read')
     if u is None or who.role_in(u['name']) is None:
@@ -186,47 +186,47 @@ def _state(hub, id):
     r = hub.db.one('SELECT stage FROM jobs WHERE id=?', id)
     return r and r['stage']
 
-def find_job(call:Call, write:bool=False)->dict: # row of `jobs`
+def find_job(call: Call, write: bool = False) -> dict: # row of `jobs`
     "Find the Job that the address names."
     u = check_owner(call, 'job.read')
-    if (j:=call.hub.db.one('SELECT * FROM jobs WHERE id=? AND owner=?', call.p['job'],
-                           u['name'])) is None:
+    if (j := call.hub.db.one('SELECT * FROM jobs WHERE id=? AND owner=?', call.p['job'],
+                             u['name'])) is None:
         raise HubError(404, f"there is no Job `{call.p['job'][:100]}` in {u['name']}.")
     if write: check_owner(call, 'job.write')
     return j
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #7419800c
-ACTIVE = ('SCHEDULING','RUNNING')
-STAGES = (*ACTIVE,'COMPLETED','CANCELED','ERROR','DELETED')
+ACTIVE = ('SCHEDULING', 'RUNNING')
+STAGES = (*ACTIVE, 'COMPLETED', 'CANCELED', 'ERROR', 'DELETED')
 _own = 'A process of this machine: no container isolates it, and the image is not used.'
 
 def _person(hub, name):
     u = hub.db.one('SELECT * FROM users WHERE name=?', name)
     return dict(id=u['name'], name=u['name'], type=u['type'])
 
-def _shown(spec, secrets): return spec|dict(secrets={k:'***' for k in json.loads(secrets)},
+def _shown(spec, secrets): return spec|dict(secrets={k: '***' for k in json.loads(secrets)},
     timeout=spec['timeoutSeconds'], retry=spec['attempts']-1)
 
-def job_json(hub:Hub, j)->dict:
+def job_json(hub: Hub, j) -> dict:
     "Write a Job as the API does."
-    now,t = time.time(),lambda x: iso(x) if x else None
+    now, t = time.time(), lambda x: iso(x) if x else None
     end = j['finished'] or now
-    seconds = lambda a,b: max(round(b-a),0) if a else None
+    seconds = lambda a, b: max(round(b-a), 0) if a else None
     return dict(id=j['id'], createdAt=iso(j['created']), startedAt=t(j['started']),
         finishedAt=t(j['finished']), **_shown(json.loads(j['spec']), j['secrets']),
         status=dict(stage=j['stage'], message=j['message']),
         durations=dict(schedulingSecs=seconds(j['started'] and j['created'], j['started'] or 0),
             runningSecs=seconds(j['started'], end), totalSecs=seconds(j['created'], end)),
-        owner=_person(hub,j['owner']), initiator=dict(type=j['origin'], id=j['source'],
-            name=j['source'] if j['origin']=='user' else None))
+        owner=_person(hub, j['owner']), initiator=dict(type=j['origin'], id=j['source'],
+            name=j['source'] if j['origin'] == 'user' else None))
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #6ae0be3c
 def _new_id(): return f'{int(time.time()):08x}{token_hex(8)}' # sorts by time
 
-def add_job(hub:Hub, owner:str, creator:str, spec:dict, secrets:dict,
-            origin:str='user', # user | duplicated-job | scheduled-job
-            source:str=None # user name, or id of that Job or schedule
-           )->str: # id
+def add_job(hub: Hub, owner: str, creator: str, spec: dict, secrets: dict,
+            origin: str = 'user', # user | duplicated-job | scheduled-job
+            source: str = None # user name, or id of that Job or schedule
+           ) -> str: # id
     "Put a Job into the queue."
     id = _new_id()
     with hub.db.tx() as c: c.execute('INSERT INTO jobs(id,owner,creator,origin,source,spec,'
@@ -237,22 +237,22 @@ def add_job(hub:Hub, owner:str, creator:str, spec:dict, secrets:dict,
     dispatch(hub)
     return id
 
-def dispatch(hub:Hub):
+def dispatch(hub: Hub):
     "Start what waits, while there are places."
-    if not {'jobs','asked'}&set(hub.may) or hub.stopping.is_set(): return
+    if not {'jobs', 'asked'}&set(hub.may) or hub.stopping.is_set(): return
     with hub.db.tx() as c:
         n = c.execute("SELECT count(*) FROM jobs WHERE stage='RUNNING'").fetchone()[0]
         ids = [r['id'] for r in c.execute("SELECT id FROM jobs WHERE stage='SCHEDULING' ORDER BY "
-            'seq LIMIT ?', (max(os.cpu_count()-n,0),))]
+            'seq LIMIT ?', (max(os.cpu_count()-n, 0),))]
         c.executemany("UPDATE jobs SET stage='RUNNING', message=?, started=? WHERE id=?",
             [(_own, time.time(), i) for i in ids])
-    for i in ids: threading.Thread(target=_run, args=(hub,i), daemon=True).start()
+    for i in ids: threading.Thread(target=_run, args=(hub, i), daemon=True).start()
 
 def _folder(hub, id): return hub.data/'jobs'/id
-def job_log(hub:Hub, id:str)->Log: return Log(_folder(hub,id)/'log')
+def job_log(hub: Hub, id: str) -> Log: return Log(_folder(hub, id)/'log')
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #08736966
-def copy_files(hub:Hub, row:RepoRow, rev:str, to:Path, path:str=''):
+def copy_files(hub: Hub, row: RepoRow, rev: str, to: Path, path: str = ''):
     "Copy the files of a repo, or of one folder in it, to a folder."
     repo = hub.store.open(row.key)
     to.mkdir(parents=True, exist_ok=True)
@@ -260,24 +260,24 @@ def copy_files(hub:Hub, row:RepoRow, rev:str, to:Path, path:str=''):
         at = to/posixpath.relpath(e.path, path or '.')
         if not at.resolve().is_relative_to(to.resolve()):
             raise HubError(400, f'`{e.path[:100]}` would lie outside of the folder.')
-        if e.type=='directory': at.mkdir(exist_ok=True)
+        if e.type == 'directory': at.mkdir(exist_ok=True)
         else:
-            with hub.open_file(e,repo) as f, open(at,'wb') as g: shutil.copyfileobj(f,g,1<<20)
+            with hub.open_file(e, repo) as f, open(at, 'wb') as g: shutil.copyfileobj(f, g, 1<<20)
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #1eab26cd
-def copy_bucket(hub:Hub, row:RepoRow, to:Path, path:str=''):
+def copy_bucket(hub: Hub, row: RepoRow, to: Path, path: str = ''):
     "Copy the files of a bucket, or of one folder in it, to a folder."
-    prefix,after = path and path+'/',''
+    prefix, after = path and path+'/', ''
     to.mkdir(parents=True, exist_ok=True)
-    while rows:=list_files(hub.db, row.key, prefix, after):
+    while rows := list_files(hub.db, row.key, prefix, after):
         for r in rows:
             at = to/r['path'][len(prefix):]
             try:
                 at.parent.mkdir(parents=True, exist_ok=True)
-                with open(at,'xb') as g:
+                with open(at, 'xb') as g:
                     if r['size']:
-                        with open_hash(hub, r['hash']) as f: shutil.copyfileobj(f,g,1<<20)
-            except (FileExistsError,NotADirectoryError):
+                        with open_hash(hub, r['hash']) as f: shutil.copyfileobj(f, g, 1<<20)
+            except (FileExistsError, NotADirectoryError):
                 raise HubError(400, f"`{r['path'][:100]}` cannot be a file here: {row.id} has a "
                     'file and a folder of one name.') from None
             after = r['path']
@@ -285,13 +285,13 @@ def copy_bucket(hub:Hub, row:RepoRow, to:Path, path:str=''):
         raise HubError(404, f'there is nothing in `{path[:100]}` of the bucket {row.id}.')
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #5e567e2f
-def seen(folder:Path)->dict: # path -> (size, time of change in nanoseconds)
+def seen(folder: Path) -> dict: # path -> (size, time of change in nanoseconds)
     "Note what lies in a folder; links are passed over."
     res = {}
-    for d,_,names in os.walk(folder):
+    for d, _, names in os.walk(folder):
         for f in [Path(d)/n for n in names]:
             s = f.lstat()
-            if S_ISREG(s.st_mode): res[f.relative_to(folder).as_posix()] = s.st_size,s.st_mtime_ns
+            if S_ISREG(s.st_mode): res[f.relative_to(folder).as_posix()] = s.st_size, s.st_mtime_ns
     return res
 
 _SEND = '''
@@ -300,19 +300,19 @@ from huggingface_hub import HfApi
 HfApi().batch_bucket_files(**json.load(open(sys.argv[1])))
 '''
 
-def write_back(hub:Hub, j, log:Log, work:Path, row:RepoRow, path:str, folder:Path, before:dict):
+def write_back(hub: Hub, j, log: Log, work: Path, row: RepoRow, path: str, folder: Path, before: dict):
     "Bring a bucket up to date with its copy."
-    now,name = seen(folder),lambda p: f'{path}/{p}' if path else p
-    add = [(str(folder/p),name(p)) for p in now if before.get(p)!=now[p]]
+    now, name = seen(folder), lambda p: f'{path}/{p}' if path else p
+    add = [(str(folder/p), name(p)) for p in now if before.get(p) != now[p]]
     gone = [name(p) for p in before if p not in now]
     if not add+gone or hub.stopping.is_set(): return
     todo = work/f'{token_hex(8)}.json'
     todo.write_text(json.dumps(dict(bucket_id=row.id, add=add, delete=gone)))
     mine = dict(entity=dict(type='bucket', name=row.id, _id=row.key), permissions=['repo.write'])
-    task,argv = f"job {j['id']} files",[sys.executable,'-c',_SEND,str(todo)]
+    task, argv = f"job {j['id']} files", [sys.executable, '-c', _SEND, str(todo)]
     with hub.db.lend_token(j['creator'], name=f"job {j['id']}", role='fineGrained',
                            scopes=dict(scoped=[mine])) as token:
-        env = base_env(work,hub.url)|dict(HF_TOKEN=token, HF_HUB_DISABLE_PROGRESS_BARS='1')
+        env = base_env(work, hub.url)|dict(HF_TOKEN=token, HF_HUB_DISABLE_PROGRESS_BARS='1')
         try: code = start(hub, task, 'jobs', argv, work, env, log, 3600).wait()
         finally: hub.programs.pop(task, None)
     if code: raise HubError(500, f'what has changed could not be written to the bucket {row.id}')
@@ -321,44 +321,44 @@ def write_back(hub:Hub, j, log:Log, work:Path, row:RepoRow, path:str, folder:Pat
 # %% ../../nbs/localhub/08i_jobs.ipynb #8ce27bef
 def _prepare(hub, j, spec, work):
     "Fill a Job's folder; returns where its mounts lie, and those whose changes go back."
-    who,mounts,back = hub.db.person(j['creator']),{},[]
+    who, mounts, back = hub.db.person(j['creator']), {}, []
     space = [dict(type='space', source=spec['spaceId'])] if 'spaceId' in spec else []
     for v in space+spec['volumes']:
         row = hub.db.find(v['type'], v['source'])
         if not readable(hub, row, who):
             raise HubError(404, f"{j['creator']} cannot read the {v['type']} {v['source']}.")
         to = work/'mounts'/v['mountPath'].strip('/') if 'mountPath' in v else work/'app'
-        if row.kind=='bucket': copy_bucket(hub, row, to, v.get('path',''))
-        else: copy_files(hub, row, v.get('revision','main'), to, v.get('path',''))
+        if row.kind == 'bucket': copy_bucket(hub, row, to, v.get('path', ''))
+        else: copy_files(hub, row, v.get('revision', 'main'), to, v.get('path', ''))
         if 'mountPath' in v: mounts[v['mountPath']] = to
-        if not v.get('readOnly',True): back.append((row, v.get('path',''), to, seen(to)))
+        if not v.get('readOnly', True): back.append((row, v.get('path', ''), to, seen(to)))
     (work/'app').mkdir(parents=True, exist_ok=True)
-    return mounts,back
+    return mounts, back
 
 def _placed(text, mounts): # the path of a mount becomes the path of its copy
-    for m,to in mounts.items():
-        if text==m or text.startswith(m+'/'): return f'{to}{text[len(m):]}'
+    for m, to in mounts.items():
+        if text == m or text.startswith(m+'/'): return f'{to}{text[len(m):]}'
     return text
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #ba2968d4
 def _argv(spec, mounts, path):
-    argv = [_placed(a,mounts) for a in spec['command']+spec['arguments']]
-    if argv[0] in ('python','python3'): argv[0] = sys.executable
-    if argv[0]=='uv' and not shutil.which('uv',path=path):
+    argv = [_placed(a, mounts) for a in spec['command']+spec['arguments']]
+    if argv[0] in ('python', 'python3'): argv[0] = sys.executable
+    if argv[0] == 'uv' and not shutil.which('uv', path=path):
         if not find_spec('uv'):
             raise HubError(400, 'this machine has no `uv`, and the image is not used: install it '
                 'beside this Hub (`pip install uv`).')
-        argv[:1] = [sys.executable,'-m','uv']
+        argv[:1] = [sys.executable, '-m', 'uv']
     return argv
 
 def _program(hub, j, spec, log, work, mounts):
-    env = base_env(work,hub.url)
+    env = base_env(work, hub.url)
     env |= dict(JOB_ID=j['id'], ACCELERATOR=spec['flavor'], CPU_CORES=str(os.cpu_count()),
         MEMORY=hardware()[0]['ram'], UV_CACHE_DIR=str(hub.data/'jobs'/'uv'))
-    if spec['flavor']=='cpu-basic': env['CUDA_VISIBLE_DEVICES'] = ''
-    env |= {k:_placed(v,mounts) for k,v in (spec['environment']|json.loads(j['secrets'])).items()}
+    if spec['flavor'] == 'cpu-basic': env['CUDA_VISIBLE_DEVICES'] = ''
+    env |= {k: _placed(v, mounts) for k, v in (spec['environment']|json.loads(j['secrets'])).items()}
     argv = _argv(spec, mounts, env['PATH'])
-    log.add(f"===== Job started at {iso(time.time())} ===== {_own} It was to be "
+    log.add(f'===== Job started at {iso(time.time())} ===== {_own} It was to be '
         f"{spec.get('dockerImage') or spec['spaceId']}; Python is {sys.version.split()[0]}.")
     return start(hub, f"job {j['id']}", 'jobs', argv, work/'app', env, log,
                  seconds=spec['timeoutSeconds'])
@@ -366,33 +366,33 @@ def _program(hub, j, spec, log, work, mounts):
 # %% ../../nbs/localhub/08i_jobs.ipynb #68428737
 def _run(hub, id):
     j = hub.db.one('SELECT * FROM jobs WHERE id=?', id)
-    work,log = _folder(hub,id)/'work',job_log(hub,id)
-    try: stage,message = _attempts(hub, j, json.loads(j['spec']), log, work)
-    except HubError as e: stage,message = 'ERROR',e.message
+    work, log = _folder(hub, id)/'work', job_log(hub, id)
+    try: stage, message = _attempts(hub, j, json.loads(j['spec']), log, work)
+    except HubError as e: stage, message = 'ERROR', e.message
     except Exception as e:
         traceback.print_exc()
-        stage,message = 'ERROR',f'the Hub could not run it ({type(e).__name__})'
-    finally: hub.programs.pop(f'job {id}',None); shutil.rmtree(work, ignore_errors=True)
+        stage, message = 'ERROR', f'the Hub could not run it ({type(e).__name__})'
+    finally: hub.programs.pop(f'job {id}', None); shutil.rmtree(work, ignore_errors=True)
     if hub.stopping.is_set(): return # the next server says so
-    if stage=='ERROR' and _state(hub,id)=='RUNNING': log.add(f'Job failed: {message}')
+    if stage == 'ERROR' and _state(hub, id) == 'RUNNING': log.add(f'Job failed: {message}')
     end_job(hub, id, stage, message)
     dispatch(hub)
 
 def _attempts(hub, j, spec, log, work):
     for n in range(spec['attempts']):
         if n: log.add(f"Attempt {n+1} of {spec['attempts']}."); shutil.rmtree(work)
-        mounts,back = _prepare(hub, j, spec, work)
+        mounts, back = _prepare(hub, j, spec, work)
         p = _program(hub, j, spec, log, work, mounts)
-        if _state(hub,j['id'])!='RUNNING': p.stop() # cancelled before there was a program
+        if _state(hub, j['id']) != 'RUNNING': p.stop() # cancelled before there was a program
         code = p.wait()
         for b in back: write_back(hub, j, log, work, *b)
-        if code==0 and not p.why: return 'COMPLETED',_own
-        if p.why=='timeout': return 'ERROR',f"it ran for more than {spec['timeoutSeconds']} seconds"
+        if code == 0 and not p.why: return 'COMPLETED', _own
+        if p.why == 'timeout': return 'ERROR', f"it ran for more than {spec['timeoutSeconds']} seconds"
         if p.why: break
-    return 'ERROR',f'exit code {code}'+(': the program is not on this machine, and the image '
-        'is not used' if code==127 else '')
+    return 'ERROR', f'exit code {code}'+(': the program is not on this machine, and the image '
+        'is not used' if code == 127 else '')
 
-def end_job(hub:Hub, id:str, stage:str, message:str):
+def end_job(hub: Hub, id: str, stage: str, message: str):
     "Write down how a Job ended, unless that was done before."
     with hub.db.tx() as c: c.execute('UPDATE jobs SET stage=?, message=?, finished=? WHERE id=? '
         "AND stage IN ('SCHEDULING','RUNNING')", (stage, message, time.time(), id))
@@ -404,82 +404,82 @@ def _answer(call, id): return job_json(call.hub,
     call.hub.db.one('SELECT * FROM jobs WHERE id=?', id))
 
 @job_routes('GET', '/api/jobs/hardware')
-def list_hardware(call:Call)->list:
+def list_hardware(call: Call) -> list:
     "List flavors."
     return hardware()
 
 @job_routes('POST', '/api/jobs/{ns}')
-def run_job(call:Call)->dict:
+def run_job(call: Call) -> dict:
     "Start a Job."
     owner = check_owner(call, 'job.write')['name']
     check_may(call.hub, 'jobs')
-    spec,secrets = check_spec(call, call.json())
+    spec, secrets = check_spec(call, call.json())
     return _answer(call, add_job(call.hub, owner, call.who.name, spec, secrets))
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #231835f5
 @job_routes('GET', '/api/jobs/{ns}/{job}')
-def inspect_job(call:Call)->dict:
+def inspect_job(call: Call) -> dict:
     "Show a Job."
     return job_json(call.hub, find_job(call))
 
 def _by_label(call, table):
-    sql,args = '',[]
+    sql, args = '', []
     for l in call.q.getlist('label')[:50]:
-        k,eq,v = l.partition('=')
+        k, eq, v = l.partition('=')
         if not eq: raise HubError(400, f'`{l[:100]}` is no label: write key=value.')
         sql += (f" AND EXISTS(SELECT 1 FROM json_each({table}.spec,'$.labels') l WHERE l.key=? "
                 'AND l.value=?)')
-        args += [k,v]
-    return sql,args
+        args += [k, v]
+    return sql, args
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #afab118d
-def find_jobs(call:Call, owner:str)->tuple: # (rows, where the next page begins or None)
+def find_jobs(call: Call, owner: str) -> tuple: # (rows, where the next page begins or None)
     "Find the Jobs of a namespace that a list asks for, newest first."
     stages = [s.upper() for s in call.q.getlist('stage')]
-    if bad:=[s for s in stages if s not in STAGES]:
+    if bad := [s for s in stages if s not in STAGES]:
         raise HubError(400, f'there is no stage `{bad[0][:50]}`: use {", ".join(STAGES)}.')
-    sql,args = _by_label(call, 'jobs')
+    sql, args = _by_label(call, 'jobs')
     if stages:
         sql += f" AND stage IN ({','.join('?'*len(set(stages)))})"; args += list(set(stages))
-    n,start = call.int('limit',50,1,100),call.int('cursor',1<<40,0,1<<40)
+    n, start = call.int('limit', 50, 1, 100), call.int('cursor', 1<<40, 0, 1<<40)
     rows = call.hub.db.all(f'SELECT * FROM jobs WHERE owner=? AND seq<?{sql} ORDER BY seq DESC '
                            'LIMIT ?', owner, start, *args, n+1)
-    return rows[:n],rows[n-1]['seq'] if len(rows)>n else None
+    return rows[:n], rows[n-1]['seq'] if len(rows) > n else None
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #fa0100ed
 @job_routes('GET', '/api/jobs/{ns}')
-def list_jobs(call:Call)->Json:
+def list_jobs(call: Call) -> Json:
     "List Jobs, newest first."
-    rows,cursor = find_jobs(call, check_owner(call, 'job.read')['name'])
-    return Json([job_json(call.hub,j) for j in rows],
+    rows, cursor = find_jobs(call, check_owner(call, 'job.read')['name'])
+    return Json([job_json(call.hub, j) for j in rows],
                 headers=next_link(call, cursor=cursor) if cursor else {})
 
 @job_routes('POST', '/api/jobs/{ns}/{job}/cancel')
-def cancel_job(call:Call)->dict:
+def cancel_job(call: Call) -> dict:
     "Stop a Job; one that has ended stays as it is."
     id = find_job(call, write=True)['id']
     stop_job(call.hub, id, call.who.name)
     return _answer(call, id)
 
-def stop_job(hub:Hub, id:str, by:str):
+def stop_job(hub: Hub, id: str, by: str):
     "Cancel a Job and wait until its program is gone."
     end_job(hub, id, 'CANCELED', f'canceled by {by}')
-    if p:=hub.programs.get(f'job {id}'): p.stop('canceled'); p.wait(10)
+    if p := hub.programs.get(f'job {id}'): p.stop('canceled'); p.wait(10)
     dispatch(hub)
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #3b54b961
 @job_routes('POST', '/api/jobs/{ns}/{job}/duplicate')
-def duplicate_job(call:Call)->dict:
+def duplicate_job(call: Call) -> dict:
     "Start a Job once more."
     j = find_job(call, write=True)
     check_may(call.hub, 'jobs')
     secrets = json.loads(j['secrets'])
-    spec,_ = check_spec(call, json.loads(j['spec']))
+    spec, _ = check_spec(call, json.loads(j['spec']))
     return _answer(call, add_job(call.hub, j['owner'], call.who.name, spec, secrets,
                                  'duplicated-job', j['id']))
 
 @job_routes('PUT', '/api/jobs/{ns}/{job}/labels')
-def label_job(call:Call)->dict:
+def label_job(call: Call) -> dict:
     "Replace a Job's labels."
     j = find_job(call, write=True)
     spec = json.loads(j['spec'])|dict(labels=check_labels(call.json().get('labels')))
@@ -488,43 +488,43 @@ def label_job(call:Call)->dict:
     return _answer(call, j['id'])
 
 @job_routes('PUT', '/api/jobs/{ns}/{job}/expose')
-def expose_job(call:Call)->dict:
+def expose_job(call: Call) -> dict:
     "Refuse to open ports."
-    j,d = find_job(call, write=True),call.json()
+    j, d = find_job(call, write=True), call.json()
     if any(d.values()): check_spec(call, dict(expose=d))
     return job_json(call.hub, j)
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #820d049f
 def _sse(lines): return StreamingResponse(lines, media_type='text/event-stream',
-    headers={'Cache-Control':'no-cache'})
+    headers={'Cache-Control': 'no-cache'})
 
-def log_stream(hub:Hub, id:str, last:int=None)->StreamingResponse:
+def log_stream(hub: Hub, id: str, last: int = None) -> StreamingResponse:
     "Send a Job's log until it has ended."
     ended = lambda: hub.stopping.is_set() or _state(hub,
         id) not in ACTIVE and f'job {id}' not in hub.programs
-    return _sse(follow(job_log(hub,id), ended, last))
+    return _sse(follow(job_log(hub, id), ended, last))
 
 @job_routes('GET', '/api/jobs/{ns}/{job}/logs')
-def job_logs(call:Call)->StreamingResponse:
+def job_logs(call: Call) -> StreamingResponse:
     "Send the log as it grows."
-    return log_stream(call.hub, find_job(call)['id'], call.int('tail',None))
+    return log_stream(call.hub, find_job(call)['id'], call.int('tail', None))
 
 @job_routes('GET', '/api/jobs/{ns}/{job}/events')
-def job_events(call:Call)->StreamingResponse:
+def job_events(call: Call) -> StreamingResponse:
     "Tell when the stage changes, until the end."
-    hub,id = call.hub,find_job(call)['id']
+    hub, id = call.hub, find_job(call)['id']
     async def changes():
         old = None
         while old not in STAGES[2:] and not hub.stopping.is_set():
             j = hub.db.one('SELECT stage,message FROM jobs WHERE id=?', id)
-            if j['stage']!=old:
-                old,d = j['stage'],dict(dict(j), timestamp=iso(time.time()))
+            if j['stage'] != old:
+                old, d = j['stage'], dict(dict(j), timestamp=iso(time.time()))
                 yield f'event: status\ndata: {json.dumps(d)}\n\n'
             else: await asyncio.sleep(.25)
     return _sse(changes())
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #bf9fb6a3
-def usage(p:Program)->tuple: # (seconds of processor time, bytes of memory)
+def usage(p: Program) -> tuple: # (seconds of processor time, bytes of memory)
     "Add up what a program and everything that it has started use."
     cpu = mem = 0
     try: family = psutil.Process(p.pid).children(recursive=True)
@@ -532,59 +532,59 @@ def usage(p:Program)->tuple: # (seconds of processor time, bytes of memory)
     for q in family:
         try: t = q.cpu_times(); cpu += t.user+t.system; mem += q.memory_info().rss
         except psutil.Error: pass # it has just ended
-    return cpu,mem
+    return cpu, mem
 
 @job_routes('GET', '/api/jobs/{ns}/{job}/metrics')
-def job_metrics(call:Call)->StreamingResponse:
+def job_metrics(call: Call) -> StreamingResponse:
     "Tell once a second what a Job uses."
-    hub,id,cores = call.hub,find_job(call)['id'],os.cpu_count()
-    if _state(hub,id)!='RUNNING': raise HubError(406, 'this Job is not running.')
+    hub, id, cores = call.hub, find_job(call)['id'], os.cpu_count()
+    if _state(hub, id) != 'RUNNING': raise HubError(406, 'this Job is not running.')
     async def measure():
-        then,old,pause = None,0,.25
-        while _state(hub,id)=='RUNNING' and not hub.stopping.is_set():
-            if p:=hub.programs.get(f'job {id}'):
-                now,(cpu,mem) = time.monotonic(),usage(p)
+        then, old, pause = None, 0, .25
+        while _state(hub, id) == 'RUNNING' and not hub.stopping.is_set():
+            if p := hub.programs.get(f'job {id}'):
+                now, (cpu, mem) = time.monotonic(), usage(p)
                 if then:
-                    d = dict(cpu_usage_pct=max(round(100*(cpu-old)/(now-then)/cores),0),
+                    d = dict(cpu_usage_pct=max(round(100*(cpu-old)/(now-then)/cores), 0),
                         cpu_millicores=1000*cores, memory_used_bytes=mem, rx_bps=0, tx_bps=0,
                         memory_total_bytes=psutil.virtual_memory().total, gpus={}, replica=id[-5:])
                     yield f'event: metric\ndata: {json.dumps(d)}\n\n'
                     pause = 1
-                then,old = now,cpu
+                then, old = now, cpu
             await asyncio.sleep(pause)
     return _sse(measure())
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #1c3d3388
-_words = {'@annually':'0 0 1 1 *', '@yearly':'0 0 1 1 *', '@monthly':'0 0 1 * *',
-    '@weekly':'0 0 * * 0', '@daily':'0 0 * * *', '@hourly':'0 * * * *'}
+_words = {'@annually': '0 0 1 1 *', '@yearly': '0 0 1 1 *', '@monthly': '0 0 1 * *',
+    '@weekly': '0 0 * * 0', '@daily': '0 0 * * *', '@hourly': '0 * * * *'}
 
-def next_time(schedule:str, after:float # Unix time
-             )->float:
+def next_time(schedule: str, after: float # Unix time
+             ) -> float:
     "Tell when a schedule is due next."
-    expr = _words.get(schedule,schedule)
+    expr = _words.get(schedule, schedule)
     try:
-        if len(expr)>200 or len(expr.split())!=5: raise CronSimError
-        at = datetime.fromtimestamp(after,timezone.utc).replace(microsecond=0)
-        return next(CronSim(expr,at)).timestamp()
-    except (CronSimError,StopIteration):
+        if len(expr) > 200 or len(expr.split()) != 5: raise CronSimError
+        at = datetime.fromtimestamp(after, timezone.utc).replace(microsecond=0)
+        return next(CronSim(expr, at)).timestamp()
+    except (CronSimError, StopIteration):
         raise HubError(400, f'`{schedule[:100]}` is no schedule that ever comes: use five fields '
             f'like `0 9 * * 1`, or {", ".join(_words)}.') from None
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #2a973b16
-def run_due(hub:Hub, now:float # Unix time
+def run_due(hub: Hub, now: float # Unix time
            ):
     "Start the Jobs whose time has come."
     for s in hub.db.all('SELECT * FROM schedules WHERE suspend=0 AND next<=?', now):
         lost = not hub.db.person(s['creator']).can_write(s['owner'])
         with hub.db.tx() as c: mine = c.execute('UPDATE schedules SET next=?, suspend=? WHERE id=? '
-            'AND next=?', (next_time(s['schedule'],now), lost, s['id'], s['next'])).rowcount
-        if mine and not lost and now-s['next']<60 and (s['concurrency'] or not _busy(hub,s['id'])):
+            'AND next=?', (next_time(s['schedule'], now), lost, s['id'], s['next'])).rowcount
+        if mine and not lost and now-s['next'] < 60 and (s['concurrency'] or not _busy(hub, s['id'])):
             run_schedule(hub, s)
 
-def _busy(hub, id): return hub.db.one("SELECT 1 FROM jobs WHERE source=? AND stage IN "
+def _busy(hub, id): return hub.db.one('SELECT 1 FROM jobs WHERE source=? AND stage IN '
     "('SCHEDULING','RUNNING')", id)
 
-def run_schedule(hub:Hub, s)->str: # id of the Job
+def run_schedule(hub: Hub, s) -> str: # id of the Job
     "Start a schedule's Job now."
     id = add_job(hub, s['owner'], s['creator'], json.loads(s['spec']), json.loads(s['secrets']),
                  'scheduled-job', s['id'])
@@ -593,13 +593,13 @@ def run_schedule(hub:Hub, s)->str: # id of the Job
     return id
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #7e24c573
-def open_jobs(hub:Hub):
+def open_jobs(hub: Hub):
     "Take up what the last server left: what ran has failed, what waits may start, schedules go on."
     with hub.db.tx() as c:
         c.execute("UPDATE jobs SET stage='ERROR', message='the Hub stopped while "
         "it ran', finished=? WHERE stage='RUNNING'", (time.time(),))
     for work in (hub.data/'jobs').glob('*/work'): shutil.rmtree(work, ignore_errors=True)
-    if not {'jobs','asked'}&set(hub.may): return
+    if not {'jobs', 'asked'}&set(hub.may): return
     def tick():
         while not hub.stopping.wait(1):
             try: run_due(hub, time.time())
@@ -608,16 +608,16 @@ def open_jobs(hub:Hub):
     threading.Thread(target=tick, daemon=True).start()
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #c07feae7
-def schedule_json(hub:Hub, s)->dict:
+def schedule_json(hub: Hub, s) -> dict:
     "Write a schedule as the API does."
     last = dict(id=s['last_job'], at=iso(s['last_at'])) if s['last_job'] else None
     return dict(id=s['id'], createdAt=iso(s['created']), schedule=s['schedule'],
         jobSpec=_shown(json.loads(s['spec']), s['secrets']), suspend=bool(s['suspend']),
-        concurrency=bool(s['concurrency']), owner=_person(hub,s['owner']),
+        concurrency=bool(s['concurrency']), owner=_person(hub, s['owner']),
         status=dict(lastJob=last, nextJobRunAt=None if s['suspend'] else iso(s['next'])),
         initiator=dict(type='user', id=s['creator'], name=s['creator']))
 
-def find_schedule(call:Call, write:bool=False)->dict: # row of `schedules`
+def find_schedule(call: Call, write: bool = False) -> dict: # row of `schedules`
     "Find the schedule that the address names."
     u = check_owner(call, 'job.read')
     s = call.hub.db.one('SELECT * FROM schedules WHERE id=? AND owner=?', call.p['id'], u['name'])
@@ -627,31 +627,31 @@ def find_schedule(call:Call, write:bool=False)->dict: # row of `schedules`
 
 def _schedule(call, d):
     v = d.get('schedule')
-    if not isinstance(v,str): raise HubError(400, '`schedule` must be text.')
-    return v,next_time(v,time.time())
+    if not isinstance(v, str): raise HubError(400, '`schedule` must be text.')
+    return v, next_time(v, time.time())
 
 def _change(call, **values):
     id = find_schedule(call, write=True)['id']
     with call.hub.db.tx() as c:
-        for k,v in values.items(): c.execute(f'UPDATE schedules SET {k}=? WHERE id=?', (v,id))
+        for k, v in values.items(): c.execute(f'UPDATE schedules SET {k}=? WHERE id=?', (v, id))
     return schedule_json(call.hub, find_schedule(call))
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #67ce4ba3
 @job_routes('GET', '/api/scheduled-jobs/{ns}')
-def list_schedules(call:Call)->list:
+def list_schedules(call: Call) -> list:
     "List schedules."
     owner = check_owner(call, 'job.read')['name']
-    sql,args = _by_label(call, 'schedules')
-    return [schedule_json(call.hub,s) for s in call.hub.db.all('SELECT * FROM schedules WHERE '
+    sql, args = _by_label(call, 'schedules')
+    return [schedule_json(call.hub, s) for s in call.hub.db.all('SELECT * FROM schedules WHERE '
         f'owner=?{sql} ORDER BY created DESC', owner, *args)]
 
 @job_routes('POST', '/api/scheduled-jobs/{ns}')
-def create_schedule(call:Call)->dict:
+def create_schedule(call: Call) -> dict:
     "Make a schedule."
-    owner,d = check_owner(call, 'job.write')['name'],call.json()
+    owner, d = check_owner(call, 'job.write')['name'], call.json()
     check_may(call.hub, 'jobs')
-    (spec,secrets),(schedule,due) = check_spec(call, d.get('jobSpec')),_schedule(call,d)
-    flags = [d.get(k) or False for k in ('concurrency','suspend')]
+    (spec, secrets), (schedule, due) = check_spec(call, d.get('jobSpec')), _schedule(call, d)
+    flags = [d.get(k) or False for k in ('concurrency', 'suspend')]
     if not all(type(f) is bool for f in flags):
         raise HubError(400, '`concurrency` and `suspend` must be true or false.')
     call.p['id'] = id = _new_id()
@@ -662,12 +662,12 @@ def create_schedule(call:Call)->dict:
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #b9d8b0da
 @job_routes('GET', '/api/scheduled-jobs/{ns}/{id}')
-def inspect_schedule(call:Call)->dict:
+def inspect_schedule(call: Call) -> dict:
     "Show a schedule."
     return schedule_json(call.hub, find_schedule(call))
 
 @job_routes('DELETE', '/api/scheduled-jobs/{ns}/{id}')
-def delete_schedule(call:Call)->dict:
+def delete_schedule(call: Call) -> dict:
     "Forget a schedule; its Jobs stay."
     s = find_schedule(call, write=True)
     with call.hub.db.tx() as c: c.execute('DELETE FROM schedules WHERE id=?', (s['id'],))
@@ -675,35 +675,35 @@ def delete_schedule(call:Call)->dict:
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #4e300fd1
 @job_routes('POST', '/api/scheduled-jobs/{ns}/{id}/suspend')
-def suspend_schedule(call:Call)->dict:
+def suspend_schedule(call: Call) -> dict:
     "Let a schedule rest."
     return _change(call, suspend=True)
 
 @job_routes('POST', '/api/scheduled-jobs/{ns}/{id}/resume')
-def resume_schedule(call:Call)->dict:
+def resume_schedule(call: Call) -> dict:
     "Let a schedule go on."
     s = find_schedule(call, write=True)
-    return _change(call, suspend=False, next=next_time(s['schedule'],time.time()))
+    return _change(call, suspend=False, next=next_time(s['schedule'], time.time()))
 
 @job_routes('POST', '/api/scheduled-jobs/{ns}/{id}/schedule')
-def reschedule(call:Call)->dict:
+def reschedule(call: Call) -> dict:
     "Change the times."
-    schedule,due = _schedule(call, call.json())
+    schedule, due = _schedule(call, call.json())
     return _change(call, schedule=schedule, next=due)
 
 # %% ../../nbs/localhub/08i_jobs.ipynb #bc2034f7
 @job_routes('PUT', '/api/scheduled-jobs/{ns}/{id}/labels')
-def label_schedule(call:Call)->dict:
+def label_schedule(call: Call) -> dict:
     "Replace the labels of the Jobs to come."
     spec = json.loads(find_schedule(call, write=True)['spec'])
     return _change(call,
         spec=json.dumps(spec|dict(labels=check_labels(call.json().get('labels')))))
 
 @job_routes('POST', '/api/scheduled-jobs/{ns}/{id}/run')
-def trigger_schedule(call:Call)->dict:
+def trigger_schedule(call: Call) -> dict:
     "Start a schedule's Job now; its times stay."
     s = find_schedule(call, write=True)
     check_may(call.hub, 'jobs')
-    if not s['concurrency'] and _busy(call.hub,s['id']):
+    if not s['concurrency'] and _busy(call.hub, s['id']):
         raise HubError(409, 'a Job of this schedule is running, and it allows one at a time.')
-    return _answer(call, run_schedule(call.hub,s))
+    return _answer(call, run_schedule(call.hub, s))

@@ -21,54 +21,54 @@ from .wire import Call, Routes
 # %% ../../nbs/localhub/09b_jobspage.ipynb #894b6f12
 jobspage_routes = Routes()
 
-def lasted(seconds:int)->str:
+def lasted(seconds: int) -> str:
     "Write a duration for people."
     if seconds is None: return ''
-    m,s = divmod(seconds,60); h,m = divmod(m,60)
-    parts = [f'{n} {unit}' for n,unit in ((h,'h'),(m,'min'),(s,'s')) if n]
+    m, s = divmod(seconds, 60); h, m = divmod(m, 60)
+    parts = [f'{n} {unit}' for n, unit in ((h, 'h'), (m, 'min'), (s, 's')) if n]
     return ' '.join(parts[:2]) or '0 s'
 
 templates().filters |= dict(lasted=lasted,
     command=lambda spec: shlex.join(spec['command']+spec['arguments']))
 
 @page('/jobs', routes=jobspage_routes)
-def my_jobs(call:Call)->Response:
+def my_jobs(call: Call) -> Response:
     "Lead to one's own Jobs."
     return RedirectResponse(f'/jobs/{call.who.name}' if call.who.name else '/login', 303)
 
 @page('/jobs/{ns}', routes=jobspage_routes)
-def jobs_page(call:Call)->Response:
+def jobs_page(call: Call) -> Response:
     "List the Jobs and schedules of a namespace."
-    owner,stage = check_owner(call, 'job.read')['name'],call.q.get('stage','').upper()
-    rows,cursor = find_jobs(call, owner)
-    more = [('cursor',cursor)]+[('stage',stage)]*bool(stage)
+    owner, stage = check_owner(call, 'job.read')['name'], call.q.get('stage', '').upper()
+    rows, cursor = find_jobs(call, owner)
+    more = [('cursor', cursor)]+[('stage', stage)]*bool(stage)
     return html(call, 'jobs.html', title=f'Jobs of {owner}', owner=owner, stage=stage,
-        jobs=[job_json(call.hub,j) for j in rows], schedules=list_schedules(call),
+        jobs=[job_json(call.hub, j) for j in rows], schedules=list_schedules(call),
         stages=STAGES[:5],
-        more=urlencode(more) if cursor else None, allowed=bool({'jobs','asked'}&set(call.hub.may)))
+        more=urlencode(more) if cursor else None, allowed=bool({'jobs', 'asked'}&set(call.hub.may)))
 
 # %% ../../nbs/localhub/09b_jobspage.ipynb #f5ce281f
 _ansi = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
 
 @page('/jobs/{ns}/{job}', routes=jobspage_routes)
-def job_page(call:Call)->Response:
+def job_page(call: Call) -> Response:
     "Show a Job and the end of its log."
     j = find_job(call)
-    active,log = j['stage'] in ACTIVE,job_log(call.hub,j['id']).lines(501)
-    res = html(call, 'job.html', title=f"Job {j['id']}", job=job_json(call.hub,j), active=active,
-        lines=[_ansi.sub('',l['data']) for l in log[-500:]], cut=len(log)>500,
+    active, log = j['stage'] in ACTIVE, job_log(call.hub, j['id']).lines(501)
+    res = html(call, 'job.html', title=f"Job {j['id']}", job=job_json(call.hub, j), active=active,
+        lines=[_ansi.sub('', l['data']) for l in log[-500:]], cut=len(log) > 500,
         may=active and call.who.may('job.write', j['owner']))
     if active:
         res.headers['Content-Security-Policy'] = CSP+"; script-src 'self'; connect-src 'self'"
     return res
 
 @page('/jobs/{ns}/{job}/log', routes=jobspage_routes)
-def job_page_log(call:Call)->Response:
+def job_page_log(call: Call) -> Response:
     "Send the log to the page's script."
     return log_stream(call.hub, find_job(call)['id'], 500)
 
 @page('/jobs/{ns}/{job}/cancel', methods='POST', routes=jobspage_routes)
-def cancel_on_page(call:Call)->Response:
+def cancel_on_page(call: Call) -> Response:
     "Stop a Job from its page."
     call.browser_form()
     j = find_job(call, write=True)

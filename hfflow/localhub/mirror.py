@@ -35,10 +35,10 @@ _id_re = re.compile(r'(?:\w[\w.-]{0,95}/)?\w[\w.-]{0,95}', re.A)
 @dataclass(frozen=True)
 class End:
     "A repo on a Hub, which may not be there yet."
-    endpoint:str # http:// or https://, without a slash at the end
-    kind:str # model | dataset | space
-    id:str # owner/name
-    token:str=field(default=None, repr=False)
+    endpoint: str # http:// or https://, without a slash at the end
+    kind: str # model | dataset | space
+    id: str # owner/name
+    token: str = field(default=None, repr=False)
 
     def __post_init__(self):
         if not re.match(r'https?://[^/\s@]+(/[^\s?#]*)?$', self.endpoint):
@@ -61,101 +61,101 @@ class _SameServer(HTTPRedirectHandler):
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
         token = req.unredirected_hdrs.get('Authorization')
-        if new is not None and token and urlsplit(newurl)[:2]==urlsplit(req.full_url)[:2]:
+        if new is not None and token and urlsplit(newurl)[:2] == urlsplit(req.full_url)[:2]:
             new.add_unredirected_header('Authorization', token)
         return new
 
 # %% ../../nbs/localhub/13_mirror.ipynb #0c7a4b4e
-def send(method:str, url:str, token:str=None,
+def send(method: str, url: str, token: str = None,
          body=None, # bytes, or an iterable of bytes with a Content-Length in `headers`
-         headers:dict=None):
+         headers: dict = None):
     "Send a request; returns the open response, or raises the sentence for what went wrong."
     host = urlsplit(url)
-    if host.scheme not in ('http','https'): raise HubError(502, f'`{url[:100]}` is no web address.')
+    if host.scheme not in ('http', 'https'): raise HubError(502, f'`{url[:100]}` is no web address.')
     direct = [ProxyHandler({})] if host.hostname in LOOPBACK else []
     try:
-        req = Request(url, body, {'User-Agent':'hfflow', **(headers or {})}, method=method)
+        req = Request(url, body, {'User-Agent': 'hfflow', **(headers or {})}, method=method)
         if token: req.add_unredirected_header('Authorization', f'Bearer {token}')
         return build_opener(_SameServer, *direct).open(req, timeout=60)
     except HTTPError as e:
         with e: raise _refused(e, host.netloc) from None
-    except (OSError,HTTPException,ValueError) as e:
+    except (OSError, HTTPException, ValueError) as e:
         raise HubError(504, f'{host.scheme}://{host.netloc} does not answer '
-            f'({getattr(e,"reason",None) or e or type(e).__name__}): check the address and your '
+            f'({getattr(e, "reason", None) or e or type(e).__name__}): check the address and your '
             'network, then run the same command again.') from None
 
 def _refused(e, host):
     try: d = json.loads(e.read(100_000))
-    except (ValueError,OSError,HTTPException): d = {}
-    d = d if isinstance(d,dict) else {}
+    except (ValueError, OSError, HTTPException): d = {}
+    d = d if isinstance(d, dict) else {}
     said = e.headers.get('X-Error-Message') or d.get('error') or e.reason
     if 'Invalid credentials' in str(said): said = 'it does not know this token: make a new one'
     return HubError(e.code, f'{host} says: {str(said)[:300]} ({e.code})',
         e.headers.get('X-Error-Code'), body=d)
 
 # %% ../../nbs/localhub/13_mirror.ipynb #349d27dc
-def ask(end:End, url:str, method:str='GET',
+def ask(end: End, url: str, method: str = 'GET',
         body=None, # to be sent as JSON
-        type:str='application/json' # what the body and the answer are called
+        type: str = 'application/json' # what the body and the answer are called
        ): # what the Hub answered, and the address of the next page or None
     "Make a call of a Hub's API."
     data = None if body is None else json.dumps(body).encode()
-    home = urlsplit(url)[:2]==urlsplit(end.endpoint)[:2] # a page that is elsewhere gets no token
+    home = urlsplit(url)[:2] == urlsplit(end.endpoint)[:2] # a page that is elsewhere gets no token
     with send(method, url, end.token if home else None, data,
-            {'Content-Type':type, 'Accept':type}) as r:
+            {'Content-Type': type, 'Accept': type}) as r:
         try: d = json.loads(r.read() or b'null')
-        except (ValueError,OSError,HTTPException):
+        except (ValueError, OSError, HTTPException):
             raise HubError(502, f'{urlsplit(url).netloc} answers, but not as a Hub does.') from None
         m = re.match(r'<([^>]+)>; *rel="next"', r.headers.get('Link') or '')
         return d, m and m[1]
 
 # %% ../../nbs/localhub/13_mirror.ipynb #0c424350
-def look(end:End)->dict: # None where it is not there, or not for this token
+def look(end: End) -> dict: # None where it is not there, or not for this token
     "Ask what a repo is."
     try: d = ask(end, end.api)[0]
     except HubError as e:
-        if e.status==404 or e.status==401 and e.code=='RepoNotFound': return None
+        if e.status == 404 or e.status == 401 and e.code == 'RepoNotFound': return None
         raise
-    if not isinstance(d,dict) or not all(isinstance(d.get(k),str) for k in ('id','sha')):
+    if not isinstance(d, dict) or not all(isinstance(d.get(k), str) for k in ('id', 'sha')):
         raise HubError(502, f'{end.endpoint} answers, but not as a Hub does: check the address.')
     return d
 
-def found(end:End)->tuple: # the end under its present name, what `look` says
+def found(end: End) -> tuple: # the end under its present name, what `look` says
     "Ask what a repo is that has to be there and open to us."
     d = look(end)
     if d is None:
-        others = [k for k in KINDS if k!=end.kind and look(replace(end,kind=k))]
+        others = [k for k in KINDS if k != end.kind and look(replace(end, kind=k))]
         hint = f'there is a {others[0]} of that name: add --type {others[0]}' if others else \
             'check the name, and if it is private set HF_TOKEN to a token that may read it'
         raise HubError(404, f'{end.endpoint} has no {end.kind} {end.id}: {hint}.')
     end = replace(end, id=d['id'])
     if d.get('gated'): ask(end, f'{end.api}/auth-check')
-    return end,d
+    return end, d
 
 # %% ../../nbs/localhub/13_mirror.ipynb #484ae7f9
 class Git:
     "A bare repository between two Hubs."
-    def __init__(self, folder:Path, # new or empty
-                 *ends:End):
+    def __init__(self, folder: Path, # new or empty
+                 *ends: End):
         self.folder = Path(folder)/'git'
         bare(self.folder).free()
-        conf = [('credential.helper',''), ('core.hooksPath',os.devnull), ('gc.auto','0')]
+        conf = [('credential.helper', ''), ('core.hooksPath', os.devnull), ('gc.auto', '0')]
         for e in ends:
             if not e.token: continue
             basic = base64.b64encode(f'user:{e.token}'.encode()).decode()
             conf.append((f'http.{e.endpoint}/.extraHeader', f'Authorization: Basic {basic}'))
         quiet = dict(GIT_DIR=str(self.folder), GIT_TERMINAL_PROMPT='0', LC_ALL='C',
             GIT_CONFIG_COUNT=str(len(conf)))
-        for i,(k,v) in enumerate(conf):
-            quiet |= {f'GIT_CONFIG_KEY_{i}':k, f'GIT_CONFIG_VALUE_{i}':v}
+        for i, (k, v) in enumerate(conf):
+            quiet |= {f'GIT_CONFIG_KEY_{i}': k, f'GIT_CONFIG_VALUE_{i}': v}
         direct = ','.join(filter(None, [os.environ.get('no_proxy') or os.environ.get('NO_PROXY'),
             *LOOPBACK]))
-        self.env = {k:v for k,v in os.environ.items() if not k.startswith('GIT_')
+        self.env = {k: v for k, v in os.environ.items() if not k.startswith('GIT_')
             or k.startswith('GIT_SSL')} | quiet | dict(no_proxy=direct, NO_PROXY=direct)
 
-    def __call__(self, *args, input:str=None, ok=(0,))->str:
+    def __call__(self, *args, input: str = None, ok=(0,)) -> str:
         "Run git; returns what it prints."
-        r = subprocess.run(['git',*args], env=self.env, input=input, capture_output=True,
+        r = subprocess.run(['git', *args], env=self.env, input=input, capture_output=True,
             text=True, encoding='utf-8', errors='replace')
         if r.returncode not in ok:
             said = [l for l in r.stderr.splitlines() if l.strip()] or ['it failed']
@@ -163,103 +163,103 @@ class Git:
         return r.stdout
 
 # %% ../../nbs/localhub/13_mirror.ipynb #c89c751a
-def fetch(self, end:End, side:str # src | dst
-         )->dict: # 'heads/main' -> id, and so on
+def fetch(self, end: End, side: str # src | dst
+         ) -> dict: # 'heads/main' -> id, and so on
     "Take all branches and tags of an end."
     self('fetch', '--quiet', '--no-tags', '--no-write-fetch-head', end.url,
-        *(f'+refs/{g}/*:refs/{side}/{g}/*' for g in ('heads','tags')))
+        *(f'+refs/{g}/*:refs/{side}/{g}/*' for g in ('heads', 'tags')))
     out = self('for-each-ref', '--format=%(refname) %(objectname)', f'refs/{side}')
-    return {l.split()[0].split('/',2)[2]:l.split()[1] for l in out.splitlines()}
+    return {l.split()[0].split('/', 2)[2]: l.split()[1] for l in out.splitlines()}
 Git.fetch = fetch
 
-def choose(self, refs:dict, revision:str # branch, tag or commit; None for everything
-          )->dict:
+def choose(self, refs: dict, revision: str # branch, tag or commit; None for everything
+          ) -> dict:
     "Narrow the refs down to one revision, which becomes `main`."
     if revision is None: return refs
-    name = next((f'{g}/{revision}' for g in ('heads','tags') if f'{g}/{revision}' in refs), None)
+    name = next((f'{g}/{revision}' for g in ('heads', 'tags') if f'{g}/{revision}' in refs), None)
     rev = refs.get(name) or (revision if re.fullmatch('[0-9a-f]{7,40}', revision) else '')
     try: commit = self('rev-parse', '--verify', '--quiet', f'{rev}^{{commit}}').strip()
     except HubError:
         raise HubError(404, f'there is no branch, tag or commit `{revision[:100]}`: there are '
-            f'{", ".join(sorted(r.split("/",1)[1] for r in refs))[:200]}.') from None
-    return {**({name:refs[name]} if name else {}), 'heads/main':commit}
+            f'{", ".join(sorted(r.split("/", 1)[1] for r in refs))[:200]}.') from None
+    return {**({name: refs[name]} if name else {}), 'heads/main': commit}
 Git.choose = choose
 
 # %% ../../nbs/localhub/13_mirror.ipynb #8a3ca22e
 @dataclass
 class Change:
     "What happens to a branch or tag."
-    ref:str # heads/… or tags/…
-    old:str # None where it is new
-    new:str
-    what:str # for people
-    lost:list=() # commits that would be dropped, one line each
+    ref: str # heads/… or tags/…
+    old: str # None where it is new
+    new: str
+    what: str # for people
+    lost: list = () # commits that would be dropped, one line each
 
     def __str__(self):
-        group,name = self.ref.split('/',1)
-        return f'{"tag " if group=="tags" else ""}{name}: {self.what}'
+        group, name = self.ref.split('/', 1)
+        return f'{"tag " if group == "tags" else ""}{name}: {self.what}'
 
 # %% ../../nbs/localhub/13_mirror.ipynb #4f1df2a6
-def compare(self, src:dict, dst:dict)->list: # of `Change`, none for what is the same
+def compare(self, src: dict, dst: dict) -> list: # of `Change`, none for what is the same
     "Find out what has to happen to each ref."
     res = []
-    for ref,new in sorted(src.items()):
+    for ref, new in sorted(src.items()):
         old = dst.get(ref)
-        if old==new: continue
+        if old == new: continue
         if old is None: res.append(Change(ref, None, new, f'new, at {new[:8]}')); continue
         if ref.startswith('tags/'):
             res.append(Change(ref, old, new, f'moved from {old[:8]} to {new[:8]}',
                 [f'{old[:8]}, where the tag {ref[5:]} stands'])); continue
         n = int(self('rev-list', '--count', new, f'^{old}'))
         lost = self('log', '--format=%h %s', old, f'^{new}').splitlines()
-        res.append(Change(ref, old, new, f'{n} new commit{"s"*(n!=1)}, {old[:8]}..{new[:8]}', lost))
+        res.append(Change(ref, old, new, f'{n} new commit{"s"*(n != 1)}, {old[:8]}..{new[:8]}', lost))
     return res
 Git.compare = compare
 
-def untouched(self, commit:str)->bool:
+def untouched(self, commit: str) -> bool:
     "Tell whether a branch holds nothing but what every new repo has."
     files = self('ls-tree', '-r', '--name-only', commit).split('\n')
-    return int(self('rev-list', '--count', commit))==1 and set(files)<={'.gitattributes',''}
+    return int(self('rev-list', '--count', commit)) == 1 and set(files) <= {'.gitattributes', ''}
 Git.untouched = untouched
 
 # %% ../../nbs/localhub/13_mirror.ipynb #f89f3f99
-def pointers(self, src:dict, dst:dict)->dict: # sha256 -> (size, path)
+def pointers(self, src: dict, dst: dict) -> dict: # sha256 -> (size, path)
     "Find the large files of the commits that one end has and the other has not."
     revs = [*src.values(), *(f'^{o}' for o in dst.values())]
-    repo,res = Repo(self.folder),{}
+    repo, res = Repo(self.folder), {}
     for line in self('rev-list', '--objects', '--stdin', input='\n'.join(revs)).splitlines():
-        oid,_,path = line.partition(' ')
-        type,size = repo.git.odb.read_header(oid)
-        if type==ObjectType.BLOB and (p:=repo.pointer(oid, size)): res[p.oid] = (p.size, path)
+        oid, _, path = line.partition(' ')
+        type, size = repo.git.odb.read_header(oid)
+        if type == ObjectType.BLOB and (p := repo.pointer(oid, size)): res[p.oid] = (p.size, path)
     return res
 Git.pointers = pointers
 
-def batch(end:End, operation:str, # upload | download
-          objects:dict # sha256 -> (size, path)
-         )->list:
+def batch(end: End, operation: str, # upload | download
+          objects: dict # sha256 -> (size, path)
+         ) -> list:
     "Ask where large files go to, or come from."
-    body = dict(operation=operation, transfers=['basic','multipart'] if operation=='upload'
+    body = dict(operation=operation, transfers=['basic', 'multipart'] if operation == 'upload'
         else ['basic'], hash_algo='sha256',
-        objects=[dict(oid=o, size=n) for o,(n,_) in objects.items()])
+        objects=[dict(oid=o, size=n) for o, (n, _) in objects.items()])
     res = ask(end, f'{end.url}.git/info/lfs/objects/batch', 'POST', body, LFS_TYPE)[0]['objects']
     for o in res:
-        if e:=o.get('error'): raise HubError(410, f'{end.endpoint} says of the large file '
-            f"{objects.get(o.get('oid'),(0,o.get('oid')))[1]}: {e.get('message')}")
+        if e := o.get('error'): raise HubError(410, f'{end.endpoint} says of the large file '
+            f"{objects.get(o.get('oid'), (0, o.get('oid')))[1]}: {e.get('message')}")
     return res
 
 # %% ../../nbs/localhub/13_mirror.ipynb #faff2507
-def download(src:End, oid:str, size:int, path:str, work:Path, # folder for the parts
-             bar=None, tries:int=5)->Path:
+def download(src: End, oid: str, size: int, path: str, work: Path, # folder for the parts
+             bar=None, tries: int = 5) -> Path:
     "Fetch a large file into `work`, going on where an earlier try ended."
     part = Path(work)/f'{oid}.part'
     for n in range(tries):
         try: got = _fetch(src, oid, size, path, part, bar)
-        except (OSError,HTTPException,HubError) as e:
-            if isinstance(e,HubError) and e.status<500 and e.status not in (403,408,429): raise
-            if n==tries-1: raise HubError(504, f'{path} broke off ({e}): run the same command '
+        except (OSError, HTTPException, HubError) as e:
+            if isinstance(e, HubError) and e.status < 500 and e.status not in (403, 408, 429): raise
+            if n == tries-1: raise HubError(504, f'{path} broke off ({e}): run the same command '
                 'again, it goes on from there.') from None
             time.sleep(min(2**n/2, 5)); continue
-        if got==oid: return part
+        if got == oid: return part
         part.unlink() # not those bytes: once more, from the start
     raise HubError(502, f'{src.endpoint} sends other bytes for {path} than its sha256 promises.')
 
@@ -267,51 +267,51 @@ def download(src:End, oid:str, size:int, path:str, work:Path, # folder for the p
 def _fetch(src, oid, size, path, part, bar):
     "Append what is missing; returns the sha256 of the whole."
     h = sha256()
-    with open(part,'a+b') as f:
+    with open(part, 'a+b') as f:
         f.seek(0)
-        while data:=f.read(1<<20): h.update(data)
+        while data := f.read(1<<20): h.update(data)
         have = f.tell()
-        if have>=size: return h.hexdigest()
-        to = batch(src, 'download', {oid:(size,path)})[0]['actions']['download']
-        want = {**to.get('header',{}), 'Range':f'bytes={have}-'}
+        if have >= size: return h.hexdigest()
+        to = batch(src, 'download', {oid: (size, path)})[0]['actions']['download']
+        want = {**to.get('header', {}), 'Range': f'bytes={have}-'}
         with send('GET', to['href'], headers=want) as r:
-            if r.status!=206: f.truncate(0); h = sha256() # it sends everything
-            while data:=r.read(1<<20):
+            if r.status != 206: f.truncate(0); h = sha256() # it sends everything
+            while data := r.read(1<<20):
                 f.write(data); h.update(data)
                 if bar is not None: bar.update(len(data))
-        if f.tell()<size: raise OSError(f'{f.tell()} of {size} bytes arrived')
+        if f.tell() < size: raise OSError(f'{f.tell()} of {size} bytes arrived')
     return h.hexdigest()
 
 # %% ../../nbs/localhub/13_mirror.ipynb #49cae500
-def upload(dst:End, o:dict, # what `batch` said of it
-           file:Path, bar=None):
+def upload(dst: End, o: dict, # what `batch` said of it
+           file: Path, bar=None):
     "Send a large file to where the Hub wants it."
-    to,size = o['actions']['upload'],file.stat().st_size
+    to, size = o['actions']['upload'], file.stat().st_size
     header = dict(to.get('header') or {})
     def put(url, a, b, header):
         def pieces():
-            for data in file_range(open(file,'rb'), a, b):
+            for data in file_range(open(file, 'rb'), a, b):
                 yield data
                 if bar is not None: bar.update(len(data))
-        with send('PUT', url, None, pieces(), {'Content-Type':'application/octet-stream',
-                'Content-Length':str(b-a), **header}) as r: return r.headers.get('ETag')
-    if step:=int(header.get('chunk_size') or 0):
-        tags = [put(header[str(i+1)], a, min(a+step,size), {})
-                for i,a in enumerate(range(0,size,step))]
-        parts = [dict(partNumber=i+1, etag=t) for i,t in enumerate(tags)]
+        with send('PUT', url, None, pieces(), {'Content-Type': 'application/octet-stream',
+                'Content-Length': str(b-a), **header}) as r: return r.headers.get('ETag')
+    if step := int(header.get('chunk_size') or 0):
+        tags = [put(header[str(i+1)], a, min(a+step, size), {})
+                for i, a in enumerate(range(0, size, step))]
+        parts = [dict(partNumber=i+1, etag=t) for i, t in enumerate(tags)]
         ask(dst, to['href'], 'POST', dict(oid=o['oid'], parts=parts))
     else: put(to['href'], 0, size, header)
-    if v:=o['actions'].get('verify'):
+    if v := o['actions'].get('verify'):
         ask(dst, v['href'], 'POST', dict(oid=o['oid'], size=size))
 
 # %% ../../nbs/localhub/13_mirror.ipynb #73816ee7
-def carry(src:End, dst:End, objects:dict, work:Path, bar=None)->tuple: # files and bytes carried
+def carry(src: End, dst: End, objects: dict, work: Path, bar=None) -> tuple: # files and bytes carried
     "Bring large files from one Hub to the other, those that the other lacks."
-    if bar is not None: bar.total = 2*sum(n for n,_ in objects.values())
-    todo,count,total = list(objects),0,0
+    if bar is not None: bar.total = 2*sum(n for n, _ in objects.values())
+    todo, count, total = list(objects), 0, 0
     for i in range(0, len(todo), 100):
-        for o in batch(dst, 'upload', {k:objects[k] for k in todo[i:i+100]}):
-            size,path = objects[o['oid']]
+        for o in batch(dst, 'upload', {k: objects[k] for k in todo[i:i+100]}):
+            size, path = objects[o['oid']]
             if not o.get('actions'):
                 if bar is not None: bar.update(2*size)
                 continue
@@ -319,34 +319,34 @@ def carry(src:End, dst:End, objects:dict, work:Path, bar=None)->tuple: # files a
             upload(dst, o, file, bar)
             file.unlink()
             count += 1; total += size
-    return count,total
+    return count, total
 
 # %% ../../nbs/localhub/13_mirror.ipynb #3e2b39ee
 @dataclass
 class Report:
     "What a mirror has done."
-    url:str # of the receiving repo
-    created:bool
-    changes:list # of `Change` or str, one for each branch and tag
-    files:int=0 # large files carried
-    bytes:int=0
+    url: str # of the receiving repo
+    created: bool
+    changes: list # of `Change` or str, one for each branch and tag
+    files: int = 0 # large files carried
+    bytes: int = 0
 
-def create(dst:End, about:dict, # of the other end
-           private:bool):
+def create(dst: End, about: dict, # of the other end
+           private: bool):
     "Make the receiving repo."
-    owner,name = dst.id.split('/')
+    owner, name = dst.id.split('/')
     body = dict(name=name, organization=owner, type=dst.kind,
         visibility='private' if private else 'public')
-    if dst.kind=='space': body['sdk'] = about.get('sdk') or 'static'
+    if dst.kind == 'space': body['sdk'] = about.get('sdk') or 'static'
     ask(dst, f'{dst.endpoint}/api/repos/create', 'POST', body)
 
 # %% ../../nbs/localhub/13_mirror.ipynb #f9ae78a9
-def push(self, dst:End, changes:list # of `Change`
+def push(self, dst: End, changes: list # of `Change`
         ):
     "Move the refs of an end."
     if not changes: return
     out = self('push', '--porcelain', *(f'--force-with-lease=refs/{c.ref}:{c.old or ""}'
-        for c in changes), dst.url, *(f'+{c.new}:refs/{c.ref}' for c in changes), ok=(0,1))
+        for c in changes), dst.url, *(f'+{c.new}:refs/{c.ref}' for c in changes), ok=(0, 1))
     bad = [l.split('\t') for l in out.splitlines() if l.startswith('!')]
     if bad: raise HubError(422, f'{dst} refuses {bad[0][1].split(":")[-1]}: {bad[0][-1]}')
     if 'Done' not in out: raise HubError(502, f'{dst} does not take the push.')
@@ -356,117 +356,117 @@ Git.push = push
 def _check(git, src, dst, changes, force):
     "Refuse to drop commits."
     for c in changes:
-        if c.lost and (c.ref!='heads/main' or not git.untouched(c.old)) and not force:
+        if c.lost and (c.ref != 'heads/main' or not git.untouched(c.old)) and not force:
             n = len(c.lost)
-            raise HubError(409, f'{dst} has {n} commit{"s"*(n!=1)} that {src} lacks on '
-                f'{c.ref.split("/",1)[1]} ({"; ".join(c.lost[:3])}{" ..." if n>3 else ""}): '
+            raise HubError(409, f'{dst} has {n} commit{"s"*(n != 1)} that {src} lacks on '
+                f'{c.ref.split("/", 1)[1]} ({"; ".join(c.lost[:3])}{" ..." if n > 3 else ""}): '
                 'nothing was changed.')
 
 # %% ../../nbs/localhub/13_mirror.ipynb #ffb69738
-def mirror(src:End, dst:End, work:Path, # folder for temporary files
-           revision:str=None, # only this branch, tag or commit, which becomes `main`
-           private:bool=None, # of a repo that has to be made; None for as the other is
-           force:bool=False, # drop commits that only the receiving repo has
+def mirror(src: End, dst: End, work: Path, # folder for temporary files
+           revision: str = None, # only this branch, tag or commit, which becomes `main`
+           private: bool = None, # of a repo that has to be made; None for as the other is
+           force: bool = False, # drop commits that only the receiving repo has
            prepare=lambda: None, # called before the receiving repo is made
            bar=None # a tqdm bar, which counts bytes
-          )->Report:
+          ) -> Report:
     "Bring a repo with its history to another Hub, or bring it up to date there."
-    src,about = found(src)
-    if (src.endpoint,src.kind,src.id.lower())==(dst.endpoint,dst.kind,dst.id.lower()):
+    src, about = found(src)
+    if (src.endpoint, src.kind, src.id.lower()) == (dst.endpoint, dst.kind, dst.id.lower()):
         raise HubError(400, f'{src} is both ends: give the other one another name with --as.')
     there = look(dst)
     if there: dst = replace(dst, id=there['id'])
     Path(work).mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=work, ignore_cleanup_errors=True) as tmp:
         git = Git(tmp, src, dst)
-        old = git.fetch(dst,'dst') if there else {}
-        refs = git.choose(git.fetch(src,'src'), revision)
+        old = git.fetch(dst, 'dst') if there else {}
+        refs = git.choose(git.fetch(src, 'src'), revision)
         if not there:
             prepare()
             create(dst, about, bool(about.get('private') or about.get('gated')) if private is None
                 else private)
-            old = git.fetch(dst,'dst')
+            old = git.fetch(dst, 'dst')
         changes = git.compare(refs, old)
         _check(git, src, dst, changes, force or not there)
-        count,total = carry(src, dst, git.pointers(refs, old), work, bar)
+        count, total = carry(src, dst, git.pointers(refs, old), work, bar)
         git.push(dst, changes)
     return Report(dst.url, not there, changes, count, total)
 
 # %% ../../nbs/localhub/13_mirror.ipynb #4b9caeee
-def files_of(end:End, sha:str)->dict: # path -> entry of the tree
+def files_of(end: End, sha: str) -> dict: # path -> entry of the tree
     "List the files of a commit."
-    url,res = f'{end.api}/tree/{sha}?recursive=true',{}
+    url, res = f'{end.api}/tree/{sha}?recursive=true', {}
     while url:
-        entries,url = ask(end, url)
-        res |= {e['path']:e for e in entries if e['type']=='file'}
+        entries, url = ask(end, url)
+        res |= {e['path']: e for e in entries if e['type'] == 'file'}
     return res
 
 def _same(a, b):
     one = lambda e: (e.get('lfs') or e)['oid']
-    return a is not None and b is not None and one(a)==one(b)
+    return a is not None and b is not None and one(a) == one(b)
 
 def _ours(dst, sha):
     "Refuse to write over commits that no import made."
     commits = ask(dst, f'{dst.api}/commits/{sha}?limit=2')[0]
-    new = len(commits)==1 and set(files_of(dst, sha))<={'.gitattributes'}
-    if not new and 'Imported from ' not in commits[0].get('message',''):
-        raise HubError(409, f"{dst} has commits of its own, the newest is "
+    new = len(commits) == 1 and set(files_of(dst, sha)) <= {'.gitattributes'}
+    if not new and 'Imported from ' not in commits[0].get('message', ''):
+        raise HubError(409, f'{dst} has commits of its own, the newest is '
             f"{commits[0]['id'][:8]} {commits[0]['title'][:60]}: nothing was changed.")
 
 # %% ../../nbs/localhub/13_mirror.ipynb #fb5cbb42
 def _lines(src, sha, add, gone, parent):
     "Yield the lines of the commit."
-    yield 'header',dict(summary=f'Import {src.id} at {sha[:8]}', parentCommit=parent,
+    yield 'header', dict(summary=f'Import {src.id} at {sha[:8]}', parentCommit=parent,
         description=f'Imported from {src.url} at {sha}')
-    for path,e in add.items():
+    for path, e in add.items():
         if e.get('lfs'):
-            yield 'lfsFile',dict(path=path, algo='sha256', oid=e['lfs']['oid'],
+            yield 'lfsFile', dict(path=path, algo='sha256', oid=e['lfs']['oid'],
                 size=e['lfs']['size'])
             continue
         with send('GET', f'{src.url}/resolve/{sha}/{quote(path)}', src.token) as r: data = r.read()
-        yield 'file',dict(path=path, encoding='base64', content=base64.b64encode(data).decode())
-    for path in gone: yield 'deletedFile',dict(path=path)
+        yield 'file', dict(path=path, encoding='base64', content=base64.b64encode(data).decode())
+    for path in gone: yield 'deletedFile', dict(path=path)
 
 def _commit(src, dst, work, *args):
     with TemporaryFile(dir=work) as f:
-        for key,value in _lines(src, *args):
+        for key, value in _lines(src, *args):
             f.write(json.dumps(dict(key=key, value=value)).encode()+b'\n')
         size = f.tell(); f.seek(0)
         with send('POST', f'{dst.api}/commit/main', dst.token, iter(lambda: f.read(1<<20), b''),
-                {'Content-Type':'application/x-ndjson', 'Content-Length':str(size)}) as r: r.read()
+                {'Content-Type': 'application/x-ndjson', 'Content-Length': str(size)}) as r: r.read()
 
 # %% ../../nbs/localhub/13_mirror.ipynb #091f4b64
-def snapshot(src:End, dst:End, work:Path, revision:str=None,
-             include:list=(), exclude:list=(), # patterns of paths, such as `*.json`
-             prepare=lambda: None, bar=None)->Report:
+def snapshot(src: End, dst: End, work: Path, revision: str = None,
+             include: list = (), exclude: list = (), # patterns of paths, such as `*.json`
+             prepare=lambda: None, bar=None) -> Report:
     "Bring the files of one commit to another Hub, as one commit there."
-    src,about = found(src)
-    sha = ask(src, f'{src.api}/revision/{quote(revision or "main",safe="")}')[0]['sha']
-    fits = lambda p,pats: any(fnmatchcase(p,x) for x in pats)
-    new = {p:e for p,e in files_of(src,sha).items() if p=='.gitattributes'
-        or (not include or fits(p,include)) and not fits(p,exclude)}
-    if include and set(new)<={'.gitattributes'}:
+    src, about = found(src)
+    sha = ask(src, f'{src.api}/revision/{quote(revision or "main", safe="")}')[0]['sha']
+    fits = lambda p, pats: any(fnmatchcase(p, x) for x in pats)
+    new = {p: e for p, e in files_of(src, sha).items() if p == '.gitattributes'
+        or (not include or fits(p, include)) and not fits(p, exclude)}
+    if include and set(new) <= {'.gitattributes'}:
         raise HubError(400, f'{src} has no file that fits {", ".join(include)[:200]}.')
     there = look(dst)
-    if there and there['sha']==sha: return Report(dst.url, False, [])
+    if there and there['sha'] == sha: return Report(dst.url, False, [])
     if there: _ours(dst, there['sha'])
     else:
         prepare()
         create(dst, about, bool(about.get('private') or about.get('gated')))
     head = (there or look(dst))['sha']
     old = files_of(dst, head)
-    add = {p:e for p,e in new.items() if not _same(e,old.get(p))}
-    gone = [p for p in old if p not in new and p!='.gitattributes']
-    if set(add)<={'.gitattributes'} and not gone: return Report(dst.url, not there, [])
+    add = {p: e for p, e in new.items() if not _same(e, old.get(p))}
+    gone = [p for p in old if p not in new and p != '.gitattributes']
+    if set(add) <= {'.gitattributes'} and not gone: return Report(dst.url, not there, [])
     Path(work).mkdir(parents=True, exist_ok=True)
-    large = {e['lfs']['oid']:(e['lfs']['size'],p) for p,e in add.items() if e.get('lfs')}
-    count,total = carry(src, dst, large, work, bar)
+    large = {e['lfs']['oid']: (e['lfs']['size'], p) for p, e in add.items() if e.get('lfs')}
+    count, total = carry(src, dst, large, work, bar)
     _commit(src, dst, work, sha, add, gone, head)
     return Report(dst.url, not there, [f'main: {len(add)} files new or changed, {len(gone)} gone, '
         f'from {sha[:8]}'], count, total)
 
 # %% ../../nbs/localhub/13_mirror.ipynb #9bb5aeb8
-def adopt(data:Path, owner:str, user:str='you'):
+def adopt(data: Path, owner: str, user: str = 'you'):
     "Make a namespace for imported repos, where nobody has that name yet."
     db = Db(Path(data)/'hub.sqlite3')
     if db.one('SELECT 1 FROM users WHERE name=?', owner): return
@@ -474,9 +474,9 @@ def adopt(data:Path, owner:str, user:str='you'):
     db.add_member(owner, user)
 
 # %% ../../nbs/localhub/13_mirror.ipynb #b67fd14e
-def user_of(endpoint:str, token:str)->str:
+def user_of(endpoint: str, token: str) -> str:
     "Ask whose token it is."
-    who = ask(End(endpoint,'model','x',token), f'{endpoint}/api/whoami-v2')[0]
-    if not isinstance(who,dict) or not isinstance(who.get('name'),str):
+    who = ask(End(endpoint, 'model', 'x', token), f'{endpoint}/api/whoami-v2')[0]
+    if not isinstance(who, dict) or not isinstance(who.get('name'), str):
         raise HubError(502, f'{endpoint} answers, but not as a Hub does: check the address.')
     return who['name']

@@ -37,31 +37,31 @@ from .wire import (Call, Hub, Routes, check_signed, error, session, sign,
                                   truthy)
 
 # %% ../../nbs/localhub/09_pages.ipynb #653ffcc8
-def size_text(n:int)->str:
+def size_text(n: int) -> str:
     "Write a number of bytes for people."
-    for unit in ('B','kB','MB','GB'):
-        if n<1000: return f'{n} {unit}' if unit=='B' else f'{n:.3g} {unit}'
+    for unit in ('B', 'kB', 'MB', 'GB'):
+        if n < 1000: return f'{n} {unit}' if unit == 'B' else f'{n:.3g} {unit}'
         n /= 1000
     return f'{n:.3g} TB'
 
-def count_text(n:int)->str:
+def count_text(n: int) -> str:
     "Write a count for people."
-    for unit in ('','K','M','B'):
-        if n<1000: return f'{n:.3g}{unit}'
+    for unit in ('', 'K', 'M', 'B'):
+        if n < 1000: return f'{n:.3g}{unit}'
         n /= 1000
     return f'{n:.3g}T'
 
-def when(t:float)->str:
+def when(t: float) -> str:
     "Write a time for people."
     s = time.time()-t
-    for n,unit in ((60,'second'),(60,'minute'),(24,'hour'),(30,'day')):
-        if s<n:
-            k = max(int(s),0); return 'just now' if unit=='second' else f'{k} {unit}{"s" if k!=1 else ""} ago'
+    for n, unit in ((60, 'second'), (60, 'minute'), (24, 'hour'), (30, 'day')):
+        if s < n:
+            k = max(int(s), 0); return 'just now' if unit == 'second' else f'{k} {unit}{"s" if k != 1 else ""} ago'
         s /= n
     return datetime.fromtimestamp(t, timezone.utc).strftime('%-d %b %Y')
 
 # %% ../../nbs/localhub/09_pages.ipynb #8195515a
-_main = ('model','dataset','space') # what the home page and the menu name; kernels are rare
+_main = ('model', 'dataset', 'space') # what the home page and the menu name; kernels are rare
 
 @lru_cache(1)
 def templates():
@@ -71,7 +71,7 @@ def templates():
         if '__file__' in globals() else _package()/'templates'), autoescape=True, trim_blocks=True,
         lstrip_blocks=True)
     env.filters |= dict(size=size_text, count=count_text, when=when, path=url_path,
-        seg=lambda s: quote(s,safe=''))
+        seg=lambda s: quote(s, safe=''))
     env.globals |= dict(PREFIX=PREFIX, KINDS=KINDS, MAIN=_main,
         iso=lambda t: datetime.fromtimestamp(t, timezone.utc).isoformat(timespec='seconds'))
     return env
@@ -84,52 +84,52 @@ CSP = ("default-src 'none'; style-src 'self'; "
        "img-src 'self' data:; media-src 'self'; form-action 'self'; base-uri 'none'; "
        "frame-ancestors 'none'")
 
-def html(call:Call, name:str, status:int=200,
-         csp:str='', # what this page may do besides
-         **values)->Response:
+def html(call: Call, name: str, status: int = 200,
+         csp: str = '', # what this page may do besides
+         **values) -> Response:
     "Answer with a page."
     body = templates().get_template(name).render(call=call, who=call.who, **values)
-    return HTMLResponse(body.encode('utf-8','replace'), status,
-        {'Content-Security-Policy':CSP+csp, 'X-Content-Type-Options':'nosniff',
-        'Referrer-Policy':'same-origin', 'Cross-Origin-Resource-Policy':'same-origin',
-        'Cache-Control':'no-cache'})
+    return HTMLResponse(body.encode('utf-8', 'replace'), status,
+        {'Content-Security-Policy': CSP+csp, 'X-Content-Type-Options': 'nosniff',
+        'Referrer-Policy': 'same-origin', 'Cross-Origin-Resource-Policy': 'same-origin',
+        'Cache-Control': 'no-cache'})
 
 # %% ../../nbs/localhub/09_pages.ipynb #a9c8db99
-page_routes,fallback_routes = Routes(),Routes()
+page_routes, fallback_routes = Routes(), Routes()
 
-_static = {'hub.css':'text/css; charset=utf-8', 'icon.svg':'image/svg+xml',
-    'avatar.svg':'image/svg+xml', 'jobs.js':'text/javascript; charset=utf-8',
-    'space.js':'text/javascript; charset=utf-8'}
+_static = {'hub.css': 'text/css; charset=utf-8', 'icon.svg': 'image/svg+xml',
+    'avatar.svg': 'image/svg+xml', 'jobs.js': 'text/javascript; charset=utf-8',
+    'space.js': 'text/javascript; charset=utf-8'}
 
 @page_routes('GET', '/static/{name}')
-def static(call:Call)->Response:
+def static(call: Call) -> Response:
     "Send the stylesheet, a script or an icon."
     if call.p['name'] not in _static: raise HubError(404, 'Not Found')
     return Response((_package()/'static'/call.p['name']).read_bytes(), 200,
-        {'Cache-Control':'max-age=300', 'X-Content-Type-Options':'nosniff'},
+        {'Cache-Control': 'max-age=300', 'X-Content-Type-Options': 'nosniff'},
         _static[call.p['name']])
 
 @page_routes('GET POST PUT PATCH DELETE', '/api/{rest:path}')
-def no_api(call:Call):
+def no_api(call: Call):
     "Answer for a call that this Hub does not know, or for a repo that it does not have."
-    kinds = {t:k for k,t in KINDS.items()}
-    kind,ns,name = (call.p['rest'].split('/')+['',''])[:3]
+    kinds = {t: k for k, t in KINDS.items()}
+    kind, ns, name = (call.p['rest'].split('/')+['', ''])[:3]
     if kind in kinds and ns:
         row = call.hub.db.find(kinds[kind], f'{ns}/{name}')
-        if row is None or not call.hub.db.visible(row,call.who): raise no_repo(call.who)
+        if row is None or not call.hub.db.visible(row, call.who): raise no_repo(call.who)
     raise HubError(404, 'this Hub has no such call.')
 
 # %% ../../nbs/localhub/09_pages.ipynb #e8a6baa6
-def page(*paths, methods='GET', routes:Routes=page_routes):
+def page(*paths, methods='GET', routes: Routes = page_routes):
     "Register a handler whose errors are pages too."
     def add(f):
         @wraps(f)
         def g(call):
             try: return f(call)
             except HubError as e:
-                if e.code=='RepoNotFound': e.status = 404 # a page does not ask for a token
+                if e.code == 'RepoNotFound': e.status = 404 # a page does not ask for a token
                 res = html(call, 'error.html', e.status, error=e, title=str(e.status))
-                for k,v in error(e).headers.items():
+                for k, v in error(e).headers.items():
                     if k.startswith('x-'): res.headers[k] = v
                 return res
         routes(methods, *paths)(g)
@@ -138,12 +138,12 @@ def page(*paths, methods='GET', routes:Routes=page_routes):
 
 # %% ../../nbs/localhub/09_pages.ipynb #0132c454
 @page('/login', methods='GET POST')
-def login(call:Call)->Response:
+def login(call: Call) -> Response:
     "Let a browser in by a token, or by an address made for it."
-    to = call.q.get('to','/')
+    to = call.q.get('to', '/')
     if not re.fullmatch(r'/(?![/\\])[\x21-\x5b\x5d-\x7e]*', to): to = '/' # stay on this Hub
-    if 'sig' in call.q and call.request.method=='GET': return _by_link(call)
-    if call.request.method!='POST': return html(call, 'login.html', title='Log in')
+    if 'sig' in call.q and call.request.method == 'GET': return _by_link(call)
+    if call.request.method != 'POST': return html(call, 'login.html', title='Log in')
     call.same_origin()
     token = (call.form().get('token') or [''])[0].strip()
     try: who = call.hub.db.caller(token)
@@ -152,12 +152,12 @@ def login(call:Call)->Response:
 
 def _signed_in(call, who, to):
     res = RedirectResponse(to, 303)
-    res.set_cookie('hub', session(call.hub,who), max_age=30*86400, httponly=True,
+    res.set_cookie('hub', session(call.hub, who), max_age=30*86400, httponly=True,
         samesite='strict')
     return res
 
 @page('/logout', methods='POST')
-def logout(call:Call)->Response:
+def logout(call: Call) -> Response:
     "Forget the browser."
     call.same_origin()
     res = RedirectResponse('/', 303)
@@ -165,17 +165,17 @@ def logout(call:Call)->Response:
     return res
 
 # %% ../../nbs/localhub/09_pages.ipynb #500096bc
-def sign_in_link(hub:Hub, name:str, to:str='/', # path shown to whoever comes in
-                 seconds:int=300)->str: # path that signs a browser in, once
+def sign_in_link(hub: Hub, name: str, to: str = '/', # path shown to whoever comes in
+                 seconds: int = 300) -> str: # path that signs a browser in, once
     "Make an address that is worth a token for a moment."
     return '/login?'+sign(hub, seconds, do='login', name=name, to=to)
 
 def _by_link(call):
-    d,sig,now,spent = check_signed(call, 'do', 'name', 'to'),call.q['sig'],time.time(),call.hub.spent
-    for s,(exp,_) in list(spent.items()):
-        if exp<now: spent.pop(s, None)
+    d, sig, now, spent = check_signed(call, 'do', 'name', 'to'), call.q['sig'], time.time(), call.hub.spent
+    for s, (exp, _) in list(spent.items()):
+        if exp < now: spent.pop(s, None)
     me = object()
-    if d.get('do')!='login' or spent.setdefault(sig, (int(d['exp']),me))[1] is not me:
+    if d.get('do') != 'login' or spent.setdefault(sig, (int(d['exp']), me))[1] is not me:
         raise HubError(403, 'this address has signed somebody in already: log in with a token, or '
             'run `hfflow hub open` again.')
     token = call.hub.db.add_token(d['name'], name='browser', expires=now+30*86400)
@@ -183,79 +183,79 @@ def _by_link(call):
 
 # %% ../../nbs/localhub/09_pages.ipynb #90c8015b
 @page('/')
-def home(call:Call)->Response:
+def home(call: Call) -> Response:
     "Show the newest repos of each kind."
     db = call.hub.db
-    found = {k:db.search(k, call.who, limit=8)[0] for k in _main}
-    counts = {k:db.one('SELECT count(*) n FROM repos WHERE kind=? AND private=0', k)['n']
+    found = {k: db.search(k, call.who, limit=8)[0] for k in _main}
+    counts = {k: db.one('SELECT count(*) n FROM repos WHERE kind=? AND private=0', k)['n']
         for k in _main}
     return html(call, 'home.html', title='Hub', found=found, counts=counts)
 
 @page('/search')
-def search_all(call:Call)->Response:
+def search_all(call: Call) -> Response:
     "Search repos of all kinds at once."
-    q = call.q.get('q','')[:200]
-    found = {k:call.hub.db.search(k, call.who, [q] if q else [], limit=20)[0] for k in KINDS}
+    q = call.q.get('q', '')[:200]
+    found = {k: call.hub.db.search(k, call.who, [q] if q else [], limit=20)[0] for k in KINDS}
     return html(call, 'home.html', title=f'Search: {q}', found=found, q=q)
 
 # %% ../../nbs/localhub/09_pages.ipynb #16db4b40
 def _list_page(kind):
     def show(call):
-        q,tags = call.q.get('search','')[:200],[t[:200] for t in call.q.getlist('filter')[:20]]
-        rows,cursor = call.hub.db.search(kind, call.who, [q] if q else [], call.q.get('author'),
+        q, tags = call.q.get('search', '')[:200], [t[:200] for t in call.q.getlist('filter')[:20]]
+        rows, cursor = call.hub.db.search(kind, call.who, [q] if q else [], call.q.get('author'),
             tags, call.q.get('sort'), 30, call.q.get('cursor'))
-        more = urlencode([(k,v) for k,v in call.q.multi_items() if k!='cursor']
-            +[('cursor',cursor)]) if cursor else None
-        common = [r['tag'] for r in call.hub.db.all("SELECT tag,count(*) n FROM tags JOIN repos "
+        more = urlencode([(k, v) for k, v in call.q.multi_items() if k != 'cursor']
+            +[('cursor', cursor)]) if cursor else None
+        common = [r['tag'] for r in call.hub.db.all('SELECT tag,count(*) n FROM tags JOIN repos '
             "ON tags.key=repos.key WHERE kind=? AND private=0 AND tag NOT LIKE 'region:%' AND "
             "tag NOT LIKE 'base_model:%' AND tag NOT LIKE 'dataset:%' GROUP BY tag "
-            "ORDER BY n DESC LIMIT 24", kind)]
+            'ORDER BY n DESC LIMIT 24', kind)]
         return html(call, 'list.html', title=KINDS[kind].capitalize(), kind=kind, rows=rows,
             more=more, q=q, tags=tags, common=common, sort=call.q.get('sort') or 'lastModified')
     return show
-for _kind,_path in KINDS.items(): page(f'/{_path}')(_list_page(_kind))
+for _kind, _path in KINDS.items(): page(f'/{_path}')(_list_page(_kind))
 
 # %% ../../nbs/localhub/09_pages.ipynb #43054b0e
 def _chips(row):
     "Make the metadata chips of a repo: (text, address, class)."
     d = row.info
     first = [c for c in (d.get('pipeline_tag'), d.get('library_name'),
-        d.get('sdk') or row.sdk if row.kind=='space' else None) if c]
-    tags = [t for t in d.get('tags',[]) if t!='region:us' and t not in first
-        and not t.startswith(('base_model:','dataset:'))]
+        d.get('sdk') or row.sdk if row.kind == 'space' else None) if c]
+    tags = [t for t in d.get('tags', []) if t != 'region:us' and t not in first
+        and not t.startswith(('base_model:', 'dataset:'))]
     link = lambda t: f'/{KINDS[row.kind]}?{urlencode({"filter":t})}'
-    return [(t, link(t) if t in d.get('tags',[]) else None, 'strong')
-        for t in first]+[(t.replace(':',': ',1), link(t), '') for t in tags[:24]]
+    return [(t, link(t) if t in d.get('tags', []) else None, 'strong')
+        for t in first]+[(t.replace(':', ': ', 1), link(t), '') for t in tags[:24]]
 
 def _linked(call, kind, id):
-    r = call.hub.db.find(kind, id) if id.count('/')==1 else None
-    return r if r and call.hub.db.visible(r,call.who) else None
+    r = call.hub.db.find(kind, id) if id.count('/') == 1 else None
+    return r if r and call.hub.db.visible(r, call.who) else None
 
 # %% ../../nbs/localhub/09_pages.ipynb #fc8a8120
-def read_lineage(call:Call, repo, commit)->dict: # {inputs: […], code: {…}} or None
+def read_lineage(call: Call, repo, commit) -> dict: # {inputs: […], code: {…}} or None
     "Read what a repo says it was made from, whoever wrote it."
     text = text_of(repo, commit, 'lineage.json', 200_000)
     try: d = json.loads(text) if text else None
-    except (ValueError,RecursionError): d = None
-    if not isinstance(d,dict): return None
+    except (ValueError, RecursionError): d = None
+    if not isinstance(d, dict): return None
     inputs = []
-    for a in (d.get('inputs') if isinstance(d.get('inputs'),list) else [])[:50]:
-        if not isinstance(a,dict) or str(a.get('kind')) not in KINDS or not isinstance(a.get('repo_id'),str):
+    for a in (d.get('inputs') if isinstance(d.get('inputs'), list) else [])[:50]:
+        if not isinstance(a, dict) or str(a.get('kind')) not in KINDS or not isinstance(a.get('repo_id'), str):
             continue
         rev = a.get('revision') if isinstance(a.get('revision'),
-            str) and re.fullmatch('[0-9a-f]{40}',a['revision']) else None
+            str) and re.fullmatch('[0-9a-f]{40}', a['revision']) else None
         inputs.append(dict(kind=a['kind'], id=a['repo_id'][:200], rev=rev,
-            row=_linked(call,a['kind'],a['repo_id'])))
-    code = {k:str(v)[:200] for k,v in d['code'].items()
-        if isinstance(v,(str,int,float,bool))} if isinstance(d.get('code'),dict) else {}
+            row=_linked(call, a['kind'], a['repo_id'])))
+    code = {k: str(v)[:200] for k, v in d['code'].items()
+        if isinstance(v, (str, int, float, bool))} if isinstance(d.get('code'), dict) else {}
     return dict(inputs=inputs, code=code) if inputs or code else None
 
-def users_of(call:Call, row:RepoRow)->list:
+def users_of(call: Call, row: RepoRow) -> list:
     "Find the repos that say they were made from, or use, this one."
-    db,res = call.hub.db,[]
-    tag = {'dataset':f'dataset:{row.id}', 'model':f'base_model:{row.id}'}.get(row.kind)
+    db, res = call.hub.db, []
+    tag = {'dataset': f'dataset:{row.id}', 'model': f'base_model:{row.id}'}.get(row.kind)
     if tag: res += db.search('model', call.who, filter=[tag], limit=20)[0]
-    if row.kind!='space': res += db.search('space', call.who, linked={KINDS[row.kind]:[row.id]},
+    if row.kind != 'space': res += db.search('space', call.who, linked={KINDS[row.kind]: [row.id]},
             limit=20)[0]
     return res
 
@@ -263,27 +263,27 @@ def users_of(call:Call, row:RepoRow)->list:
 # an array and no file: to read a file the pipeline needs ffmpeg
 _sound = 'np.zeros(16_000, dtype="float32")  # one second: put yours here'
 _heard = '{"raw": sound, "sampling_rate": 16_000}'
-_asks = {'text-classification':('classify','"This film is a joy."'),
-    'token-classification':('tag','"Ada lives in London."'),
-    'fill-mask':('fill','f"Paris is the {fill.tokenizer.mask_token} of France."'),
-    'text-generation':('write','"Once upon a time", max_new_tokens=40'),
-    'image-classification':('classify','"picture.jpg"'),
-    'object-detection':('detect','"picture.jpg"'), 'depth-estimation':('measure','"picture.jpg"'),
-    'image-segmentation':('segment','"picture.jpg"'),
-    'audio-classification':('classify',_heard), 'automatic-speech-recognition':('listen',_heard)}
+_asks = {'text-classification': ('classify', '"This film is a joy."'),
+    'token-classification': ('tag', '"Ada lives in London."'),
+    'fill-mask': ('fill', 'f"Paris is the {fill.tokenizer.mask_token} of France."'),
+    'text-generation': ('write', '"Once upon a time", max_new_tokens=40'),
+    'image-classification': ('classify', '"picture.jpg"'),
+    'object-detection': ('detect', '"picture.jpg"'), 'depth-estimation': ('measure', '"picture.jpg"'),
+    'image-segmentation': ('segment', '"picture.jpg"'),
+    'audio-classification': ('classify', _heard), 'automatic-speech-recognition': ('listen', _heard)}
 _chat = '[{"role": "user", "content": "Who are you?"}], max_new_tokens=40'
-_more = ('zero-shot-classification','zero-shot-image-classification','video-classification',
-    'zero-shot-object-detection','zero-shot-audio-classification','image-text-to-text',
-    'mask-generation','document-question-answering','table-question-answering','text-to-audio',
-    'any-to-any','image-feature-extraction')
+_more = ('zero-shot-classification', 'zero-shot-image-classification', 'video-classification',
+    'zero-shot-object-detection', 'zero-shot-audio-classification', 'image-text-to-text',
+    'mask-generation', 'document-question-answering', 'table-question-answering', 'text-to-audio',
+    'any-to-any', 'image-feature-extraction')
 
 def _pipeline(row):
     "The lines that ask a pipeline of transformers; none where it has no pipeline for the task."
     task = row.info.get('pipeline_tag')
     if task not in _asks and task not in _more: return None
-    name,ask = _asks.get(task,('pipe',None))
-    if task=='text-generation' and chats(row.info.get('config') or {}): ask = _chat
-    heard = ask==_heard
+    name, ask = _asks.get(task, ('pipe', None))
+    if task == 'text-generation' and chats(row.info.get('config') or {}): ask = _chat
+    heard = ask == _heard
     return '\n'.join(['import numpy as np']*heard+['from transformers import pipeline', '',
         f'{name} = pipeline("{task}", model="{row.id}")']+[f'sound = {_sound}']*heard
         +[f'print({name}({ask}))' if ask else f'print({name}.model.config)'])
@@ -298,19 +298,19 @@ _template = ('chat = [{"role": "user", "content": "Who are you?"}]\n'
     '                                 return_tensors="pt")\n')
 _mean = ('vector = model(**inputs).last_hidden_state.mean(1)  # of all tokens\n'
          'print(vector.shape)')
-_lines = {'text-generation':_read+_generate, 'text2text-generation':_read+_generate,
-    'summarization':_read+_generate, 'translation':_read+_generate,
-    'feature-extraction':_read+_mean, 'sentence-similarity':_read+_mean,
-    'text-classification':_read+'print(model(**inputs).logits.softmax(-1))  # one per label',
-    'token-classification':_read+'print(model(**inputs).logits.argmax(-1))  # a label per token',
-    'question-answering':'inputs = tok("Who wrote it?", "Ada wrote it.", return_tensors="pt")\n'
+_lines = {'text-generation': _read+_generate, 'text2text-generation': _read+_generate,
+    'summarization': _read+_generate, 'translation': _read+_generate,
+    'feature-extraction': _read+_mean, 'sentence-similarity': _read+_mean,
+    'text-classification': _read+'print(model(**inputs).logits.softmax(-1))  # one per label',
+    'token-classification': _read+'print(model(**inputs).logits.argmax(-1))  # a label per token',
+    'question-answering': 'inputs = tok("Who wrote it?", "Ada wrote it.", return_tensors="pt")\n'
         'out = model(**inputs)\nstart, end = out.start_logits.argmax(), out.end_logits.argmax()\n'
         'print("answer:", tok.decode(inputs["input_ids"][0, start:end + 1]))'}
 
 def _asked(row):
     "The lines that ask a model by its class; none for a task of which they are not known."
     task = row.info.get('pipeline_tag')
-    if not isinstance(task,str) or task not in _lines: return None
+    if not isinstance(task, str) or task not in _lines: return None
     auto = auto_class(task, row.info.get('config') or {})
     return (f'from transformers import {auto}, AutoTokenizer\n\n'
         f'tok = AutoTokenizer.from_pretrained("{row.id}")\n'
@@ -338,31 +338,31 @@ _pictures = ('inputs = processor(Image.open("picture.jpg"), return_tensors="pt")
 
 def _loader(task, kind, config):
     "How an adapter is loaded: the lines and the class that they name."
-    if kind in _peft_autos and task!='automatic-speech-recognition': # of sound peft knows no class
-        return _together,f'AutoPeftModelFor{_peft_autos[kind]}'
+    if kind in _peft_autos and task != 'automatic-speech-recognition': # of sound peft knows no class
+        return _together, f'AutoPeftModelFor{_peft_autos[kind]}'
     auto = auto_class(task, config)
-    if auto!='AutoModel': return _apart,auto
+    if auto != 'AutoModel': return _apart, auto
     mapped = (config.get('peft') or {}).get('auto_mapping')
-    return _together,'AutoPeftModel' if mapped else 'AutoPeftModelForCausalLM'
+    return _together, 'AutoPeftModel' if mapped else 'AutoPeftModelForCausalLM'
 
 def _adapter(row):
     "The lines that load an adapter with its base, and ask it something."
-    info,config = row.info,row.info.get('config') or {}
-    peft,n,task = config.get('peft') or {},info.get('num_labels'),info.get('pipeline_tag')
-    kind,base = str(peft.get('task_type')),peft.get('base_model_name_or_path')
-    load,auto = _loader(task, kind, config)
+    info, config = row.info, row.info.get('config') or {}
+    peft, n, task = config.get('peft') or {}, info.get('num_labels'), info.get('pipeline_tag')
+    kind, base = str(peft.get('task_type')), peft.get('base_model_name_or_path')
+    load, auto = _loader(task, kind, config)
     proc = dict(image='AutoImageProcessor', audio='AutoFeatureExtractor',
-        automatic='AutoProcessor').get(str(task).split('-')[0],'AutoTokenizer')
+        automatic='AutoProcessor').get(str(task).split('-')[0], 'AutoTokenizer')
     # the base's own head, where it has one, is for other labels
-    more = f',\n    num_labels={n}, ignore_mismatched_sizes=True' if isinstance(n,int) else ''
-    own = 'tokenizer_config' in config or not isinstance(base,str)
+    more = f',\n    num_labels={n}, ignore_mismatched_sizes=True' if isinstance(n, int) else ''
+    own = 'tokenizer_config' in config or not isinstance(base, str)
     ask = _lines.get(task) or 'print(model)'
-    if n==1: ask = ask.replace('.softmax(-1))  # one per label',')  # a number, no label')
-    if task=='text-generation' and own and chats(config): ask = _template+_generate
-    if task=='image-classification': ask = _pictures
-    return ('from PIL import Image\n'*(task=='image-classification')
+    if n == 1: ask = ask.replace('.softmax(-1))  # one per label', ')  # a number, no label')
+    if task == 'text-generation' and own and chats(config): ask = _template+_generate
+    if task == 'image-classification': ask = _pictures
+    return ('from PIL import Image\n'*(task == 'image-classification')
         +load.format(auto=auto, proc=proc, id=row.id, more=more)
-        +('tok' if proc=='AutoTokenizer' else 'processor')
+        +('tok' if proc == 'AutoTokenizer' else 'processor')
         +f' = {proc}.from_pretrained({json.dumps(row.id if own else base[:300])})\n{ask}')
 
 # %% ../../nbs/localhub/09_pages.ipynb #9dd712b9
@@ -377,17 +377,17 @@ _use = dict(
     other='from huggingface_hub import snapshot_download\n\nfolder = '
           'snapshot_download("{id}"{kind})')
 
-def how_to_use(row:RepoRow)->str:
+def how_to_use(row: RepoRow) -> str:
     "Write Python lines that fetch a repo and, where its task is known, ask it something."
-    lib,info = row.info.get('library_name'),row.info
-    if row.kind=='model' and lib=='transformers' and (code:=_pipeline(row) or _asked(row)):
+    lib, info = row.info.get('library_name'), row.info
+    if row.kind == 'model' and lib == 'transformers' and (code := _pipeline(row) or _asked(row)):
         return code
-    if row.kind=='model' and lib=='peft': return _adapter(row)
-    which = dict(dataset='dataset', model={'sentence-transformers':'sentences'}.get(lib,lib),
+    if row.kind == 'model' and lib == 'peft': return _adapter(row)
+    which = dict(dataset='dataset', model={'sentence-transformers': 'sentences'}.get(lib, lib),
                  space=info.get('sdk')).get(row.kind)
     t = info.get('transformersInfo') or {}
-    return _use.get(which,_use['other']).format(id=row.id, auto=t.get('auto_model','AutoModel'),
-        proc=t.get('processor','AutoTokenizer'), kind='' if row.kind=='model'
+    return _use.get(which, _use['other']).format(id=row.id, auto=t.get('auto_model', 'AutoModel'),
+        proc=t.get('processor', 'AutoTokenizer'), kind='' if row.kind == 'model'
         else f', repo_type="{row.kind}"')
 
 # %% ../../nbs/localhub/09_pages.ipynb #8b8fd484
@@ -395,7 +395,7 @@ def opened(call, rev=None, content=True): # row, repository, commit
     "Open the repo that an address names, at its revision."
     row = call.repo(content=content)
     repo = call.hub.store.open(row.key)
-    return row,repo,repo.resolve(rev or call.p.get('rev') or 'main')
+    return row, repo, repo.resolve(rev or call.p.get('rev') or 'main')
 
 def page_head(call, row, repo, tab, rev='main', **more): # what every page of a repo shows
     "Gather what the head of a repo's page needs: branches, tags, chips."
@@ -404,12 +404,12 @@ def page_head(call, row, repo, tab, rev='main', **more): # what every page of a 
         repo_tags=sorted(refs['tags']), title=row.id, **more)
 
 # %% ../../nbs/localhub/09_pages.ipynb #5bacef4a
-def space_frame(call:Call, row:RepoRow)->dict:
+def space_frame(call: Call, row: RepoRow) -> dict:
     "Prepare the frame in which a Space's page shows its app."
     url = app_url(call.hub, row, call.request, call.who)
     apart = url.startswith('http')
     origin = '/'.join(url.split('/')[:3]) if apart else "'self'"
-    now,message = stage(call.hub, row)
+    now, message = stage(call.hub, row)
     return dict(url=url, stage=now, message=message, member=call.who.role_in(row.owner),
         sandbox='allow-scripts allow-forms allow-popups allow-downloads allow-modals'
         +' allow-same-origin'*apart,
@@ -417,7 +417,7 @@ def space_frame(call:Call, row:RepoRow)->dict:
 
 # %% ../../nbs/localhub/09_pages.ipynb #8ec5ff8b
 @page('/{P}{ns}/{name}')
-def repo_page(call:Call)->Response:
+def repo_page(call: Call) -> Response:
     "Show a repo: its card, what it is, what it was made from."
     row = call.repo()
     try: call.repo(content=True)
@@ -427,114 +427,114 @@ def repo_page(call:Call)->Response:
     repo = call.hub.store.open(row.key)
     commit = repo.resolve('main')
     text = text_of(repo, commit, 'README.md')
-    front,body = split_card(text or '')
-    files = [e for e in repo.walk(commit, recursive=True) if e.type=='file']
-    lineage,made = read_lineage(call,repo,commit),_made_from(call,row)
-    space = space_frame(call,row) if row.kind=='space' else {}
-    return html(call, 'repo.html', csp=space.get('csp',''), space=space,
+    front, body = split_card(text or '')
+    files = [e for e in repo.walk(commit, recursive=True) if e.type == 'file']
+    lineage, made = read_lineage(call, repo, commit), _made_from(call, row)
+    space = space_frame(call, row) if row.kind == 'space' else {}
+    return html(call, 'repo.html', csp=space.get('csp', ''), space=space,
         **page_head(call, row, repo, 'card'),
-        card=render_card(body,row) if text else None, files=files,
+        card=render_card(body, row) if text else None, files=files,
         total=sum(e.size for e in files), commit=commit,
-                lineage=lineage, users=users_of(call,row),
+                lineage=lineage, users=users_of(call, row),
                     use=how_to_use(row), made=made, below=_below(call, row, lineage, made))
 
 def _below(call, row, lineage, made):
     "What the models of a Space were made from in turn, by their keys."
     rows = [a['row'] for a in (lineage['inputs'] if lineage else made) if a['row']]
-    return {r.key:_made_from(call,r) for r in rows if r.kind=='model'} if row.kind=='space' else {}
+    return {r.key: _made_from(call, r) for r in rows if r.kind == 'model'} if row.kind == 'space' else {}
 
 def _made_from(call, row):
-    ts = row.info.get('tags',[])
-    ids = [('dataset',t[8:]) for t in ts if t.startswith('dataset:')]+[('model',t[11:])
-        for t in ts if t.startswith('base_model:') and t.count(':')==1]
-    ids += [(k,i) for k in ('model','dataset') for i in row.info.get(KINDS[k],[])]
-    return [dict(kind=k, id=i[:200], row=_linked(call,k,i)) for k,i in ids[:50]]
+    ts = row.info.get('tags', [])
+    ids = [('dataset', t[8:]) for t in ts if t.startswith('dataset:')]+[('model', t[11:])
+        for t in ts if t.startswith('base_model:') and t.count(':') == 1]
+    ids += [(k, i) for k in ('model', 'dataset') for i in row.info.get(KINDS[k], [])]
+    return [dict(kind=k, id=i[:200], row=_linked(call, k, i)) for k, i in ids[:50]]
 
 # %% ../../nbs/localhub/09_pages.ipynb #50cec973
-def crumbs(row:RepoRow, rev:str, path:str)->list:
+def crumbs(row: RepoRow, rev: str, path: str) -> list:
     "Make the links to the folders above a path."
     parts = path.split('/') if path else []
-    return [(row.name, f'/{row.url}/tree/{quote(rev,safe="")}')]+[(p,
-        f'/{row.url}/tree/{quote(rev,safe="")}/{url_path("/".join(parts[:i+1]))}') for i,
+    return [(row.name, f'/{row.url}/tree/{quote(rev, safe="")}')]+[(p,
+        f'/{row.url}/tree/{quote(rev, safe="")}/{url_path("/".join(parts[:i+1]))}') for i,
         p in enumerate(parts)]
 
 @page('/{P}{ns}/{name}/tree/{rev}', '/{P}{ns}/{name}/tree/{rev}/{path:path}')
-def tree_page(call:Call)->Response:
+def tree_page(call: Call) -> Response:
     "Show a folder."
-    row,repo,commit = opened(call)
-    rev,path,start = call.p['rev'],call.p.get('path','').strip('/'),call.int('start',0,0,10**9)
+    row, repo, commit = opened(call)
+    rev, path, start = call.p['rev'], call.p.get('path', '').strip('/'), call.int('start', 0, 0, 10**9)
     top = repo.entry(commit, path)
     if top is None: raise HubError(404, f'There is no `{path}` at {rev}.', 'EntryNotFound')
-    if top.type=='file':
-        return RedirectResponse(f'/{row.url}/blob/{quote(rev,safe="")}/{url_path(path)}', 307)
-    es = list(islice(repo.walk(commit,path), start, start+501))
-    last = repo.last_commits(commit, [e.path for e in es[:500]]) if len(es)<=100 else {}
-    es = sorted(es[:500], key=lambda e: e.type!='directory') if not start and len(es)<=500 else es[:500]
+    if top.type == 'file':
+        return RedirectResponse(f'/{row.url}/blob/{quote(rev, safe="")}/{url_path(path)}', 307)
+    es = list(islice(repo.walk(commit, path), start, start+501))
+    last = repo.last_commits(commit, [e.path for e in es[:500]]) if len(es) <= 100 else {}
+    es = sorted(es[:500], key=lambda e: e.type != 'directory') if not start and len(es) <= 500 else es[:500]
     readme = text_of(repo, commit, f'{path}/README.md') if path else None
-    return html(call, 'tree.html', **page_head(call,row,repo,'files',rev), entries=es, last=last,
-        path=path, crumbs=crumbs(row,rev,path), commit=commit,
-        next=start+500 if len(es)==500 else None,
-                card=render_card(split_card(readme)[1],row,rev,path) if readme else None)
+    return html(call, 'tree.html', **page_head(call, row, repo, 'files', rev), entries=es, last=last,
+        path=path, crumbs=crumbs(row, rev, path), commit=commit,
+        next=start+500 if len(es) == 500 else None,
+                card=render_card(split_card(readme)[1], row, rev, path) if readme else None)
 
 # %% ../../nbs/localhub/09_pages.ipynb #36a73b49
 def _tensors(call, repo, e):
     try:
-        with call.hub.open_file(e,repo) as f: h = read_safetensors(f)
-    except (ValueError,OSError): return None
+        with call.hub.open_file(e, repo) as f: h = read_safetensors(f)
+    except (ValueError, OSError): return None
     return [(str(n), str(t.get('dtype')), ' × '.join(str(s) for s in t['shape'])) for n,
-        t in h.items() if isinstance(t,dict) and isinstance(t.get('shape'),list)][:2000]
+        t in h.items() if isinstance(t, dict) and isinstance(t.get('shape'), list)][:2000]
 
 _image = re.compile(r'\.(png|jpe?g|gif|webp|svg)$', re.I)
 
 @page('/{P}{ns}/{name}/blob/{rev}/{path:path}')
-def blob_page(call:Call)->Response:
+def blob_page(call: Call) -> Response:
     "Show a file."
-    row,repo,commit = opened(call)
-    rev,path = call.p['rev'],call.p['path']
+    row, repo, commit = opened(call)
+    rev, path = call.p['rev'], call.p['path']
     e = repo.entry(commit, path)
     if e is None: raise HubError(404, f'There is no `{path}` at {rev}.', 'EntryNotFound')
-    if e.type=='directory':
-        return RedirectResponse(f'/{row.url}/tree/{quote(rev,safe="")}/{url_path(path)}', 307)
-    view = dict(raw=resolve_url(row,rev,path), image=bool(_image.search(path)))
-    if path.endswith('.safetensors'): view['tensors'] = _tensors(call,repo,e)
+    if e.type == 'directory':
+        return RedirectResponse(f'/{row.url}/tree/{quote(rev, safe="")}/{url_path(path)}', 307)
+    view = dict(raw=resolve_url(row, rev, path), image=bool(_image.search(path)))
+    if path.endswith('.safetensors'): view['tensors'] = _tensors(call, repo, e)
     text = text_of(repo, commit, path, 500_000)
     if text is not None and '\0' not in text and not view['image']:
         if path.lower().endswith('.md') and not truthy(call.q.get('code',
-                '')): view['card'] = render_card(split_card(text)[1],row,rev,
+                '')): view['card'] = render_card(split_card(text)[1], row, rev,
                 path.rpartition('/')[0]); view['front'] = split_card(text)[0]
-        else: view['code'],view['lines'] = highlight(text,
-            path=path) or escape(text),text.count('\n')+(not text.endswith('\n'))
-    return html(call, 'blob.html', **page_head(call,row,repo,'files',rev), e=e, path=path,
-        crumbs=crumbs(row,rev,path)[:-1], view=view)
+        else: view['code'], view['lines'] = highlight(text,
+            path=path) or escape(text), text.count('\n')+(not text.endswith('\n'))
+    return html(call, 'blob.html', **page_head(call, row, repo, 'files', rev), e=e, path=path,
+        crumbs=crumbs(row, rev, path)[:-1], view=view)
 
 # %% ../../nbs/localhub/09_pages.ipynb #e6f02f16
 @page('/{P}{ns}/{name}/commits/{rev}')
-def commits_page(call:Call)->Response:
+def commits_page(call: Call) -> Response:
     "Show the history."
-    row,repo,commit = opened(call)
-    p = call.int('p',0,0,10**6)
+    row, repo, commit = opened(call)
+    p = call.int('p', 0, 0, 10**6)
     cs = list(islice(repo.history(commit), 50*p, 50*p+51))
-    return html(call, 'commits.html', **page_head(call,row,repo,'history',call.p['rev']),
-        commits=cs[:50], more=p+1 if len(cs)>50 else None)
+    return html(call, 'commits.html', **page_head(call, row, repo, 'history', call.p['rev']),
+        commits=cs[:50], more=p+1 if len(cs) > 50 else None)
 
 # %% ../../nbs/localhub/09_pages.ipynb #ad23c999
 @page('/{P}{ns}/{name}/commit/{sha}')
-def commit_page(call:Call)->Response:
+def commit_page(call: Call) -> Response:
     "Show what a commit changed."
-    row,repo,c = opened(call, call.p['sha'])
+    row, repo, c = opened(call, call.p['sha'])
     diff = repo.git.diff(c.parents[0].tree, c.tree) if c.parents else c.tree.diff_to_tree(swap=True)
-    return html(call, 'commit.html', **page_head(call,row,repo,'history'), c=c, patches=patches(diff),
+    return html(call, 'commit.html', **page_head(call, row, repo, 'history'), c=c, patches=patches(diff),
         n=len(diff))
 
-def patches(diff:pygit2.Diff)->list:
+def patches(diff: pygit2.Diff) -> list:
     "Prepare a diff for a page: what is binary or too long is named, not shown."
-    res,budget = [],200_000
-    for i,d in enumerate(diff.deltas):
-        if i>=300: break
-        text = None if budget<=0 or d.is_binary else _patch(diff,i)
+    res, budget = [], 200_000
+    for i, d in enumerate(diff.deltas):
+        if i >= 300: break
+        text = None if budget <= 0 or d.is_binary else _patch(diff, i)
         if text is not None: budget -= len(text)
         res.append(dict(path=d.new_file.path, status=d.status_char(),
-            lines=text.splitlines()[:1000] if text and len(text)<=60_000 else None))
+            lines=text.splitlines()[:1000] if text and len(text) <= 60_000 else None))
     return res
 
 def _patch(diff, i):
@@ -545,52 +545,52 @@ def _patch(diff, i):
 
 # %% ../../nbs/localhub/09_pages.ipynb #40a476bb
 @page('/{P}{ns}/{name}/discussions')
-def discussions_page(call:Call)->Response:
+def discussions_page(call: Call) -> Response:
     "List discussions and pull requests."
-    row,repo,_ = opened(call, 'main', content=False)
-    return html(call, 'discussions.html', **page_head(call,row,repo,'talk'),
-        **list_discussions(call), p=call.int('p',0,0,10**6), per=PAGE)
+    row, repo, _ = opened(call, 'main', content=False)
+    return html(call, 'discussions.html', **page_head(call, row, repo, 'talk'),
+        **list_discussions(call), p=call.int('p', 0, 0, 10**6), per=PAGE)
 
 @page('/{P}{ns}/{name}/discussions/{num}')
-def discussion_page(call:Call)->Response:
+def discussion_page(call: Call) -> Response:
     "Show a discussion or pull request."
-    row,repo,_ = opened(call, 'main')
-    d,base,head = get_discussion(call),None,None
-    if d['isPullRequest']: base,head = ends(repo, find_discussion(call, row, d['num']))
+    row, repo, _ = opened(call, 'main')
+    d, base, head = get_discussion(call), None, None
+    if d['isPullRequest']: base, head = ends(repo, find_discussion(call, row, d['num']))
     fork = base and fork_point(repo, base, head)
     diff = fork and repo.git.diff(fork.tree, head.tree)
-    return html(call, 'discussion.html', **page_head(call,row,repo,'talk'), d=d,
+    return html(call, 'discussion.html', **page_head(call, row, repo, 'talk'), d=d,
         patches=patches(diff) if diff else [], n=len(diff) if diff else 0)
 
 # %% ../../nbs/localhub/09_pages.ipynb #5210e373
 @page('/{owner}')
-def owner_page(call:Call)->Response:
+def owner_page(call: Call) -> Response:
     "Show a person or an organisation with their repos."
     u = call.hub.db.one('SELECT * FROM users WHERE name=?', call.p['owner'])
     if u is None:
         raise HubError(404, f"There is no user or organisation `{call.p['owner'][:100]}` here.")
-    found = {k:call.hub.db.search(k, call.who, author=u['name'], limit=50)[0] for k in KINDS}
+    found = {k: call.hub.db.search(k, call.who, author=u['name'], limit=50)[0] for k in KINDS}
     members = [r['user'] for r in call.hub.db.all('SELECT user FROM members WHERE org=? ORDER '
         'BY user', u['name'])]
     return html(call, 'home.html', title=u['name'], owner=u, members=members, found=found,
                 buckets=list_buckets(call, u['name'], limit=50))
 
 @page('/buckets/{ns}/{name}', '/buckets/{ns}/{name}/tree', '/buckets/{ns}/{name}/tree/{path:path}')
-def bucket_page(call:Call)->Response:
+def bucket_page(call: Call) -> Response:
     "Show what lies directly in a bucket, or in a folder of it."
-    row,path = find_bucket(call),call.p.get('path','').strip('/')
-    es = list_level(call.hub.db, row.key, path and path+'/', call.q.get('after',''), 501)
+    row, path = find_bucket(call), call.p.get('path', '').strip('/')
+    es = list_level(call.hub.db, row.key, path and path+'/', call.q.get('after', ''), 501)
     if path and not es: raise HubError(404, f'There is no folder `{path}`.', 'EntryNotFound')
-    es = [dict(dir=True, path=e[0], when=e[1], after=e[0]+'/\U0010ffff') if isinstance(e,tuple) else
+    es = [dict(dir=True, path=e[0], when=e[1], after=e[0]+'/\U0010ffff') if isinstance(e, tuple) else
           dict(e)|dict(when=e['uploaded'], after=e['path']) for e in es]
-    return html(call, 'bucket.html', title=row.id, row=row, info=bucket_json(call,[row])[0],
-        path=path, entries=es[:500], next=es[499]['after'] if len(es)>500 else None,
-        crumbs=[(p,'/'.join(path.split('/')[:i+1])) for i,p in enumerate(path.split('/'))
+    return html(call, 'bucket.html', title=row.id, row=row, info=bucket_json(call, [row])[0],
+        path=path, entries=es[:500], next=es[499]['after'] if len(es) > 500 else None,
+        crumbs=[(p, '/'.join(path.split('/')[:i+1])) for i, p in enumerate(path.split('/'))
                 if p])
 
 @fallback_routes('GET', '/{rest:path}')
-def nothing(call:Call)->Response:
+def nothing(call: Call) -> Response:
     "Answer for an address that nothing stands at."
     e = HubError(404, 'Nothing stands at this address.')
     return html(call, 'error.html', 404, error=e,
-        title='404') if 'text/html' in call.request.headers.get('accept','') else error(e)
+        title='404') if 'text/html' in call.request.headers.get('accept', '') else error(e)

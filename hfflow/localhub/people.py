@@ -158,33 +158,33 @@ SCHEMAS = (SCHEMA, _discussions, _collections, _settings, _jobs, _apps, _chunks,
 # %% ../../nbs/localhub/02_people.ipynb #38913055
 class Db:
     "The Hub's SQLite file: everything that git does not hold."
-    def __init__(self, path:Path):
-        self.path,self._local,self._write = Path(path),threading.local(),threading.RLock()
+    def __init__(self, path: Path):
+        self.path, self._local, self._write = Path(path), threading.local(), threading.RLock()
         with self.tx() as c:
             found = c.execute('PRAGMA user_version').fetchone()[0]
             for schema in SCHEMAS[found:]:
                 for stmt in schema.split(';'): c.execute(stmt)
             if not found: c.execute('INSERT INTO meta VALUES(?,?)', ('secret', token_hex(32)))
             c.execute(f'PRAGMA user_version={max(found, len(SCHEMAS))}')
-            if found>len(SCHEMAS):
+            if found > len(SCHEMAS):
                 raise HubError(400, f'the data folder was written by a newer hfflow (schema '
                     f'{found}, this one knows {len(SCHEMAS)}): upgrade hfflow.')
         self.secret = self.one('SELECT value FROM meta WHERE key=?', 'secret')['value'].encode()
 
     @property
-    def conn(self)->sqlite3.Connection:
+    def conn(self) -> sqlite3.Connection:
         "One connection per thread."
-        if not hasattr(self._local,'conn'):
+        if not hasattr(self._local, 'conn'):
             c = sqlite3.connect(self.path, timeout=30, isolation_level=None,
                 check_same_thread=False)
             c.row_factory = sqlite3.Row
-            for p in ('journal_mode=WAL','synchronous=FULL','busy_timeout=30000'):
+            for p in ('journal_mode=WAL', 'synchronous=FULL', 'busy_timeout=30000'):
                 c.execute(f'PRAGMA {p}')
             self._local.conn = c
         return self._local.conn
 
-    def one(self, sql, *args): return self.conn.execute(sql,args).fetchone()
-    def all(self, sql, *args): return self.conn.execute(sql,args).fetchall()
+    def one(self, sql, *args): return self.conn.execute(sql, args).fetchone()
+    def all(self, sql, *args): return self.conn.execute(sql, args).fetchall()
     def tx(self): return _Tx(self)
 
 # %% ../../nbs/localhub/02_people.ipynb #235651fe
@@ -211,62 +211,62 @@ class _Tx:
 
 # %% ../../nbs/localhub/02_people.ipynb #ce5c04ad
 _name_re = re.compile(r'[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,94}[A-Za-z0-9_])?')
-RESERVED = {'api','datasets','models','spaces','kernels','buckets','static','lfs','login','logout',
-    'settings','new','search','join','docs','oauth','jobs','uploads','collections','papers',
-    'device','-'}
+RESERVED = {'api', 'datasets', 'models', 'spaces', 'kernels', 'buckets', 'static', 'lfs', 'login', 'logout',
+    'settings', 'new', 'search', 'join', 'docs', 'oauth', 'jobs', 'uploads', 'collections', 'papers',
+    'device', '-'}
 
-def check_name(name:str, # user, organisation or repo name
-               what:str='name')->str:
+def check_name(name: str, # user, organisation or repo name
+               what: str = 'name') -> str:
     "Refuse a name that the Hub would refuse."
-    if not (isinstance(name,str) and _name_re.fullmatch(name) and '--' not in name
+    if not (isinstance(name, str) and _name_re.fullmatch(name) and '--' not in name
             and '..' not in name and not name.endswith('.git')):
         raise HubError(400, f'`{str(name)[:100]}` is no valid {what}: use 1 to 96 letters, '
             f'digits, `-`, `_` or `.`, no `--` or `..`, no `.git` at the end.')
     return name
 
-def add_user(self, name:str, type:str='user', # user | org
-             fullname:str=None, email:str=None):
+def add_user(self, name: str, type: str = 'user', # user | org
+             fullname: str = None, email: str = None):
     "Make a person or an organisation; an existing one of that type stays as it is."
     check_name(name, f'{type} name')
     if name.lower() in RESERVED: raise HubError(400, f'`{name}` is reserved: choose another name.')
     with self.tx() as c:
         old = c.execute('SELECT type FROM users WHERE name=?', (name,)).fetchone()
-        if old and old['type']!=type:
+        if old and old['type'] != type:
             raise HubError(409, f'`{name}` exists already, as a {old["type"]}.')
         if not old: c.execute('INSERT INTO users VALUES(?,?,?,?,?)',
                 (name, type, fullname or name, email or (f'{name}@users.noreply.localhost'
-                if type=='user' else None), time.time()))
+                if type == 'user' else None), time.time()))
 Db.add_user = add_user
 
 # %% ../../nbs/localhub/02_people.ipynb #1e119330
-def add_member(self, org:str, user:str, role:str='admin' # read | contributor | write | admin
+def add_member(self, org: str, user: str, role: str = 'admin' # read | contributor | write | admin
               ):
     "Make a person a member of an organisation."
     with self.tx() as c: c.execute('INSERT INTO members VALUES(?,?,?) ON CONFLICT DO UPDATE SET '
-        'role=excluded.role', (org,user,role))
+        'role=excluded.role', (org, user, role))
 Db.add_member = add_member
 
 # %% ../../nbs/localhub/02_people.ipynb #5385d099
-def token_hash(self, token:str)->str:
+def token_hash(self, token: str) -> str:
     "Hash a token under the Hub's own secret; only this hash is stored."
-    return blake2b(token.encode('utf-8','replace'), key=self.secret, digest_size=32).hexdigest()
+    return blake2b(token.encode('utf-8', 'replace'), key=self.secret, digest_size=32).hexdigest()
 Db.token_hash = token_hash
 
-def add_token(self, user:str, token:str=None, # made up where None
-              name:str='token', # shown by whoami
-              role:str='write', # read | write | fineGrained
-              expires:float=None, # Unix time
-              replace:bool=False, # forget the user's other tokens of that name
-              scopes:dict=None # of a fine-grained token; see `Caller.may`
-             )->str: # the token, which cannot be read again
+def add_token(self, user: str, token: str = None, # made up where None
+              name: str = 'token', # shown by whoami
+              role: str = 'write', # read | write | fineGrained
+              expires: float = None, # Unix time
+              replace: bool = False, # forget the user's other tokens of that name
+              scopes: dict = None # of a fine-grained token; see `Caller.may`
+             ) -> str: # the token, which cannot be read again
     "Give a person a token."
     token = token or f'hf_{token_urlsafe(32)}'
-    h,now = self.token_hash(token),time.time()
+    h, now = self.token_hash(token), time.time()
     with self.tx() as c:
         if replace: c.execute('DELETE FROM tokens WHERE user=? AND name=? AND hash<>?',
-                (user,name,h))
+                (user, name, h))
         old = c.execute('SELECT user FROM tokens WHERE hash=?', (h,)).fetchone()
-        if old and old['user'].lower()!=user.lower():
+        if old and old['user'].lower() != user.lower():
             raise HubError(409, 'another user has this token already: choose another.')
         c.execute('INSERT OR REPLACE INTO tokens VALUES(?,?,?,?,?,?,?)',
             (h, user, name, role, now, expires, json.dumps(scopes) if scopes else None))
@@ -274,7 +274,7 @@ def add_token(self, user:str, token:str=None, # made up where None
 Db.add_token = add_token
 
 @contextmanager
-def lend_token(self, user:str, **kw # of `add_token`
+def lend_token(self, user: str, **kw # of `add_token`
               ): # yields the token
     "Give a program a person's token for as long as the block runs, and for an hour at most."
     token = self.add_token(user, expires=time.time()+3600, **kw)
@@ -284,69 +284,69 @@ def lend_token(self, user:str, **kw # of `add_token`
 Db.lend_token = lend_token
 
 # %% ../../nbs/localhub/02_people.ipynb #ab09c415
-KINDS = {'model':'models', 'dataset':'datasets', 'space':'spaces', 'kernel':'kernels'}
-ANYWHERE = {'discussion.write','gated.read'} # membership in the repo's namespace is not needed
-_given_by = {f'{p}.read':f'{p}.write' for p in ('collection','user.webhooks','job',
-    'inference.endpoints')} | {'repo.content.read':'repo.write'}
+KINDS = {'model': 'models', 'dataset': 'datasets', 'space': 'spaces', 'kernel': 'kernels'}
+ANYWHERE = {'discussion.write', 'gated.read'} # membership in the repo's namespace is not needed
+_given_by = {f'{p}.read': f'{p}.write' for p in ('collection', 'user.webhooks', 'job',
+    'inference.endpoints')} | {'repo.content.read': 'repo.write'}
 
 @dataclass(frozen=True)
 class Caller:
     "Who makes a request: a user with a token, or nobody."
-    name:str=None # user name; None for nobody
-    role:str='read' # of the token
-    token:str=None # name of the token
-    orgs:tuple=() # pairs of organisation and role
-    scopes:dict=None # of a fine-grained token: scoped, global, canReadGatedRepos
-    id:str=None # of the token
+    name: str = None # user name; None for nobody
+    role: str = 'read' # of the token
+    token: str = None # name of the token
+    orgs: tuple = () # pairs of organisation and role
+    scopes: dict = None # of a fine-grained token: scoped, global, canReadGatedRepos
+    id: str = None # of the token
 
-    def role_in(self, owner:str)->str: # None | read | contributor | write | admin
+    def role_in(self, owner: str) -> str: # None | read | contributor | write | admin
         "Say what the caller is in a namespace."
         if self.name is None: return None
-        if owner.lower()==self.name.lower(): return 'admin'
-        return next((r for o,r in self.orgs if o.lower()==owner.lower()), None)
+        if owner.lower() == self.name.lower(): return 'admin'
+        return next((r for o, r in self.orgs if o.lower() == owner.lower()), None)
 
 NOBODY = Caller()
 
 # %% ../../nbs/localhub/02_people.ipynb #39d2f383
-def may(self, permission:str, # as `repo.write`
-        owner:str, # namespace
-        key:str=None # of a repo in it; None for what concerns the whole namespace
-       )->bool:
+def may(self, permission: str, # as `repo.write`
+        owner: str, # namespace
+        key: str = None # of a repo in it; None for what concerns the whole namespace
+       ) -> bool:
     "Decide whether the caller may do something."
     if self.name is None: return False
-    changes,role = not permission.endswith('.read'),self.role_in(owner)
-    if permission not in ANYWHERE and (role is None or changes and role=='read'): return False
-    if self.role!='fineGrained': return self.role=='write' or not changes
-    if permission=='gated.read': return self.scopes['canReadGatedRepos']
+    changes, role = not permission.endswith('.read'), self.role_in(owner)
+    if permission not in ANYWHERE and (role is None or changes and role == 'read'): return False
+    if self.role != 'fineGrained': return self.role == 'write' or not changes
+    if permission == 'gated.read': return self.scopes['canReadGatedRepos']
     names = {permission, _given_by.get(permission)}
     return bool(names&set(self.scopes['global'])) or any(names&set(s['permissions'])
         and _covers(s['entity'], owner, key) for s in self.scopes['scoped'])
 Caller.may = may
 
 def _covers(entity, owner, key):
-    if entity['type'] in ('user','org'): return entity['name'].lower()==owner.lower()
-    return entity['_id']==key # by key, so that a repo which takes an old name gains nothing
+    if entity['type'] in ('user', 'org'): return entity['name'].lower() == owner.lower()
+    return entity['_id'] == key # by key, so that a repo which takes an old name gains nothing
 
 # %% ../../nbs/localhub/02_people.ipynb #a070aab1
-def can_write(self, owner:str, key:str=None)->bool:
+def can_write(self, owner: str, key: str = None) -> bool:
     "Tell whether the caller may write repos of a namespace, or one of them."
     return self.may('repo.write', owner, key)
 Caller.can_write = can_write
 
-def reads(self)->tuple: # SQL condition on `repos`, its arguments
+def reads(self) -> tuple: # SQL condition on `repos`, its arguments
     "Say which private repos the caller may read, for a search."
-    mine = [self.name,*[o for o,_ in self.orgs]] if self.name else []
+    mine = [self.name, *[o for o, _ in self.orgs]] if self.name else []
     whole = [n for n in mine if self.may('repo.content.read', n)]
-    single = [s['entity']['_id'] for s in (self.scopes or {}).get('scoped',())
-              if {'repo.content.read','repo.write'}&set(s['permissions'])]
+    single = [s['entity']['_id'] for s in (self.scopes or {}).get('scoped', ())
+              if {'repo.content.read', 'repo.write'}&set(s['permissions'])]
     marks = lambda items: ','.join('?'*len(items))
     return (f'owner IN ({marks(whole)}) OR owner IN ({marks(mine)}) AND key IN '
-            f'({marks(single)})', [*whole,*mine,*single])
+            f'({marks(single)})', [*whole, *mine, *single])
 Caller.reads = reads
 
 # %% ../../nbs/localhub/02_people.ipynb #0fccf0ff
-def caller(self, token:str # as sent; None where no token was sent
-          )->Caller:
+def caller(self, token: str # as sent; None where no token was sent
+          ) -> Caller:
     "Find out who holds a token."
     if token is None: return NOBODY
     who = self.holder(self.token_hash(token))
@@ -354,34 +354,34 @@ def caller(self, token:str # as sent; None where no token was sent
     return who
 Db.caller = caller
 
-def holder(self, id:str # a token's hash
-          )->Caller: # None where there is no such token, or no longer
+def holder(self, id: str # a token's hash
+          ) -> Caller: # None where there is no such token, or no longer
     "Find out who holds the token with this hash."
     t = self.one('SELECT * FROM tokens WHERE hash=?', id)
     ok = hmac.compare_digest(id, t['hash'] if t else '0'*len(id))
-    if not ok or (t['expires'] and t['expires']<time.time()): return None
+    if not ok or (t['expires'] and t['expires'] < time.time()): return None
     return self.person(t['user'], t['role'], t['name'], json.loads(t['scopes'] or 'null'), id)
 Db.holder = holder
 
-def person(self, name:str, role:str='write', token:str=None, scopes:dict=None,
-           id:str=None)->Caller:
+def person(self, name: str, role: str = 'write', token: str = None, scopes: dict = None,
+           id: str = None) -> Caller:
     "Make the caller for a user name."
-    orgs = tuple((r['org'],r['role'])
+    orgs = tuple((r['org'], r['role'])
         for r in self.all('SELECT org,role FROM members WHERE user=? ORDER BY org', name))
-    if role=='fineGrained':
-        scopes = {'scoped':[], 'global':[], 'canReadGatedRepos':False} | (scopes or {})
+    if role == 'fineGrained':
+        scopes = {'scoped': [], 'global': [], 'canReadGatedRepos': False} | (scopes or {})
     return Caller(name, role, token, orgs, scopes, id)
 Db.person = person
 
 # %% ../../nbs/localhub/02_people.ipynb #2ae35ac2
-PREFIX = {'model':'', 'dataset':'datasets/', 'space':'spaces/', 'kernel':'kernels/',
-          'bucket':'buckets/'}
+PREFIX = {'model': '', 'dataset': 'datasets/', 'space': 'spaces/', 'kernel': 'kernels/',
+          'bucket': 'buckets/'}
 
 @dataclass
 class RepoRow:
     "What the database knows of a repo."
-    key:str; kind:str; id:str; owner:str; private:bool; gated:str; disabled:bool; sdk:str
-    created:float; modified:float; likes:int; downloads:int; sha:str; info:dict; stale:bool
+    key: str; kind: str; id: str; owner: str; private: bool; gated: str; disabled: bool; sdk: str
+    created: float; modified: float; likes: int; downloads: int; sha: str; info: dict; stale: bool
 
     @property
     def name(self): return self.id.split('/')[1]
@@ -392,107 +392,107 @@ def repo_row(r): # RepoRow, or None
     "Read a row of the table of repos."
     if r is None: return None
     d = dict(r); d['info'] = json.loads(d['info']) if d['info'] else {}
-    for k in ('private','disabled','stale'): d[k] = bool(d[k])
-    return RepoRow(**{k:d[k] for k in RepoRow.__dataclass_fields__})
+    for k in ('private', 'disabled', 'stale'): d[k] = bool(d[k])
+    return RepoRow(**{k: d[k] for k in RepoRow.__dataclass_fields__})
 
 # %% ../../nbs/localhub/02_people.ipynb #69d96dd0
-def find(self, kind:str, id:str)->RepoRow: # None where there is none
+def find(self, kind: str, id: str) -> RepoRow: # None where there is none
     "Look a repo up by its name, whatever the case of its letters."
     return repo_row(self.one('SELECT * FROM repos WHERE kind=? AND id=?', kind, id))
 Db.find = find
 
-def moved_to(self, kind:str, id:str)->RepoRow:
+def moved_to(self, kind: str, id: str) -> RepoRow:
     "Look up a repo by a name that it once had."
     return repo_row(self.one('SELECT repos.* FROM repos JOIN moved ON repos.key=moved.key WHERE '
         'moved.kind=? AND moved.id=?', kind, id))
 Db.moved_to = moved_to
 
-def by_key(self, key:str)->RepoRow: return repo_row(self.one('SELECT * FROM repos WHERE key=?', key))
+def by_key(self, key: str) -> RepoRow: return repo_row(self.one('SELECT * FROM repos WHERE key=?', key))
 Db.by_key = by_key
 
 # %% ../../nbs/localhub/02_people.ipynb #26e4d5f9
-def add_repo(self, key:str, kind:str, id:str, private:bool, sdk:str=None):
+def add_repo(self, key: str, kind: str, id: str, private: bool, sdk: str = None):
     "Enter a repo whose git repository stands already, or a bucket, which has none to be indexed."
     now = time.time()
     with self.tx() as c:
         try: c.execute('INSERT INTO repos(key,kind,id,owner,private,sdk,created,modified,'
             'stale) VALUES(?,?,?,?,?,?,?,?,?)', (key, kind, id, id.split('/')[0], private, sdk,
-            now, now, kind!='bucket'))
+            now, now, kind != 'bucket'))
         except sqlite3.IntegrityError:
             raise HubError(409, f'You already created this {kind} repo: {id}') from None
-        c.execute('DELETE FROM moved WHERE kind=? AND id=?', (kind,id))
+        c.execute('DELETE FROM moved WHERE kind=? AND id=?', (kind, id))
 Db.add_repo = add_repo
 
-def drop_repo(self, key:str):
+def drop_repo(self, key: str):
     "Forget a repo."
     with self.tx() as c:
-        for t in ('repos','moved','tags','lfs','likes','access','discussions','events','seen',
-                  'publishers','apps','app_env','xet_links','undo','bucket_files',
+        for t in ('repos', 'moved', 'tags', 'lfs', 'likes', 'access', 'discussions', 'events', 'seen',
+                  'publishers', 'apps', 'app_env', 'xet_links', 'undo', 'bucket_files',
                   'bucket_changes'):
             c.execute(f'DELETE FROM {t} WHERE key=?', (key,))
 Db.drop_repo = drop_repo
 
 # %% ../../nbs/localhub/02_people.ipynb #359d2347
-def rename_repo(self, row:RepoRow, id:str):
+def rename_repo(self, row: RepoRow, id: str):
     "Give a repo another name; the old one leads to it from now on."
     with self.tx() as c:
-        c.execute('DELETE FROM moved WHERE kind=? AND id=?', (row.kind,id))
+        c.execute('DELETE FROM moved WHERE kind=? AND id=?', (row.kind, id))
         try: c.execute('UPDATE repos SET id=?, owner=? WHERE key=?',
             (id, id.split('/')[0], row.key))
         except sqlite3.IntegrityError:
             raise HubError(409, f'A {row.kind} repository called {id} already exists: choose '
                                 'another name.') from None
-        if id.lower()!=row.id.lower(): c.execute('INSERT OR REPLACE INTO moved VALUES(?,?,?)',
+        if id.lower() != row.id.lower(): c.execute('INSERT OR REPLACE INTO moved VALUES(?,?,?)',
                 (row.kind, row.id, row.key))
 Db.rename_repo = rename_repo
 
-def set_repo(self, key:str, **values):
+def set_repo(self, key: str, **values):
     "Change columns of a repo's row."
     with self.tx() as c:
-        for k,v in values.items():
+        for k, v in values.items():
             assert k in RepoRow.__dataclass_fields__
-            c.execute(f'UPDATE repos SET {k}=? WHERE key=?', (v,key))
+            c.execute(f'UPDATE repos SET {k}=? WHERE key=?', (v, key))
 Db.set_repo = set_repo
 
 # %% ../../nbs/localhub/02_people.ipynb #be953f80
-def no_repo(who:Caller):
+def no_repo(who: Caller):
     return HubError(401 if who.name is None else 404, 'Repository not found', 'RepoNotFound')
 
-def visible(self, row:RepoRow, who:Caller)->bool:
+def visible(self, row: RepoRow, who: Caller) -> bool:
     "Tell whether the caller may know that a repo exists."
     return not row.private or who.may('repo.content.read', row.owner, row.key)
 Db.visible = visible
 
-def gate_open(self, row:RepoRow, who:Caller)->bool:
+def gate_open(self, row: RepoRow, who: Caller) -> bool:
     "Tell whether a repo that the caller may see lets them at its files."
     if not row.gated or who.may('repo.content.read', row.owner, row.key): return True
     a = self.one('SELECT status FROM access WHERE key=? AND user=?', row.key, who.name)
-    return bool(a) and a['status']=='accepted' and who.may('gated.read', row.owner)
+    return bool(a) and a['status'] == 'accepted' and who.may('gated.read', row.owner)
 Db.gate_open = gate_open
 
 # %% ../../nbs/localhub/02_people.ipynb #94a552b1
-def link_lfs(self, key:str, oid:str, size:int):
+def link_lfs(self, key: str, oid: str, size: int):
     "Note that a repo may use an LFS object, because its bytes were sent to it, and when that was."
     with self.tx() as c: c.execute('INSERT INTO lfs VALUES(?,?,?,?) ON CONFLICT DO UPDATE SET '
-            'created=excluded.created', (key,oid,size,time.time()))
+            'created=excluded.created', (key, oid, size, time.time()))
 Db.link_lfs = link_lfs
 
-def lfs_size(self, key:str, oid:str)->int: # None where this repo has no such object
+def lfs_size(self, key: str, oid: str) -> int: # None where this repo has no such object
     "Tell the size of an LFS object that a repo may use."
     r = self.one('SELECT size FROM lfs WHERE key=? AND oid=?', key, oid) if isinstance(oid,
         str) else None
     return r['size'] if r else None
 Db.lfs_size = lfs_size
 
-def borrow_lfs(self, key:str, oid:str,
-               who:Caller)->int: # None where the caller can read no repo that has it
+def borrow_lfs(self, key: str, oid: str,
+               who: Caller) -> int: # None where the caller can read no repo that has it
     "As `lfs_size`, but an object of any repo that the caller may read will do, and is then noted for this one."
     size = self.lfs_size(key, oid)
-    if size is not None or not isinstance(oid,str): return size
+    if size is not None or not isinstance(oid, str): return size
     for r in self.all('SELECT lfs.key, lfs.size FROM lfs JOIN repos ON lfs.key=repos.key WHERE '
         'oid=? LIMIT 100', oid):
         row = self.by_key(r['key'])
-        if row and not row.gated and not row.disabled and self.visible(row,who): self.link_lfs(key,
-                oid,r['size']); return r['size']
+        if row and not row.gated and not row.disabled and self.visible(row, who): self.link_lfs(key,
+                oid, r['size']); return r['size']
     return None
 Db.borrow_lfs = borrow_lfs

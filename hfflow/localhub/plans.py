@@ -25,43 +25,43 @@ from .wire import Hub
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0010
 class Trouble(Exception):
     "Why a Space does not run."
-    def __init__(self, stage:str, # NO_APP_FILE | CONFIG_ERROR | BUILD_ERROR | RUNTIME_ERROR
-                 message:str):
+    def __init__(self, stage: str, # NO_APP_FILE | CONFIG_ERROR | BUILD_ERROR | RUNTIME_ERROR
+                 message: str):
         super().__init__(message)
-        self.stage,self.message = stage,message
+        self.stage, self.message = stage, message
 
 @dataclass
 class Plan:
     "How a Space is built and started."
-    sdk:str # gradio | streamlit | docker | static
-    file:str # app file; the page to begin with where it is static
-    argv:list=field(default_factory=list) # `python` stands for the Space's own
-    port:int=7860 # that the app may insist on
-    env:dict=field(default_factory=dict)
-    pips:list=field(default_factory=list) # arguments of `pip install`, one list for each
-    homes:list=field(default_factory=list) # folders of the image that are the repo here
-    work:str='' # folder of the image to start in
-    notes:list=field(default_factory=list) # what this machine leaves out
+    sdk: str # gradio | streamlit | docker | static
+    file: str # app file; the page to begin with where it is static
+    argv: list = field(default_factory=list) # `python` stands for the Space's own
+    port: int = 7860 # that the app may insist on
+    env: dict = field(default_factory=dict)
+    pips: list = field(default_factory=list) # arguments of `pip install`, one list for each
+    homes: list = field(default_factory=list) # folders of the image that are the repo here
+    work: str = '' # folder of the image to start in
+    notes: list = field(default_factory=list) # what this machine leaves out
 
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0011
-def read_plan(row:RepoRow, repo:Repo, commit)->Plan:
+def read_plan(row: RepoRow, repo: Repo, commit) -> Plan:
     "Read what a Space's files declare; `Trouble` where they do not say enough."
     card = row.info.get('cardData') or {}
     sdk = row.info.get('sdk') or row.sdk
     if sdk not in SDKS:
         raise Trouble('CONFIG_ERROR', f'README.md must name an `sdk`: {", ".join(SDKS)}.')
     default = dict(static='index.html', docker='Dockerfile').get(sdk, 'app.py')
-    file = default if sdk=='docker' else card.get('app_file', default)
-    e = repo.entry(commit, file) if isinstance(file,str) and file else None
-    if e is None or e.type!='file':
+    file = default if sdk == 'docker' else card.get('app_file', default)
+    e = repo.entry(commit, file) if isinstance(file, str) and file else None
+    if e is None or e.type != 'file':
         raise Trouble('NO_APP_FILE', f'there is no `{str(file)[:200]}`.')
     p = Plan(sdk, file)
-    if sdk=='static': return p
-    if sdk=='docker': p = docker_plan(text_of(repo, commit, file) or '', card.get('app_port', 7860))
+    if sdk == 'static': return p
+    if sdk == 'docker': p = docker_plan(text_of(repo, commit, file) or '', card.get('app_port', 7860))
     else:
-        p.argv = ['python',file] if sdk=='gradio' else ['python','-m','streamlit','run',file]
-        if text_of(repo, commit, 'requirements.txt'): p.pips.append(['-r','requirements.txt'])
-        if v:=card.get('sdk_version'): p.notes.append(_version_note(sdk, str(v)[:40]))
+        p.argv = ['python', file] if sdk == 'gradio' else ['python', '-m', 'streamlit', 'run', file]
+        if text_of(repo, commit, 'requirements.txt'): p.pips.append(['-r', 'requirements.txt'])
+        if v := card.get('sdk_version'): p.notes.append(_version_note(sdk, str(v)[:40]))
     if repo.entry(commit, 'packages.txt'):
         p.notes.append('packages.txt is left out: no Debian packages are installed here.')
     return p
@@ -69,25 +69,25 @@ def read_plan(row:RepoRow, repo:Repo, commit)->Plan:
 def _version_note(sdk, asked):
     try: have = importlib.metadata.version(sdk)
     except importlib.metadata.PackageNotFoundError: have = None
-    return f'{sdk} {asked} is asked for; ' + (f'this machine has {have}.' if have!=asked
+    return f'{sdk} {asked} is asked for; ' + (f'this machine has {have}.' if have != asked
         else 'it is the one installed here.')
 
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0013
 _line_re = re.compile(r'\s*([A-Za-z]+)\s+(.*)')
 _var_re = re.compile(r'\\(.)|\$(?:\{(\w+)(?::([-+])([^}]*))?\}|(\w+))')
 
-def read_dockerfile(text:str)->list: # of (instruction, rest)
+def read_dockerfile(text: str) -> list: # of (instruction, rest)
     "Split a Dockerfile into its instructions."
     text = re.sub(r'(?m)^[ \t]*#.*$\n?', '', text)
     lines = re.sub(r'\\[ \t]*\r?\n', ' ', text).splitlines()
-    return [(m[1].upper(), m[2].strip()) for l in lines if (m:=_line_re.fullmatch(l))]
+    return [(m[1].upper(), m[2].strip()) for l in lines if (m := _line_re.fullmatch(l))]
 
 def _fill(text, env):
     "Put variables in, as Docker does."
     def one(m):
         if m[1]: return m[1]
         v = env.get(m[2] or m[5])
-        if m[3]=='+': return m[4] if v else ''
+        if m[3] == '+': return m[4] if v else ''
         return v if v else (m[4] or '')
     return _var_re.sub(one, text)
 
@@ -98,9 +98,9 @@ def _split(text):
 def _command(rest):
     "Read a CMD: a JSON list, or a line for the shell."
     try: argv = json.loads(rest)
-    except (ValueError,RecursionError): argv = None
-    if isinstance(argv,list) and argv and all(isinstance(a,str) for a in argv): return argv,True
-    return ['/bin/sh','-c',rest],False
+    except (ValueError, RecursionError): argv = None
+    if isinstance(argv, list) and argv and all(isinstance(a, str) for a in argv): return argv, True
+    return ['/bin/sh', '-c', rest], False
 
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0015
 _pip_re = re.compile(r'(?:python3?\s+-m\s+|uv\s+)?pip3?\s+install\s+(.*)', re.S)
@@ -109,27 +109,27 @@ def _run_line(plan, rest):
     "Take the `pip install`s out of a RUN line; name the rest."
     for part in re.split(r'&&|;', rest):
         m = _pip_re.fullmatch(part.strip())
-        if m: plan.pips.append([a for a in _split(m[1]) if a not in ('--user','--system')])
+        if m: plan.pips.append([a for a in _split(m[1]) if a not in ('--user', '--system')])
         elif part.strip(): plan.notes.append(f'not run: RUN {part.strip()[:200]}')
 
 def _variables(rest):
     "Read an ENV line: `A=1 B=2`, or `A 1`."
     parts = [w.partition('=') for w in _split(rest)]
-    if parts and all(eq and re.fullmatch(r'\w+',k) for k,eq,_ in parts):
-        return {k:v for k,_,v in parts}
-    k,_,v = rest.partition(' ')
-    return {k:v.strip()} if re.fullmatch(r'\w+',k) else {}
+    if parts and all(eq and re.fullmatch(r'\w+', k) for k, eq, _ in parts):
+        return {k: v for k, _, v in parts}
+    k, _, v = rest.partition(' ')
+    return {k: v.strip()} if re.fullmatch(r'\w+', k) else {}
 
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0016
-def docker_plan(text:str, port)->Plan:
+def docker_plan(text: str, port) -> Plan:
     "Read from a Dockerfile how its app is started."
-    if type(port) is not int or not 0<port<65536:
+    if type(port) is not int or not 0 < port < 65536:
         raise Trouble('CONFIG_ERROR', '`app_port` must be a number from 1 to 65535.')
-    p,args = None,{}
-    for what,rest in read_dockerfile(text):
-        if what=='FROM': p,args = _Stage(port),{} # the last stage is the one that runs
+    p, args = None, {}
+    for what, rest in read_dockerfile(text):
+        if what == 'FROM': p, args = _Stage(port), {} # the last stage is the one that runs
         elif p is None: continue
-        elif what=='ARG': args |= _variables(rest)
+        elif what == 'ARG': args |= _variables(rest)
         else: p.read(what, rest, args|p.plan.env)
     argv = p.command() if p else None
     if not argv: raise Trouble('CONFIG_ERROR', 'the Dockerfile needs a FROM and a CMD line.')
@@ -140,22 +140,22 @@ def docker_plan(text:str, port)->Plan:
 class _Stage:
     "Reads one stage of a Dockerfile."
     def __init__(self, port):
-        self.plan,self.cmd,self.entry = Plan('docker','Dockerfile',port=port,work='/'),None,None
+        self.plan, self.cmd, self.entry = Plan('docker', 'Dockerfile', port=port, work='/'), None, None
 
     def read(self, what, rest, env):
-        p,filled = self.plan,_fill(rest, env)
-        if what=='ENV': p.env |= _variables(filled)
-        elif what=='WORKDIR':
+        p, filled = self.plan, _fill(rest, env)
+        if what == 'ENV': p.env |= _variables(filled)
+        elif what == 'WORKDIR':
             p.work = posixpath.normpath(posixpath.join(p.work, filled))
             p.homes.append(p.work)
-        elif what in ('COPY','ADD'): self.copy(filled)
-        elif what=='RUN': _run_line(p, rest)
-        elif what=='CMD': self.cmd = _command(rest)
-        elif what=='ENTRYPOINT': self.entry = _command(rest)
+        elif what in ('COPY', 'ADD'): self.copy(filled)
+        elif what == 'RUN': _run_line(p, rest)
+        elif what == 'CMD': self.cmd = _command(rest)
+        elif what == 'ENTRYPOINT': self.entry = _command(rest)
 
     def copy(self, rest):
         words = [w for w in _split(rest) if not w.startswith('--')]
-        if len(words)==2 and words[0] in ('.','./'):
+        if len(words) == 2 and words[0] in ('.', './'):
             self.plan.homes.append(posixpath.normpath(posixpath.join(self.plan.work, words[1])))
         elif '--from' in rest or '://' in rest: self.plan.notes.append(f'not copied: {rest[:200]}')
 
@@ -164,84 +164,84 @@ class _Stage:
         return self.entry[0]+(self.cmd[0] if self.entry[1] and self.cmd and self.cmd[1] else [])
 
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0019
-def here(self, text:str, folder:Path, # the checked-out repo
-         port:int=None # that the Space has been given
-        )->str:
+def here(self, text: str, folder: Path, # the checked-out repo
+         port: int = None # that the Space has been given
+        ) -> str:
     "Rewrite a path, port or address of the image for this machine."
-    for home in sorted({h for h in self.homes if h!='/'}, key=len, reverse=True):
+    for home in sorted({h for h in self.homes if h != '/'}, key=len, reverse=True):
         text = re.sub(rf'(?<![\w./-]){re.escape(home)}(?=/|$|[\s"\';:])', lambda m: str(folder),
                       text)
     if port:
-        text = re.sub(rf'(?<!\w){self.port}(?!\w)', str(port), text).replace('0.0.0.0','127.0.0.1')
+        text = re.sub(rf'(?<!\w){self.port}(?!\w)', str(port), text).replace('0.0.0.0', '127.0.0.1')
     return text
 Plan.here = here
 
-def command(self, folder:Path, port:int, python:str)->list:
+def command(self, folder: Path, port: int, python: str) -> list:
     "Make the command for this machine."
-    if self.sdk!='docker': return [python if a=='python' else a for a in self.argv]
+    if self.sdk != 'docker': return [python if a == 'python' else a for a in self.argv]
     argv = [self.here(a, folder, port) for a in self.argv]
-    return [python if a in ('python','python3') else a for a in argv[:1]]+argv[1:]
+    return [python if a in ('python', 'python3') else a for a in argv[:1]]+argv[1:]
 Plan.command = command
 
-def start_in(self, folder:Path)->Path:
+def start_in(self, folder: Path) -> Path:
     "Name the folder to start in."
-    try: rel = Path(self.here(self.work,folder)).resolve().relative_to(folder.resolve())
+    try: rel = Path(self.here(self.work, folder)).resolve().relative_to(folder.resolve())
     except ValueError: return folder
     return folder/rel if (folder/rel).is_dir() else folder
 Plan.start_in = start_in
 
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0023
-_harmless = {'-U','--upgrade','-q','--quiet','--no-cache-dir','--prefer-binary'}
+_harmless = {'-U', '--upgrade', '-q', '--quiet', '--no-cache-dir', '--prefer-binary'}
 
 def _wanted(args, folder):
     "List the requirements that a `pip install` names."
     args = iter(args)
     for a in args:
-        if a=='-r':
-            f = folder/next(args,'').rpartition('/')[2]
-            yield from f.read_text('utf-8','replace').splitlines() if f.is_file() else [a]
+        if a == '-r':
+            f = folder/next(args, '').rpartition('/')[2]
+            yield from f.read_text('utf-8', 'replace').splitlines() if f.is_file() else [a]
         elif a not in _harmless: yield a
 
-def satisfied(line:str # of a requirements.txt
-             )->bool:
+def satisfied(line: str # of a requirements.txt
+             ) -> bool:
     "Tell whether this Python has what a line asks for; what is hard to tell counts as no."
-    line = re.sub(r'(^|\s)#.*','',line).strip()
+    line = re.sub(r'(^|\s)#.*', '', line).strip()
     if not line: return True
     try:
         r = Requirement(line)
         if r.marker and not r.marker.evaluate(): return True
         have = importlib.metadata.version(r.name)
-    except (InvalidRequirement,importlib.metadata.PackageNotFoundError): return False
+    except (InvalidRequirement, importlib.metadata.PackageNotFoundError): return False
     return not r.url and not r.extras and r.specifier.contains(have, prereleases=True)
 
-def missing(plan:Plan, folder:Path)->list: # of requirements
+def missing(plan: Plan, folder: Path) -> list: # of requirements
     "List what a Space asks for and this Python has not."
-    return [l.strip() for args in plan.pips for l in _wanted(args,folder) if not satisfied(l)]
+    return [l.strip() for args in plan.pips for l in _wanted(args, folder) if not satisfied(l)]
 
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0025
-def make_venv(folder:Path)->str: # its Python
+def make_venv(folder: Path) -> str: # its Python
     "Make a virtual environment that sees the packages of this Python."
     venv.EnvBuilder(with_pip=False, symlinks=True, clear=True).create(folder)
     lib = next(folder.glob('lib/python*/site-packages'), folder/'Lib'/'site-packages')
-    ours = [p for p in sys.path if p.endswith(('site-packages','dist-packages'))]
+    ours = [p for p in sys.path if p.endswith(('site-packages', 'dist-packages'))]
     (lib/'hub.pth').write_text('\n'.join(ours)+'\n')
     return str(folder/'bin'/'python')
 
-def venv_name(plan:Plan, folder:Path)->str:
+def venv_name(plan: Plan, folder: Path) -> str:
     "Name a virtual environment after what was asked for."
-    asked = json.dumps([[*a,*_wanted(a,folder)] for a in plan.pips])
+    asked = json.dumps([[*a, *_wanted(a, folder)] for a in plan.pips])
     return sha256(asked.encode()).hexdigest()[:16]
 
 # %% ../../nbs/localhub/08ga_plans.ipynb #08ga0027
-def check_out(hub:Hub, row:RepoRow, repo:Repo, commit, dest:Path # made here
+def check_out(hub: Hub, row: RepoRow, repo: Repo, commit, dest: Path # made here
              ):
     "Write a commit's files into a folder."
     shutil.rmtree(dest, ignore_errors=True)
     dest.mkdir(parents=True)
     for e in repo.walk(commit, recursive=True):
         f = dest/check_path(e.path)
-        if e.type!='file': f.mkdir(exist_ok=True); continue
+        if e.type != 'file': f.mkdir(exist_ok=True); continue
         if e.lfs and hub.db.lfs_size(row.key, e.lfs.oid) is None:
             e = e._replace(lfs=None) # a pointer to bytes that were never sent here is just text
-        with hub.open_file(e, repo) as src, open(f,'wb') as to: shutil.copyfileobj(src, to, 1<<20)
-        if commit.tree[e.path].filemode==0o100755: f.chmod(0o755)
+        with hub.open_file(e, repo) as src, open(f, 'wb') as to: shutil.copyfileobj(src, to, 1<<20)
+        if commit.tree[e.path].filemode == 0o100755: f.chmod(0o755)

@@ -17,15 +17,15 @@ from .store import HubError
 from .wire import Hub, iso
 
 # %% ../../nbs/localhub/08g_processes.ipynb #9e966cd3
-def base_env(home:Path, # of the program
-             url:str # of this Hub
-            )->dict:
+def base_env(home: Path, # of the program
+             url: str # of this Hub
+            ) -> dict:
     "Make the environment of a program: nothing secret of the Hub's own."
     env = harmless()
     own = str(Path(sys.executable).parent) # what is installed beside this Python can be run by its name
-    near = [*filter(None,(env.get('NO_PROXY') or env.get('no_proxy','')).split(',')),'127.0.0.1','localhost']
+    near = [*filter(None, (env.get('NO_PROXY') or env.get('no_proxy', '')).split(',')), '127.0.0.1', 'localhost']
     near = ','.join(dict.fromkeys(near)) # this Hub is not asked through a proxy
-    return env | dict(PATH=own+os.pathsep+env.get('PATH',os.defpath), HOME=str(home),
+    return env | dict(PATH=own+os.pathsep+env.get('PATH', os.defpath), HOME=str(home),
         HF_HOME=str(home/'huggingface'), HF_ENDPOINT=url, PYTHONUNBUFFERED='1',
         PYTHONUSERBASE=site.getuserbase(), NO_PROXY=near, no_proxy=near,
         HF_HUB_DISABLE_TELEMETRY='1', HF_HUB_DISABLE_UPDATE_CHECK='1')
@@ -36,66 +36,66 @@ LINE_BYTES = 64<<10 # longer lines are cut
 
 class Log:
     "Lines with their times, in a file."
-    def __init__(self, path:Path):
-        self.path,self._lock = Path(path),threading.Lock()
+    def __init__(self, path: Path):
+        self.path, self._lock = Path(path), threading.Lock()
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.left = LOG_BYTES-(self.path.stat().st_size if self.path.exists() else 0)
 
-    def add(self, line:str):
+    def add(self, line: str):
         "Append a line; past the limit only a last word."
         with self._lock:
-            if self.left<0: return
+            if self.left < 0: return
             b = self._json(line)
             self.left -= len(b)
-            if self.left<0:
+            if self.left < 0:
                 b = self._json(f'The log has reached {LOG_BYTES>>20} MiB; the rest is not kept.')
-            with open(self.path,'ab') as f: f.write(b)
+            with open(self.path, 'ab') as f: f.write(b)
 
     def _json(self, line):
         return json.dumps(dict(data=line[:LINE_BYTES], timestamp=iso(time.time()))).encode()+b'\n'
 
-    def read(self, start:int=0 # byte
-            )->tuple: # (lines as {'data', 'timestamp'}, the byte after them)
+    def read(self, start: int = 0 # byte
+            ) -> tuple: # (lines as {'data', 'timestamp'}, the byte after them)
         "Read at most a megabyte of what there is."
-        if not self.path.exists(): return [],start
-        with open(self.path,'rb') as f: f.seek(start); b = f.read(1<<20)
+        if not self.path.exists(): return [], start
+        with open(self.path, 'rb') as f: f.seek(start); b = f.read(1<<20)
         end = b.rfind(b'\n')+1
-        return [json.loads(l) for l in b[:end].split(b'\n')[:-1]],start+end
+        return [json.loads(l) for l in b[:end].split(b'\n')[:-1]], start+end
 
-    def lines(self, last:int=None # only so many
-             )->list:
+    def lines(self, last: int = None # only so many
+             ) -> list:
         "Read all there is."
-        res,pos = [],0
-        while (new:=self.read(pos))[0]: res += new[0]; pos = new[1]
-        return res if last is None else res[max(len(res)-last,0):]
+        res, pos = [], 0
+        while (new := self.read(pos))[0]: res += new[0]; pos = new[1]
+        return res if last is None else res[max(len(res)-last, 0):]
 
 # %% ../../nbs/localhub/08g_processes.ipynb #e6b29f8e
 def _read_lines(f, log):
     "Move what a program prints to its log, line by line, in bounded memory."
     buf = b''
-    while chunk:=f.read1(1<<16):
-        *whole,buf = (buf+chunk).split(b'\n')
+    while chunk := f.read1(1<<16):
+        *whole, buf = (buf+chunk).split(b'\n')
         for l in whole: log.add(_shown(l))
-        if len(buf)>LINE_BYTES: log.add(_shown(buf)); buf = b''
+        if len(buf) > LINE_BYTES: log.add(_shown(buf)); buf = b''
     if buf: log.add(_shown(buf))
 
-def _shown(line): return line.rstrip(b'\r').rsplit(b'\r',1)[-1].decode('utf-8','replace')
+def _shown(line): return line.rstrip(b'\r').rsplit(b'\r', 1)[-1].decode('utf-8', 'replace')
 
 # %% ../../nbs/localhub/08g_processes.ipynb #f29518bc
-async def follow(log:Log, done:Callable, # () -> whether nothing more will come
-                 last:int=None # begin with so many old lines; all where None
+async def follow(log: Log, done: Callable, # () -> whether nothing more will come
+                 last: int = None # begin with so many old lines; all where None
                 ): # yields bytes of a text/event-stream
     "Send a log as server-sent events, as it grows."
-    pos,quiet = 0,time.monotonic()
+    pos, quiet = 0, time.monotonic()
     if last is not None:
         yield _events(log.lines(last))
         pos = log.path.stat().st_size if log.path.exists() else 0
     while True:
         end = done() # asked before the file is read, so that no last line is missed
-        lines,pos = log.read(pos)
+        lines, pos = log.read(pos)
         if lines: yield _events(lines); quiet = time.monotonic()
         elif end: return
-        elif time.monotonic()-quiet>15: yield b': waiting\n\n'; quiet = time.monotonic()
+        elif time.monotonic()-quiet > 15: yield b': waiting\n\n'; quiet = time.monotonic()
         if not end and not lines: await asyncio.sleep(.25)
 
 def _events(lines): return b''.join(b'data: '+json.dumps(d).encode()+b'\n\n' for d in lines)
@@ -127,13 +127,13 @@ class Program:
     "A program that this Hub has started, with everything that it starts in turn."
     busy = 0 # requests that it is answering
     port = None # where it answers, once it does: for whoever started it
-    def __init__(self, argv:list, cwd:Path, env:dict, log:Log,
-                 seconds:float=None, # stopped after so many; never where None
-                 grace:float=5 # seconds from SIGTERM to SIGKILL
+    def __init__(self, argv: list, cwd: Path, env: dict, log: Log,
+                 seconds: float = None, # stopped after so many; never where None
+                 grace: float = 5 # seconds from SIGTERM to SIGKILL
                 ):
         self.log = log
-        self.code,self.why = None,None # exit code; `stopped` or `timeout` where it did not end
-        self._p = subprocess.Popen([sys.executable,'-I','-c',_GUARD,str(grace),*argv], cwd=cwd,
+        self.code, self.why = None, None # exit code; `stopped` or `timeout` where it did not end
+        self._p = subprocess.Popen([sys.executable, '-I', '-c', _GUARD, str(grace), *argv], cwd=cwd,
             env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             start_new_session=True)
         self._timer = threading.Timer(seconds, self.stop, ['timeout']) if seconds else None
@@ -142,9 +142,9 @@ class Program:
         self._thread.start()
 
     @property
-    def running(self)->bool: return self.code is None
+    def running(self) -> bool: return self.code is None
     @property
-    def pid(self)->int: return self._p.pid # of the guard, whose child the program is
+    def pid(self) -> int: return self._p.pid # of the guard, whose child the program is
 
     def _watch(self):
         _read_lines(self._p.stdout, self.log)
@@ -154,21 +154,21 @@ class Program:
         self.stop(None)
 
 # %% ../../nbs/localhub/08g_processes.ipynb #73e60d0e
-def stop(self, why:str='stopped'):
+def stop(self, why: str = 'stopped'):
     "Ask the program to end; it is killed where it does not."
     self.why = self.why or why
     try: self._p.stdin.close()
     except OSError: pass
 Program.stop = stop
 
-def wait(self, seconds:float=None)->int: # exit code; None where it still runs
+def wait(self, seconds: float = None) -> int: # exit code; None where it still runs
     "Wait for the end."
     self._thread.join(seconds)
     return self.code
 Program.wait = wait
 
 # %% ../../nbs/localhub/08g_processes.ipynb #3f0e8f05
-def check_may(hub:Hub, what:str # spaces | jobs: the switch that allows it
+def check_may(hub: Hub, what: str # spaces | jobs: the switch that allows it
              ):
     "Refuse to start programs that nobody allowed."
     if what not in hub.may and 'asked' not in hub.may:
@@ -176,16 +176,16 @@ def check_may(hub:Hub, what:str # spaces | jobs: the switch that allows it
             f'for {what}: start it with `--{what}` if you trust what would run.')
     if hub.stopping.is_set(): raise HubError(503, 'this Hub is stopping: try again later.')
 
-def start(hub:Hub, name:str, what:str, # as for `check_may`
+def start(hub: Hub, name: str, what: str, # as for `check_may`
           *args, **kwargs # of `Program`
-         )->Program:
+         ) -> Program:
     "Start a program under a name; one that runs under it already is stopped first."
     check_may(hub, what)
-    if old:=hub.programs.get(name): old.stop(); old.wait(10)
+    if old := hub.programs.get(name): old.stop(); old.wait(10)
     hub.programs[name] = Program(*args, **kwargs)
     return hub.programs[name]
 
-def stop_all(hub:Hub):
+def stop_all(hub: Hub):
     "Stop every program, and let no other start."
     hub.stopping.set()
     for p in list(hub.programs.values()): p.stop()

@@ -21,7 +21,7 @@ _closed = dict(enable_external_access='false', python_enable_replacements='false
     memory_limit='512MB', threads='1')
 
 @contextmanager
-def database(seconds:float=20 # after which the question is given up
+def database(seconds: float = 20 # after which the question is given up
             ):
     "Open a database without files, network or settings; what goes wrong in it is a 422."
     try: import duckdb
@@ -40,22 +40,22 @@ def database(seconds:float=20 # after which the question is given up
     finally: timer.cancel(); db.close()
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #ac09f9eb
-_parts = {'COMPARISON','CONJUNCTION','CONSTANT','COLUMN_REF','FUNCTION','OPERATOR','BETWEEN','CAST',
+_parts = {'COMPARISON', 'CONJUNCTION', 'CONSTANT', 'COLUMN_REF', 'FUNCTION', 'OPERATOR', 'BETWEEN', 'CAST',
     'TYPE'}
 _functions = set('~~ !~~ ~~* !~~* + - * / % || lower upper length len contains starts_with '
     'ends_with prefix suffix trim abs round year month day regexp_matches list_contains'.split())
-_clauses = ('modifiers','where_clause','group_expressions','having','qualify','sample')
+_clauses = ('modifiers', 'where_clause', 'group_expressions', 'having', 'qualify', 'sample')
 
 def _nodes(tree):
-    if isinstance(tree,dict): yield tree
-    for v in tree.values() if isinstance(tree,dict) else tree if isinstance(tree,list) else ():
+    if isinstance(tree, dict): yield tree
+    for v in tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list) else ():
         yield from _nodes(v)
 
-def check_condition(text:str, columns:list # names
-                   )->list: # the columns that it uses
+def check_condition(text: str, columns: list # names
+                   ) -> list: # the columns that it uses
     "Refuse a condition that is more than a comparison of columns."
     def refuse(why): raise HubError(422, f"Parameter 'where' is invalid: {why}", 'InvalidParameter')
-    if len(text)>2000 or text.count('(')>100:
+    if len(text) > 2000 or text.count('(') > 100:
         refuse('it is longer than 2000 characters, or has more than 100 brackets.')
     with database() as db:
         told = db.execute('SELECT json_serialize_sql(?)', [f'SELECT (\n{text}\n)']).fetchall()[0][0]
@@ -63,11 +63,11 @@ def check_condition(text:str, columns:list # names
     except RecursionError: refuse('it is nested too deeply.')
     if d['error']: refuse(str(d.get('error_message'))[:200])
     node = d['statements'][0]['node']
-    plain = node['type']=='SELECT_NODE' and node['from_table']['type']=='EMPTY' and not any(
+    plain = node['type'] == 'SELECT_NODE' and node['from_table']['type'] == 'EMPTY' and not any(
         node[k] for k in _clauses)
-    if len(d['statements'])!=1 or not plain or len(node['select_list'])!=1:
+    if len(d['statements']) != 1 or not plain or len(node['select_list']) != 1:
         refuse('it must be one condition.')
-    return _used(node['select_list'], {c.lower():c for c in columns}, refuse)
+    return _used(node['select_list'], {c.lower(): c for c in columns}, refuse)
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #cc314ab1
 def _used(tree, columns, refuse):
@@ -76,19 +76,19 @@ def _used(tree, columns, refuse):
         kind = part.get('class')
         if kind is None: continue
         if kind not in _parts: refuse(f'{kind.lower()} is not allowed.')
-        if kind=='FUNCTION' and (part['function_name'].lower() not in _functions
+        if kind == 'FUNCTION' and (part['function_name'].lower() not in _functions
                 or part.get('schema')):
             refuse(f"the function {part['function_name'][:50]} is not allowed.")
-        if kind=='COLUMN_REF':
+        if kind == 'COLUMN_REF':
             name = columns.get(part['column_names'][0].lower())
             if name is None: refuse(f"there is no column `{part['column_names'][0][:100]}`.")
             used[name] = 1
     return list(used)
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #c092d4ed
-def _quote(name): return '"'+name.replace('"','""')+'"'
+def _quote(name): return '"'+name.replace('"', '""')+'"'
 
-def stream(view:View, split:Split, form:dict, columns:list, stop:int=None # rows
+def stream(view: View, split: Split, form: dict, columns: list, stop: int = None # rows
           ):
     "Make an Arrow stream of some columns; the last one, `#`, is the number of the row."
     import pyarrow as pa
@@ -96,86 +96,86 @@ def stream(view:View, split:Split, form:dict, columns:list, stop:int=None # rows
     head = next(batches)
     fields = [head[1].schema.field(c) for c in columns]
     number = '#'*(1+max([len(c) for c in columns if not c.strip('#')], default=0))
-    schema = pa.schema([*fields, pa.field(number,pa.int64())])
+    schema = pa.schema([*fields, pa.field(number, pa.int64())])
     def numbered():
-        for at,b in chain([head],batches):
+        for at, b in chain([head], batches):
             yield pa.RecordBatch.from_arrays([*(b[f.name].cast(f.type) for f in fields),
-                pa.array(range(at,at+len(b)), pa.int64())], schema=schema)
+                pa.array(range(at, at+len(b)), pa.int64())], schema=schema)
     return pa.RecordBatchReader.from_batches(schema, numbered())
 
 def _find(view, split, form, columns, condition, args, order, start, n):
-    count,page = 0,[]
-    if not form['num_rows']: return 0,[]
+    count, page = 0, []
+    if not form['num_rows']: return 0, []
     with view.reading(), database() as db:
         rows = stream(view, split, form, columns)
         db.register('t', rows)
         number = _quote(rows.schema.names[-1])
         found = db.execute(f'SELECT {number} FROM t WHERE {condition} {order}', args)
         while some := found.fetchmany(10_000):
-            page += [i for i, in some[max(start-count,0):max(start+n-count,0)]]
+            page += [i for i, in some[max(start-count, 0):max(start+n-count, 0)]]
             count += len(some)
-    return count,page
+    return count, page
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #6ed1c428
 _order_re = re.compile(r'\s*(?:"((?:[^"]|"")+)"|(\w+))(?:\s+(ASC|DESC))?\s*', re.I)
 
-def filter_rows(view:View, split:Split, form:dict, where:str='', # a condition
-                orderby:str='', # a column, then ASC or DESC
-                start:int=0, n:int=100)->tuple: # (how many there are, row numbers of this page)
+def filter_rows(view: View, split: Split, form: dict, where: str = '', # a condition
+                orderby: str = '', # a column, then ASC or DESC
+                start: int = 0, n: int = 100) -> tuple: # (how many there are, row numbers of this page)
     "Find the rows that meet a condition."
-    columns,order = list(form['features']),''
+    columns, order = list(form['features']), ''
     used = check_condition(where, columns) if where else []
     if orderby:
         m = _order_re.fullmatch(orderby)
-        name = m and (m[2] or m[1].replace('""','"'))
+        name = m and (m[2] or m[1].replace('""', '"'))
         if name not in columns:
             raise HubError(422, "Parameter 'orderby' is invalid: it must be a column, then ASC or "
-                "DESC.", 'InvalidParameter')
-        used,order = list(dict.fromkeys([*used,name])),f'ORDER BY {_quote(name)} {m[3] or ""}'
+                'DESC.', 'InvalidParameter')
+        used, order = list(dict.fromkeys([*used, name])), f'ORDER BY {_quote(name)} {m[3] or ""}'
     where = f'(\n{where}\n)' if where else 'true'
     return _find(view, split, form, used, where, [], order, start, n)
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #39dd34d4
 def _has_text(feature):
-    if isinstance(feature,list): return any(map(_has_text,feature))
-    kind = feature.get('_type') if isinstance(feature,dict) else 'none'
-    if kind in ('none','Image','Audio','Video'): return False
-    if kind=='Value': return 'string' in str(feature['dtype'])
-    return any(map(_has_text,feature.values()))
+    if isinstance(feature, list): return any(map(_has_text, feature))
+    kind = feature.get('_type') if isinstance(feature, dict) else 'none'
+    if kind in ('none', 'Image', 'Audio', 'Video'): return False
+    if kind == 'Value': return 'string' in str(feature['dtype'])
+    return any(map(_has_text, feature.values()))
 
-def search_rows(view:View, split:Split, form:dict, query:str,
-                start:int=0, n:int=100)->tuple: # as `filter_rows`
+def search_rows(view: View, split: Split, form: dict, query: str,
+                start: int = 0, n: int = 100) -> tuple: # as `filter_rows`
     "Find the rows that contain a text, in whatever column, whatever the case of its letters."
-    columns = [c for c,f in form['features'].items() if _has_text(f)]
-    if not columns: return 0,[]
+    columns = [c for c, f in form['features'].items() if _has_text(f)]
+    if not columns: return 0, []
     hit = ' OR '.join(f'contains(lower({_quote(c)}::VARCHAR), lower($1))' for c in columns)
     return _find(view, split, form, columns, hit, [query], '', start, n)
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #745c42d2
 _most = 1_000_000 # rows that statistics look at
-_kinds = [('bool','bool'), ('u?int.*','int'), ('float.*','float'), ('(large_)?string','string')]
+_kinds = [('bool', 'bool'), ('u?int.*', 'int'), ('float.*', 'float'), ('(large_)?string', 'string')]
 
 def _kind(feature):
-    if isinstance(feature,list): return 'list'
-    t = feature.get('_type') if isinstance(feature,dict) else None
-    if t=='ClassLabel': return 'class_label'
-    if t in ('List','LargeList','Sequence') and 'feature' in feature: return 'list'
-    dtype = str(feature['dtype']) if t=='Value' else ''
-    return next((k for r,k in _kinds if re.fullmatch(r,dtype)), None)
+    if isinstance(feature, list): return 'list'
+    t = feature.get('_type') if isinstance(feature, dict) else None
+    if t == 'ClassLabel': return 'class_label'
+    if t in ('List', 'LargeList', 'Sequence') and 'feature' in feature: return 'list'
+    dtype = str(feature['dtype']) if t == 'Value' else ''
+    return next((k for r, k in _kinds if re.fullmatch(r, dtype)), None)
 
 def _numbers(db, whole):
     "Describe the numbers in a column of `t`."
-    (n,mean,low,high,median,std), = db.execute('SELECT count(v), avg(v), min(v), max(v), '
+    (n, mean, low, high, median, std), = db.execute('SELECT count(v), avg(v), min(v), max(v), '
         'median(v), stddev_samp(v) FROM t').fetchall()
     if not n: return dict(min=None, max=None, mean=None, median=None, std=None, histogram=None)
-    step = max(-(-(high-low+1)//10),1) if whole else (high-low)/10 or 1.
+    step = max(-(-(high-low+1)//10), 1) if whole else (high-low)/10 or 1.
     bins = int((high-low)//step)+1 if whole else 10
     hist = dict(db.execute('SELECT least(floor((v-$1)/$2),$3)::INT b, count(*) FROM t WHERE v IS '
-        'NOT NULL GROUP BY b', [low,step,bins-1]).fetchall())
+        'NOT NULL GROUP BY b', [low, step, bins-1]).fetchall())
     edges = [low+i*step for i in range(bins)]+[high]
-    r = lambda x: x if x is None or isinstance(x,int) else round(x,5)
+    r = lambda x: x if x is None or isinstance(x, int) else round(x, 5)
     return dict(min=r(low), max=r(high), mean=r(mean), median=r(median), std=r(std),
-        histogram=dict(hist=[hist.get(i,0) for i in range(bins)], bin_edges=[r(e) for e in edges]))
+        histogram=dict(hist=[hist.get(i, 0) for i in range(bins)], bin_edges=[r(e) for e in edges]))
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #0a9e0d8f
 def _frequencies(db, name):
@@ -185,36 +185,36 @@ def _frequencies(db, name):
 def _describe(db, kind, name, feature, n, again):
     "Describe a column: what is needed of it is gathered in a small table."
     v = dict(string='length({})', list='len({})', float='CASE WHEN isfinite({0}) THEN {0} END')
-    v,distinct = v.get(kind,'{}').format(_quote(name)),kind=='string'
+    v, distinct = v.get(kind, '{}').format(_quote(name)), kind == 'string'
     key = f'hash({_quote(name)})' if distinct else '0'
     db.execute(f'CREATE TABLE t AS SELECT {v} v, {key} h FROM s').fetchall()
-    (found,many), = db.execute('SELECT count(v), count(DISTINCT h) FROM t WHERE v IS NOT NULL'
+    (found, many), = db.execute('SELECT count(v), count(DISTINCT h) FROM t WHERE v IS NOT NULL'
         ).fetchall()
-    d = dict(nan_count=n-found, nan_proportion=round((n-found)/n,5))
-    if distinct and many<=30:
+    d = dict(nan_count=n-found, nan_proportion=round((n-found)/n, 5))
+    if distinct and many <= 30:
         again()
-        return 'string_label',d|dict(no_label_count=0, no_label_proportion=0.0, n_unique=many,
-            frequencies=_frequencies(db,name))
-    if kind in ('bool','class_label'): return kind,d|_counted(db, kind, feature)
-    return ('string_text' if distinct else kind),d|_numbers(db, kind!='float')
+        return 'string_label', d|dict(no_label_count=0, no_label_proportion=0.0, n_unique=many,
+            frequencies=_frequencies(db, name))
+    if kind in ('bool', 'class_label'): return kind, d|_counted(db, kind, feature)
+    return ('string_text' if distinct else kind), d|_numbers(db, kind != 'float')
 
 def _counted(db, kind, feature):
     found = dict(db.execute('SELECT v, count(*) FROM t WHERE v IS NOT NULL GROUP BY v').fetchall())
-    if kind=='bool': return dict(frequencies={str(k):n for k,n in found.items()})
-    return dict(no_label_count=found.pop(-1,0), no_label_proportion=0.0,
+    if kind == 'bool': return dict(frequencies={str(k): n for k, n in found.items()})
+    return dict(no_label_count=found.pop(-1, 0), no_label_proportion=0.0,
         n_unique=len(feature['names']),
-        frequencies={x:found.get(i,0) for i,x in enumerate(feature['names'])})
+        frequencies={x: found.get(i, 0) for i, x in enumerate(feature['names'])})
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #4e780a06
-def statistics(view:View, split:Split, form:dict)->dict: # {num_examples, statistics, partial}
+def statistics(view: View, split: Split, form: dict) -> dict: # {num_examples, statistics, partial}
     "Describe the columns of a split."
-    n,res = min(form['num_rows'],_most),[]
-    for name,feature in form['features'].items():
+    n, res = min(form['num_rows'], _most), []
+    for name, feature in form['features'].items():
         kind = _kind(feature)
         if kind is None or not n: continue
         with view.reading(), database() as db:
-            open_ = lambda: db.register('s', stream(view,split,form,[name],n))
+            open_ = lambda: db.register('s', stream(view, split, form, [name], n))
             open_()
-            column_type,d = _describe(db, kind, name, feature, n, open_)
+            column_type, d = _describe(db, kind, name, feature, n, open_)
         res.append(dict(column_name=name, column_type=column_type, column_statistics=d))
-    return dict(num_examples=n, statistics=res, partial=form['partial'] or n<form['num_rows'])
+    return dict(num_examples=n, statistics=res, partial=form['partial'] or n < form['num_rows'])

@@ -18,35 +18,35 @@ from urllib.parse import quote, unquote, urlsplit
 from .people import RepoRow
 
 # %% ../../nbs/localhub/05a_render.ipynb #90cdb509
-def url_path(path:str)->str:
+def url_path(path: str) -> str:
     "Quote a path for a URL, slashes kept."
     return quote(path, safe='/')
 
-def resolve_url(row:RepoRow, rev:str, path:str)->str:
+def resolve_url(row: RepoRow, rev: str, path: str) -> str:
     "Make the address of a file's bytes."
-    return f'/{row.url}/resolve/{quote(rev,safe="")}/{url_path(path)}'
+    return f'/{row.url}/resolve/{quote(rev, safe="")}/{url_path(path)}'
 
-def card_link(value:str, row:RepoRow, rev:str, image:bool=False,
-              folder:str='')->str: # None where it may not stay
+def card_link(value: str, row: RepoRow, rev: str, image: bool = False,
+              folder: str = '') -> str: # None where it may not stay
     "Turn a link of a card into one that works on this page: relative ones lead into the repo."
     value = value.strip()
-    u = urlsplit(value) if not re.match(r'[\\/]{2}',value) else None
+    u = urlsplit(value) if not re.match(r'[\\/]{2}', value) else None
     if u is None: return None
     if image and re.fullmatch(r'/uploads/[0-9a-f]{64}\.\w{3,4}', u.path): return u.path
     if u.scheme or u.netloc: return None if image else value
     if value.startswith('#') or (value.startswith('/') and not image): return value
     path = normpath(f'/{folder}/{unquote(u.path)}').strip('/')
-    return resolve_url(row,rev,
-                       path) if image else f'/{row.url}/blob/{quote(rev,safe="")}/{url_path(path)}'
+    return resolve_url(row, rev,
+                       path) if image else f'/{row.url}/blob/{quote(rev, safe="")}/{url_path(path)}'
 
 # %% ../../nbs/localhub/05a_render.ipynb #88daf6cb
 def _in_time(tokens, limit):
     end = time.monotonic()+limit
     for t in tokens:
-        if time.monotonic()>end: raise TimeoutError
+        if time.monotonic() > end: raise TimeoutError
         yield t
 
-def highlight(code:str, lang:str=None, path:str=None)->str:
+def highlight(code: str, lang: str = None, path: str = None) -> str:
     "Colour code by classes; '' where the language is unknown, or the text too much for its rules."
     try:
         from pygments import format
@@ -55,10 +55,10 @@ def highlight(code:str, lang:str=None, path:str=None)->str:
         from pygments.util import ClassNotFound
     except ImportError: return ''
     # many of the rules take time with the square of a line's length, or of a gap's
-    if len(code)>200_000 or re.search(r'[^\n]{2000}|\s{2000}', code): return ''
+    if len(code) > 200_000 or re.search(r'[^\n]{2000}|\s{2000}', code): return ''
     try: lexer = get_lexer_by_name(lang, stripnl=False) if lang else get_lexer_for_filename(path,
         stripnl=False)
-    except (ClassNotFound,TypeError,ValueError): return ''
+    except (ClassNotFound, TypeError, ValueError): return ''
     tokens = _in_time(lexer.get_tokens(code), .2+len(code)*1e-5)
     try: return format(tokens, HtmlFormatter(nowrap=True))
     except TimeoutError: return ''
@@ -67,16 +67,16 @@ def highlight(code:str, lang:str=None, path:str=None)->str:
 _tags = set('a abbr b blockquote br caption code dd del details div dl dt em figcaption figure '
     'h1 h2 h3 h4 h5 h6 hr i img ins kbd li mark ol p pre q s samp small span strong sub summary '
     'sup table tbody td tfoot th thead tr u ul'.split())
-_attrs = {'a':{'href','title'}, 'img':{'src','alt','title','width','height'},
-    'td':{'align','colspan','rowspan','style'}, 'th':{'align','colspan','rowspan','style'},
-          'ol':{'start'}, 'code':{'class'}, 'span':{'class'}, 'pre':{'class'}, 'details':{'open'}}
+_attrs = {'a': {'href', 'title'}, 'img': {'src', 'alt', 'title', 'width', 'height'},
+    'td': {'align', 'colspan', 'rowspan', 'style'}, 'th': {'align', 'colspan', 'rowspan', 'style'},
+          'ol': {'start'}, 'code': {'class'}, 'span': {'class'}, 'pre': {'class'}, 'details': {'open'}}
 _class_re = re.compile(r'(language-[\w+#-]{1,30}|[a-z]{1,3}\d?)( [a-z]{1,3}\d?)*')
 
 @lru_cache(1)
 def _markdown():
     from markdown_it import MarkdownIt
-    return MarkdownIt('commonmark', {'html':True, 'highlight':lambda code,lang,
-        _: highlight(code,lang=lang)}).enable(['table','strikethrough'])
+    return MarkdownIt('commonmark', {'html': True, 'highlight': lambda code, lang,
+        _: highlight(code, lang=lang)}).enable(['table', 'strikethrough'])
 
 # %% ../../nbs/localhub/05a_render.ipynb #ce2044fd
 _flat = set('area base br col embed hr img input link meta source track wbr'.split() # hold nothing
@@ -85,33 +85,33 @@ _flat = set('area base br col embed hr img input link meta source track wbr'.spl
 def _deep(html, limit=500):
     # browsers nest no deeper than 512, and a cleaner's time grows with the square of the depth
     opened = Counter()
-    for close,tag in re.findall(r'<(/?)([a-z][a-z0-9]*)', html.lower()):
+    for close, tag in re.findall(r'<(/?)([a-z][a-z0-9]*)', html.lower()):
         if tag in _flat or close and not opened[tag]: continue
         opened[tag] += -1 if close else 1
-        if opened.total()>limit: return True
+        if opened.total() > limit: return True
     return False
 
-def render_card(text:str, # Markdown, without its metadata
-                row:RepoRow, rev:str='main', folder:str='' # where the text lies
-               )->str: # HTML without scripts, styles or foreign images
+def render_card(text: str, # Markdown, without its metadata
+                row: RepoRow, rev: str = 'main', folder: str = '' # where the text lies
+               ) -> str: # HTML without scripts, styles or foreign images
     "Render a card so that nothing in it can run or call home."
     import nh3
     def keep(tag, attr, value):
-        if attr=='class': return value if _class_re.fullmatch(value) else None
-        if attr=='style':
-            return value if re.fullmatch('text-align: ?(left|right|center);?',value) else None
-        if attr in ('href','src'):
-            try: return card_link(value,row,rev,tag=='img',folder)
+        if attr == 'class': return value if _class_re.fullmatch(value) else None
+        if attr == 'style':
+            return value if re.fullmatch('text-align: ?(left|right|center);?', value) else None
+        if attr in ('href', 'src'):
+            try: return card_link(value, row, rev, tag == 'img', folder)
             except ValueError: return None
         return value
     text = text[:1_000_000]
     try: html = _markdown().render(text)
-    except (RecursionError,ValueError): html = None
+    except (RecursionError, ValueError): html = None
     if html is None or _deep(html): html = f'<pre>{escape(text)}</pre>'
     html = re.sub(r' style="text-align:(left|right|center)"', r' align="\1"', html)
     # in drawings and formulas other rules of nesting hold; none of their tags is kept anyway
     html = re.sub(r'<(/?)(?:svg|math)\b', r'<\1span', html, flags=re.I)
     clean = nh3.clean(html, tags=_tags, attributes=_attrs, attribute_filter=keep,
-        url_schemes={'http','https','mailto'}, link_rel='noopener noreferrer nofollow')
+        url_schemes={'http', 'https', 'mailto'}, link_rel='noopener noreferrer nofollow')
     # of a foreign image only its text stays
     return re.sub(r'<img(?![^>]* src=)(?:[^>]* alt="([^"]*)")?[^>]*>', r'<span>\1</span>', clean)

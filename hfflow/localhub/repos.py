@@ -25,16 +25,16 @@ from .wire import Call, Json, Routes, iso, next_link, truthy
 repo_routes = Routes()
 
 @repo_routes('GET', '/api/whoami-v2')
-def whoami(call:Call)->dict:
+def whoami(call: Call) -> dict:
     "Tell who holds the token."
     u = call.hub.db.one('SELECT * FROM users WHERE name=?', call.user())
     t = call.hub.db.one('SELECT created FROM tokens WHERE hash=?', call.who.id)
-    full = {r['name']:r['fullname'] for r in call.hub.db.all("SELECT name, fullname FROM users "
+    full = {r['name']: r['fullname'] for r in call.hub.db.all('SELECT name, fullname FROM users '
         "WHERE type='org'")}
     avatar = f'{call.base}/static/avatar.svg'
-    orgs = [dict(type='org', id=o, name=o, fullname=full.get(o,o), avatarUrl=avatar,
+    orgs = [dict(type='org', id=o, name=o, fullname=full.get(o, o), avatarUrl=avatar,
             isEnterprise=False, roleInOrg=r)
-            for o,r in call.who.orgs]
+            for o, r in call.who.orgs]
     return dict(type='user', id=u['name'], name=u['name'], fullname=u['fullname'],
         email=u['email'], avatarUrl=avatar, emailVerified=True, isPro=False, canPay=False,
         orgs=orgs,
@@ -43,70 +43,70 @@ def whoami(call:Call)->dict:
                     **(dict(fineGrained=call.who.scopes) if call.who.scopes else {}))))
 
 @repo_routes('POST', '/api/validate-yaml')
-def validate_yaml(call:Call)->Json:
+def validate_yaml(call: Call) -> Json:
     "Check a card."
     d = call.json()
-    kind = call.text(d,'repoType','model')
-    errors,warnings = validate_card(call.text(d,'content','',limit=5_000_000),
+    kind = call.text(d, 'repoType', 'model')
+    errors, warnings = validate_card(call.text(d, 'content', '', limit=5_000_000),
         kind if kind in KINDS else 'model')
     return Json(dict(errors=[dict(message=m) for m in errors],
         warnings=[dict(message=m) for m in warnings]), 400 if errors else 200)
 
 # %% ../../nbs/localhub/08_repos.ipynb #92206318
 def _kind(d, *more):
-    kind,known = d.get('type') or 'model',(*KINDS,*more)
+    kind, known = d.get('type') or 'model', (*KINDS, *more)
     if kind not in known: raise HubError(400, f'`type` must be one of {", ".join(known)}.')
     return kind
 
 def named_repo(call, d): # owner, name
     "Read the owner and the name of a repo from a request, and check the name."
-    name,org = call.text(d,'name'),call.text(d,'organization')
-    if name and '/' in name and not org: org,_,name = name.partition('/')
-    return org or call.user(), check_name(name,'repo name')
+    name, org = call.text(d, 'name'), call.text(d, 'organization')
+    if name and '/' in name and not org: org, _, name = name.partition('/')
+    return org or call.user(), check_name(name, 'repo name')
 
 def visibility_of(d): # public, private, protected or None
     "Read the visibility that a request asks for."
     v = d.get('visibility')
     if v is None:
         v = 'private' if d.get('private') is True else 'public' if d.get('private') is False else None
-    if v not in (None,'public','private','protected'):
+    if v not in (None, 'public', 'private', 'protected'):
         raise HubError(400, '`visibility` must be public, private or protected.')
     return v
 
 # %% ../../nbs/localhub/08_repos.ipynb #119f88e5
-def new_id(call:Call, kind:str, owner:str, name:str)->str:
+def new_id(call: Call, kind: str, owner: str, name: str) -> str:
     "Check that the caller may make a repo of that name and that there is none; returns owner/name."
     known = call.hub.db.one('SELECT name FROM users WHERE name=?', owner)
     if known: owner = known['name']
     call.user()
     id = f'{owner}/{name}'
-    if len(id)>96: raise HubError(400,
+    if len(id) > 96: raise HubError(400,
             f'`{id[:120]}` has {len(id)} characters, at most 96 are allowed.')
     if not call.who.can_write(owner):
         raise HubError(403, f"You don't have the rights to create a {kind} under the namespace "
-            f"`{owner}`.")
-    if old:=call.hub.db.find(kind,id):
+            f'`{owner}`.')
+    if old := call.hub.db.find(kind, id):
         raise HubError(409, f'You already created this {kind} repo: {old.id}',
             body=dict(url=f'{call.base}/{old.url}', name=old.id))
     return id
 
 def _space_card(name, sdk):
-    title = name.replace('-',' ').replace('_',' ').strip().capitalize() or name
+    title = name.replace('-', ' ').replace('_', ' ').strip().capitalize() or name
     return f'---\ntitle: {json.dumps(title)}\ncolorFrom: yellow\ncolorTo: red\nsdk: {sdk}\npinned: false\n---\n'.encode()
 
 @repo_routes('POST', '/api/repos/create')
-def create_repo(call:Call)->Json:
+def create_repo(call: Call) -> Json:
     "Make a repo."
     d = call.json()
-    kind,(owner,name),vis = _kind(d),named_repo(call,d),visibility_of(d)
+    kind, (owner, name), vis = _kind(d), named_repo(call, d), visibility_of(d)
     id = new_id(call, kind, owner, name)
-    if kind=='space' and d.get('sdk') not in SDKS:
+    if kind == 'space' and d.get('sdk') not in SDKS:
         raise HubError(400, f'`sdk` must be one of {", ".join(SDKS)}.')
-    sdk = d['sdk'] if kind=='space' else None
-    try: row = call.hub.make_repo(kind, id, call.who.name, vis=='private', sdk,
-        {'README.md':_space_card(name,sdk)} if sdk else None)
+    sdk = d['sdk'] if kind == 'space' else None
+    try: row = call.hub.make_repo(kind, id, call.who.name, vis == 'private', sdk,
+        {'README.md': _space_card(name, sdk)} if sdk else None)
     except HubError as e: # somebody was faster
-        if e.status==409: e.body = dict(url=f'{call.base}/{PREFIX[kind]}{id}', name=id)
+        if e.status == 409: e.body = dict(url=f'{call.base}/{PREFIX[kind]}{id}', name=id)
         raise
     return Json(dict(url=f'{call.base}/{row.url}', name=row.id, id=row.key))
 
@@ -116,13 +116,13 @@ def _row_of(call, kind, id, write=True):
     return call.repo(write=write)
 
 @repo_routes('DELETE', '/api/repos/delete')
-def delete_repo(call:Call)->dict:
+def delete_repo(call: Call) -> dict:
     "Delete a repo and everything that is only its own."
     d = call.json()
     if call.who.name is None: raise no_repo(call.who)
-    owner,name = named_repo(call,d)
+    owner, name = named_repo(call, d)
     row = call.hub.db.find(_kind(d), f'{owner}/{name}')
-    if row is None or not call.hub.db.visible(row,call.who):
+    if row is None or not call.hub.db.visible(row, call.who):
         raise HubError(404, 'Repository not found', 'RepoNotFound')
     row = _row_of(call, row.kind, row.id)
     call.hub.announce(row, 'repo', 'delete')
@@ -133,43 +133,43 @@ def delete_repo(call:Call)->dict:
 
 # %% ../../nbs/localhub/08_repos.ipynb #27525e6a
 @repo_routes('POST', '/api/repos/move')
-def move_repo(call:Call)->dict:
+def move_repo(call: Call) -> dict:
     "Give a repo another name or another owner."
     d = call.json()
-    kind,old,new = _kind(d,'bucket'),call.text(d,'fromRepo',''),call.text(d,'toRepo','')
+    kind, old, new = _kind(d, 'bucket'), call.text(d, 'fromRepo', ''), call.text(d, 'toRepo', '')
     call.user()
-    if old.count('/')!=1 or new.count('/')!=1:
+    if old.count('/') != 1 or new.count('/') != 1:
         raise HubError(400, '`fromRepo` and `toRepo` must be `namespace/name`.')
-    owner,name = new.split('/')
-    check_name(name,'repo name')
+    owner, name = new.split('/')
+    check_name(name, 'repo name')
     row = _row_of(call, kind, old)
     if not call.who.can_write(owner):
         raise HubError(403, f"You don't have the rights to create a {kind} under the namespace "
-            f"`{owner}`.")
+            f'`{owner}`.')
     call.hub.db.rename_repo(row, new)
     call.hub.announce(row, 'repo', 'move', to=new)
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #b67c4caa
 @repo_routes('PUT', '/api/{T}/{ns}/{name}/settings')
-def settings(call:Call)->dict:
+def settings(call: Call) -> dict:
     "Change who may see a repo."
-    row,d,new = call.repo(write=True),call.json(),{}
+    row, d, new = call.repo(write=True), call.json(), {}
     vis = visibility_of(d)
-    if vis: new['private'] = vis=='private'
+    if vis: new['private'] = vis == 'private'
     if 'gated' in d:
-        if d['gated'] not in ('auto','manual',False,None):
+        if d['gated'] not in ('auto', 'manual', False, None):
             raise HubError(400, '`gated` must be auto, manual or false.')
         new['gated'] = d['gated'] or None
     call.hub.db.set_repo(row.key, **new)
-    old,row = row,call.hub.db.by_key(row.key)
-    changed = {k:v for k,v in new.items() if getattr(old,k)!=v}
+    old, row = row, call.hub.db.by_key(row.key)
+    changed = {k: v for k, v in new.items() if getattr(old, k) != v}
     if changed: call.hub.announce(row, 'repo.config', 'update', changed=changed)
     return dict(private=row.private, gated=row.gated or False,
         visibility='private' if row.private else 'public')
 
 @repo_routes('GET', '/api/{T}/{ns}/{name}/auth-check', '/api/{T}/{ns}/{name}/auth-check/write')
-def auth_check(call:Call)->dict:
+def auth_check(call: Call) -> dict:
     "Tell whether the caller may read, or write, a repo."
     call.repo(write=call.request.url.path.endswith('/write'), content=True)
     return {}
@@ -186,11 +186,11 @@ EXPAND = dict(
     space=_common+'datasets models runtime sdk host subdomain region'.split(),
     kernel=_common+['downloads'])
 
-def siblings(repo:Repo, commit, blobs:bool=False)->list:
+def siblings(repo: Repo, commit, blobs: bool = False) -> list:
     "List a commit's files as the info page does."
     res = []
     for e in repo.walk(commit, recursive=True):
-        if e.type!='file': continue
+        if e.type != 'file': continue
         d = dict(rfilename=e.path)
         if blobs: d |= dict(size=e.size, blobId=e.oid) | (dict(lfs=dict(size=e.lfs.size,
                 sha256=e.lfs.oid, pointerSize=e.lfs.pointer_size)) if e.lfs else {})
@@ -202,20 +202,20 @@ def _facts(call, row, sha, info, modified):
     d = dict(_id=row.key, id=row.id, author=row.owner, sha=sha, createdAt=iso(row.created),
         lastModified=iso(modified), private=row.private,
              gated=row.gated or False, disabled=row.disabled, likes=row.likes,
-                 trendingScore=row.likes, tags=info.get('tags',[]),
+                 trendingScore=row.likes, tags=info.get('tags', []),
                  cardData=info.get('cardData') or {},
-             usedStorage=info.get('usedStorage',0), resourceGroup=None)
-    if row.kind!='space': d |= dict(downloads=row.downloads, downloadsAllTime=row.downloads)
-    if row.kind=='model':
+             usedStorage=info.get('usedStorage', 0), resourceGroup=None)
+    if row.kind != 'space': d |= dict(downloads=row.downloads, downloadsAllTime=row.downloads)
+    if row.kind == 'model':
         d |= dict(modelId=row.id, inference=None, inferenceProviderMapping=[], gguf=None,
             evalResults=[])
-        d |= {k:info[k] for k in ('library_name','pipeline_tag','mask_token','widgetData',
-            'model-index','config','transformersInfo','safetensors') if info.get(k) is not None}
-    if row.kind=='dataset': d |= dict(citation=None, description=info.get('description'),
-            paperswithcode_id=None, mainSize=info.get('usedStorage',0))
-    if row.kind=='space':
-        d |= dict(sdk=info.get('sdk') or row.sdk, models=info.get('models',[]),
-            datasets=info.get('datasets',[]), **call.hub.space_facts(row, call.base))
+        d |= {k: info[k] for k in ('library_name', 'pipeline_tag', 'mask_token', 'widgetData',
+            'model-index', 'config', 'transformersInfo', 'safetensors') if info.get(k) is not None}
+    if row.kind == 'dataset': d |= dict(citation=None, description=info.get('description'),
+            paperswithcode_id=None, mainSize=info.get('usedStorage', 0))
+    if row.kind == 'space':
+        d |= dict(sdk=info.get('sdk') or row.sdk, models=info.get('models', []),
+            datasets=info.get('datasets', []), **call.hub.space_facts(row, call.base))
     return d
 
 # %% ../../nbs/localhub/08_repos.ipynb #b281e071
@@ -227,11 +227,11 @@ def _expanded(call, row, repo, commit, d):
     if bad:
         raise HubError(400, f'"expand" must be one of [{", ".join(EXPAND[row.kind])}], not '
             f'`{bad[0][:80]}`')
-    lineage = _lineage_counts(call,row) if {'spaces','baseModels',
+    lineage = _lineage_counts(call, row) if {'spaces', 'baseModels',
         'childrenModelCount'}&set(names) else {}
     if 'siblings' in names: d = d|dict(siblings=siblings(repo or call.hub.store.open(row.key),
-            commit or _head(call,row)))
-    return {k:(d|lineage)[k] for k in ['_id','id',*names] if k in d|lineage}
+            commit or _head(call, row)))
+    return {k: (d|lineage)[k] for k in ['_id', 'id', *names] if k in d|lineage}
 
 def _head(call, row): return call.hub.store.open(row.key).resolve('main')
 
@@ -239,28 +239,28 @@ def _lineage_counts(call, row):
     db = call.hub.db
     kids = db.one('SELECT count(*) n FROM tags JOIN repos ON tags.key=repos.key WHERE tag=? AND '
         'private=0', f'base_model:{row.id}')['n']
-    spaces = [r['id'] for r in db.all("SELECT repos.id FROM repos, "
+    spaces = [r['id'] for r in db.all('SELECT repos.id FROM repos, '
         "json_each(repos.info,'$.models') m WHERE kind='space' AND private=0 AND m.value=? "
-        "COLLATE NOCASE", row.id)]
+        'COLLATE NOCASE', row.id)]
     return dict(childrenModelCount=kids, spaces=spaces,
-        baseModels=[t.split(':',2)[1] for t in row.info.get('tags',[]) if t.count(':')==1
+        baseModels=[t.split(':', 2)[1] for t in row.info.get('tags', []) if t.count(':') == 1
         and t.startswith('base_model:')])
 
 # %% ../../nbs/localhub/08_repos.ipynb #b8b775a5
 @repo_routes('GET', '/api/{T}/{ns}/{name}', '/api/{T}/{ns}/{name}/revision/{rev}')
-def info(call:Call)->dict:
+def info(call: Call) -> dict:
     "Tell everything about a repo at a revision."
     row = call.repo()
     repo = call.hub.store.open(row.key)
-    commit = repo.resolve(call.p.get('rev','main'))
+    commit = repo.resolve(call.p.get('rev', 'main'))
     sha = str(commit.id)
-    facts = row.info if sha==row.sha else call.hub.describe(repo, commit, row.kind)
+    facts = row.info if sha == row.sha else call.hub.describe(repo, commit, row.kind)
     d = _facts(call, row, sha, facts, commit.commit_time)
     only = _expanded(call, row, repo, commit, d)
     if only is not None: return only
-    d['siblings'] = siblings(repo, commit, truthy(call.q.get('blobs','')))
-    if row.kind=='model': d['spaces'] = _lineage_counts(call,row)['spaces']
-    if truthy(call.q.get('securityStatus','')): d['securityRepoStatus'] = dict(scansDone=True,
+    d['siblings'] = siblings(repo, commit, truthy(call.q.get('blobs', '')))
+    if row.kind == 'model': d['spaces'] = _lineage_counts(call, row)['spaces']
+    if truthy(call.q.get('securityStatus', '')): d['securityRepoStatus'] = dict(scansDone=True,
             filesWithIssues=[])
     return d
 
@@ -268,29 +268,29 @@ def info(call:Call)->dict:
 def _amount(text):
     m = re.fullmatch(r'(\d+(?:\.\d+)?)([KMBT]?)', text.strip().upper())
     if not m: raise HubError(400, f'`{text[:40]}` is no number of parameters: write 500M or 6B.')
-    return float(m[1])*dict(K=1e3,M=1e6,B=1e9,T=1e12).get(m[2],1)
+    return float(m[1])*dict(K=1e3, M=1e6, B=1e9, T=1e12).get(m[2], 1)
 
 def _param_range(text):
     if not text: return None
-    d = dict(p.split(':',1) for p in text.split(',') if p.count(':')==1)
+    d = dict(p.split(':', 1) for p in text.split(',') if p.count(':') == 1)
     return _amount(d['min']) if 'min' in d else 0, _amount(d['max']) if 'max' in d else 1e18
 
 # %% ../../nbs/localhub/08_repos.ipynb #3bff8ef5
 @repo_routes('GET', '/api/{T}')
-def list_repos(call:Call)->Json:
+def list_repos(call: Call) -> Json:
     "Search."
-    q,kind,limit = call.q,call.p['kind'],call.int('limit',1000,1,1000)
+    q, kind, limit = call.q, call.p['kind'], call.int('limit', 1000, 1, 1000)
     tags = q.getlist('filter')
-    for key,pre in (('language','language:'),('library',''),
-            ('dataset','dataset:')): tags += [pre+v for v in q.getlist(key)]
-    if len(tags)+len(q.getlist('search'))+len(q.getlist('models'))+len(q.getlist('datasets'))>100:
+    for key, pre in (('language', 'language:'), ('library', ''),
+            ('dataset', 'dataset:')): tags += [pre+v for v in q.getlist(key)]
+    if len(tags)+len(q.getlist('search'))+len(q.getlist('models'))+len(q.getlist('datasets')) > 100:
         raise HubError(400, 'too many filters in one search, at most 100 are allowed.')
-    rows,cursor = call.hub.db.search(kind, call.who, q.getlist('search'), q.get('author'),
+    rows, cursor = call.hub.db.search(kind, call.who, q.getlist('search'), q.get('author'),
         [t for v in tags for t in v.split(',') if t], q.get('sort'), limit,
         q.get('cursor'), truthy(q['gated']) if q.get('gated') else None, None,
             q.get('pipeline_tag'), _param_range(q.get('num_parameters')),
-        linked={k:q.getlist(k) for k in ('models','datasets')} if kind=='space' else None)
-    return Json([_listed(call,r) for r in rows], headers=next_link(call, cursor=cursor) if cursor
+        linked={k: q.getlist(k) for k in ('models', 'datasets')} if kind == 'space' else None)
+    return Json([_listed(call, r) for r in rows], headers=next_link(call, cursor=cursor) if cursor
         else {})
 
 # %% ../../nbs/localhub/08_repos.ipynb #b15fe10f
@@ -299,78 +299,78 @@ def _listed(call, row):
     only = _expanded(call, row, None, None, d)
     if only is not None: return only
     q = call.q
-    drop = {'mainSize','usedStorage','resourceGroup','evalResults','gguf','runtime','host',
-        'inference','inferenceProviderMapping','downloadsAllTime','disabled'}
-    if not truthy(q.get('cardData','')) and not truthy(q.get('full','')): drop |= {'cardData'}
-    if not truthy(q.get('config','')): drop |= {'config','widgetData','transformersInfo',
-            'safetensors','model-index'}
-    d = {k:v for k,v in d.items() if k not in drop}
-    if truthy(q.get('full','')): d['siblings'] = siblings(call.hub.store.open(row.key),
-            _head(call,row))
+    drop = {'mainSize', 'usedStorage', 'resourceGroup', 'evalResults', 'gguf', 'runtime', 'host',
+        'inference', 'inferenceProviderMapping', 'downloadsAllTime', 'disabled'}
+    if not truthy(q.get('cardData', '')) and not truthy(q.get('full', '')): drop |= {'cardData'}
+    if not truthy(q.get('config', '')): drop |= {'config', 'widgetData', 'transformersInfo',
+            'safetensors', 'model-index'}
+    d = {k: v for k, v in d.items() if k not in drop}
+    if truthy(q.get('full', '')): d['siblings'] = siblings(call.hub.store.open(row.key),
+            _head(call, row))
     return d
 
 @repo_routes('GET', '/api/models-tags-by-type', '/api/datasets-tags-by-type')
-def tags_by_type(call:Call)->dict:
+def tags_by_type(call: Call) -> dict:
     "List the tags in use."
     return call.hub.db.all_tags('model' if 'models-' in call.request.url.path else 'dataset',
         call.who)
 
 @repo_routes('GET', '/api/tasks')
-def tasks(call:Call)->dict:
+def tasks(call: Call) -> dict:
     "List tasks, each with models that `InferenceClient` may take where it is given none."
-    return {t:dict(id=t, label=t.replace('-',' ').title(), widgetModels=ids,
+    return {t: dict(id=t, label=t.replace('-', ' ').title(), widgetModels=ids,
         models=[dict(id=i, description='') for i in ids])
-        for t,ids in call.hub.db.all_tasks().items()}
+        for t, ids in call.hub.db.all_tasks().items()}
 
 # %% ../../nbs/localhub/08_repos.ipynb #3332d6d6
-def entry_json(e, last=None, expand:bool=False,
-               xet:dict=() # sha256 -> Xet hash, of files that have one
-              )->dict:
+def entry_json(e, last=None, expand: bool = False,
+               xet: dict = () # sha256 -> Xet hash, of files that have one
+              ) -> dict:
     "Write one entry of a tree as the API does."
     d = dict(type=e.type, oid=e.oid, size=e.size, path=e.path)
     if e.lfs and e.lfs.oid in xet: d['xetHash'] = xet[e.lfs.oid]
     if e.lfs: d['lfs'] = dict(oid=e.lfs.oid, size=e.lfs.size, pointerSize=e.lfs.pointer_size)
     if last is not None: d['lastCommit'] = dict(id=str(last.id), title=last.message.split('\n')[0],
             date=iso(last.commit_time))
-    if expand and e.type=='file': d['securityFileStatus'] = dict(status='safe', avScan=None,
+    if expand and e.type == 'file': d['securityFileStatus'] = dict(status='safe', avScan=None,
             pickleImportScan=None)
     return d
 
 def _at(call, content=False):
     row = call.repo(content=content)
     repo = call.hub.store.open(row.key)
-    return row,repo,repo.resolve(call.p['rev'])
+    return row, repo, repo.resolve(call.p['rev'])
 
 # %% ../../nbs/localhub/08_repos.ipynb #205a26ce
 @repo_routes('GET', '/api/{T}/{ns}/{name}/tree/{rev}', '/api/{T}/{ns}/{name}/tree/{rev}/',
     '/api/{T}/{ns}/{name}/tree/{rev}/{path:path}')
-def tree(call:Call)->Json:
+def tree(call: Call) -> Json:
     "List a folder, page by page."
-    row,repo,commit = _at(call)
-    path,expand = call.p.get('path','').strip('/'),truthy(call.q.get('expand',''))
+    row, repo, commit = _at(call)
+    path, expand = call.p.get('path', '').strip('/'), truthy(call.q.get('expand', ''))
     top = repo.entry(commit, path)
-    if top is None or top.type!='directory':
+    if top is None or top.type != 'directory':
         raise HubError(404, f'{path or "/"} does not exist on "{call.p["rev"]}"', 'EntryNotFound',
-            {'X-Repo-Commit':str(commit.id)})
+            {'X-Repo-Commit': str(commit.id)})
     page = call.int('limit', 200 if expand else 1000, 1, 10_000)
     from itertools import islice
-    es = list(islice(repo.walk(commit, path, truthy(call.q.get('recursive','')),
-        call.q.get('cursor','')), page+1))
-    more,es = len(es)>page,es[:page]
+    es = list(islice(repo.walk(commit, path, truthy(call.q.get('recursive', '')),
+        call.q.get('cursor', '')), page+1))
+    more, es = len(es) > page, es[:page]
     last = repo.last_commits(commit, [e.path for e in es]) if expand else {}
     xet = call.hub.chunks.hashes(row.key, [e.lfs.oid for e in es if e.lfs])
     return Json([entry_json(e, last.get(e.path), expand, xet) for e in es],
-        headers=next_link(call, cursor=es[-1].path+'/'*(es[-1].type=='directory')) if more else {})
+        headers=next_link(call, cursor=es[-1].path+'/'*(es[-1].type == 'directory')) if more else {})
 
 # %% ../../nbs/localhub/08_repos.ipynb #c6d0cb49
 @repo_routes('POST', '/api/{T}/{ns}/{name}/paths-info/{rev}')
-def paths_info(call:Call)->list:
+def paths_info(call: Call) -> list:
     "Tell about single paths; absent ones are left out."
-    row,repo,commit = _at(call)
+    row, repo, commit = _at(call)
     f = call.form()
     expand = truthy((f.get('expand') or ['false'])[0])
-    es = [e for p in dict.fromkeys(f.get('paths',[]))
-        if (e:=repo.entry(commit,p.strip('/')))]
+    es = [e for p in dict.fromkeys(f.get('paths', []))
+        if (e := repo.entry(commit, p.strip('/')))]
     last = repo.last_commits(commit, [e.path for e in es if e.path]) if expand else {}
     xet = call.hub.chunks.hashes(row.key, [e.lfs.oid for e in es if e.lfs])
     return [entry_json(e, last.get(e.path), expand, xet) for e in es]
@@ -378,34 +378,34 @@ def paths_info(call:Call)->list:
 
 # %% ../../nbs/localhub/08_repos.ipynb #62aed9f7
 @repo_routes('GET', '/api/{T}/{ns}/{name}/refs')
-def refs(call:Call)->dict:
+def refs(call: Call) -> dict:
     "List branches and tags."
     r = call.hub.store.open(call.repo().key).refs()
-    one = lambda pre,items: [dict(name=n, ref=f'{pre}{n}', targetCommit=o) for n,
+    one = lambda pre, items: [dict(name=n, ref=f'{pre}{n}', targetCommit=o) for n,
         o in sorted(items.items())]
-    d = dict(branches=one('refs/heads/',r['heads']), converts=one('refs/convert/',r['convert']),
-        tags=one('refs/tags/',r['tags']))
-    if truthy(call.q.get('include_prs','')): d['pullRequests'] = one('refs/pr/',r['pr'])
+    d = dict(branches=one('refs/heads/', r['heads']), converts=one('refs/convert/', r['convert']),
+        tags=one('refs/tags/', r['tags']))
+    if truthy(call.q.get('include_prs', '')): d['pullRequests'] = one('refs/pr/', r['pr'])
     return d
 
 
 # %% ../../nbs/localhub/08_repos.ipynb #c5c590ab
 @repo_routes('POST', '/api/{T}/{ns}/{name}/branch/{rev}')
-def create_branch(call:Call)->Json:
+def create_branch(call: Call) -> Json:
     "Let a new name point to a commit."
-    row,d,name = call.repo(write=True),call.json(),call.p['rev']
+    row, d, name = call.repo(write=True), call.json(), call.p['rev']
     with call.hub.store.lock(row.key) as repo:
-        full = name if re.fullmatch(r'refs/convert/[\w-]+',name) else repo.new_ref('heads',name)
+        full = name if re.fullmatch(r'refs/convert/[\w-]+', name) else repo.new_ref('heads', name)
         if full in repo.git.references: raise HubError(409, f'Reference {full} already exists')
-        start = repo.resolve(call.text(d,'startingPoint') or 'main')
+        start = repo.resolve(call.text(d, 'startingPoint') or 'main')
         repo.point(full, start.id)
     return Json({}, 201)
 
 @repo_routes('DELETE', '/api/{T}/{ns}/{name}/branch/{rev}')
-def delete_branch(call:Call)->dict:
+def delete_branch(call: Call) -> dict:
     "Delete a branch."
-    row,name = call.repo(write=True),call.p['rev']
-    if name=='main': raise HubError(403, 'Cannot delete refs/heads/main: it is the default branch.')
+    row, name = call.repo(write=True), call.p['rev']
+    if name == 'main': raise HubError(403, 'Cannot delete refs/heads/main: it is the default branch.')
     full = name if name.startswith('refs/convert/') else f'refs/heads/{name}'
     with call.hub.store.lock(row.key) as repo:
         if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
@@ -415,12 +415,12 @@ def delete_branch(call:Call)->dict:
 
 # %% ../../nbs/localhub/08_repos.ipynb #1d6ec05a
 @repo_routes('POST', '/api/{T}/{ns}/{name}/tag/{rev}')
-def create_tag(call:Call)->Json:
+def create_tag(call: Call) -> Json:
     "Give a commit a name that stays."
-    row,d = call.repo(write=True),call.json()
-    name,message = call.text(d,'tag',''),call.text(d,'message')
+    row, d = call.repo(write=True), call.json()
+    name, message = call.text(d, 'tag', ''), call.text(d, 'message')
     with call.hub.store.lock(row.key) as repo:
-        target,full = repo.resolve(call.p['rev']),repo.new_ref('tags',name)
+        target, full = repo.resolve(call.p['rev']), repo.new_ref('tags', name)
         if full in repo.git.references: raise HubError(409, f'Tag reference exists already: {name}')
         from hfflow.localhub.store import signature
         oid = repo.git.create_tag(name, target.id, pygit2.enums.ObjectType.COMMIT,
@@ -429,9 +429,9 @@ def create_tag(call:Call)->Json:
     return Json({}, 201)
 
 @repo_routes('DELETE', '/api/{T}/{ns}/{name}/tag/{rev}')
-def delete_tag(call:Call)->dict:
+def delete_tag(call: Call) -> dict:
     "Delete a tag."
-    row,full = call.repo(write=True),f"refs/tags/{call.p['rev']}"
+    row, full = call.repo(write=True), f"refs/tags/{call.p['rev']}"
     with call.hub.store.lock(row.key) as repo:
         if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
             raise no_revision(call.p['rev'])
@@ -440,18 +440,18 @@ def delete_tag(call:Call)->dict:
 
 # %% ../../nbs/localhub/08_repos.ipynb #6a255131
 @repo_routes('GET', '/api/{T}/{ns}/{name}/commits/{rev}')
-def commits(call:Call)->Json:
+def commits(call: Call) -> Json:
     "Tell the history of a revision, newest first."
     from itertools import islice
-    row,repo,commit = _at(call)
-    n,page = call.int('limit',50,1,1000),call.int('p',0,0,10**7)
+    row, repo, commit = _at(call)
+    n, page = call.int('limit', 50, 1, 1000), call.int('p', 0, 0, 10**7)
     cs = list(islice(repo.history(commit), n*page, n*page+n+1))
     fmt = 'formatted' in call.q.getlist('expand[]')+call.q.getlist('expand')
-    return Json([_commit_json(c,fmt) for c in cs[:n]],
-        headers=next_link(call, p=page+1) if len(cs)>n else {})
+    return Json([_commit_json(c, fmt) for c in cs[:n]],
+        headers=next_link(call, p=page+1) if len(cs) > n else {})
 
 def _commit_json(c, formatted=False):
-    title,_,message = c.message.partition('\n')
+    title, _, message = c.message.partition('\n')
     d = dict(id=str(c.id), title=title, message=message.strip('\n'),
         authors=[dict(user=c.author.name)], date=iso(c.commit_time))
     if formatted:
@@ -462,46 +462,46 @@ def _commit_json(c, formatted=False):
 
 # %% ../../nbs/localhub/08_repos.ipynb #fb892c9a
 @repo_routes('POST', '/api/{T}/{ns}/{name}/super-squash/{rev}')
-def squash(call:Call)->dict:
+def squash(call: Call) -> dict:
     "Replace a branch's history by one commit with the same files."
     from hfflow.localhub.store import signature
-    row,rev = call.repo(write=True),call.p['rev']
+    row, rev = call.repo(write=True), call.p['rev']
     message = call.text(call.json(),
         'message') or f'Super-squash branch `{rev}` using huggingface_hub'
     with call.hub.store.lock(row.key) as repo:
-        full = rev if rev.startswith(('refs/pr/','refs/convert/')) else f'refs/heads/{rev}'
+        full = rev if rev.startswith(('refs/pr/', 'refs/convert/')) else f'refs/heads/{rev}'
         if not pygit2.reference_is_valid_name(full) or full not in repo.git.references:
             raise no_revision(rev)
         who = signature(call.who.name)
         oid = repo.git.create_commit(None, who, who, message, repo.resolve(rev).tree.id, [])
-        if rev=='main': call.hub.db.set_repo(row.key, stale=1)
+        if rev == 'main': call.hub.db.set_repo(row.key, stale=1)
         repo.point(full, oid)
-        if rev=='main': call.hub.index(row)
+        if rev == 'main': call.hub.index(row)
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #46c839cf
 @repo_routes('POST DELETE', '/api/{T}/{ns}/{name}/like')
-def like(call:Call)->dict:
+def like(call: Call) -> dict:
     "Like a repo, or take the like back."
     row = call.repo()
     call.user('user.social.likes.write')
     with call.hub.db.tx() as c:
-        if call.request.method=='POST': c.execute('INSERT OR IGNORE INTO likes VALUES(?,?,?)',
-                (call.who.name,row.key,time.time()))
-        else: c.execute('DELETE FROM likes WHERE user=? AND key=?', (call.who.name,row.key))
+        if call.request.method == 'POST': c.execute('INSERT OR IGNORE INTO likes VALUES(?,?,?)',
+                (call.who.name, row.key, time.time()))
+        else: c.execute('DELETE FROM likes WHERE user=? AND key=?', (call.who.name, row.key))
         c.execute('UPDATE repos SET likes=(SELECT count(*) FROM likes WHERE key=?) WHERE key=?',
-            (row.key,row.key))
+            (row.key, row.key))
     return {}
 
 @repo_routes('GET', '/api/users/{user}/likes')
-def user_likes(call:Call)->list:
+def user_likes(call: Call) -> list:
     "List what a person likes."
     rows = call.hub.db.all('SELECT kind,id,likes.created c FROM likes JOIN repos ON '
         'likes.key=repos.key WHERE user=? AND private=0 ORDER BY c DESC LIMIT 1000', call.p['user'])
     return [dict(createdAt=iso(r['c']), repo=dict(name=r['id'], type=r['kind'])) for r in rows]
 
 @repo_routes('GET', '/api/{T}/{ns}/{name}/likers')
-def likers(call:Call)->list:
+def likers(call: Call) -> list:
     "List who likes a repo."
     rows = call.hub.db.all('SELECT name,fullname FROM likes JOIN users ON likes.user=users.name '
         'WHERE key=? ORDER BY likes.created DESC LIMIT 1000', call.repo().key)
@@ -509,12 +509,12 @@ def likers(call:Call)->list:
         avatarUrl=f'{call.base}/static/avatar.svg') for r in rows]
 
 # %% ../../nbs/localhub/08_repos.ipynb #933a9154
-STATES = ('pending','accepted','rejected')
+STATES = ('pending', 'accepted', 'rejected')
 
 @repo_routes('GET', '/api/{T}/{ns}/{name}/user-access-request/{status}')
-def access_list(call:Call)->list:
+def access_list(call: Call) -> list:
     "List who asked for a gated repo."
-    row,status = call.repo(write=True),call.p['status']
+    row, status = call.repo(write=True), call.p['status']
     if status not in STATES: raise HubError(400, f'status must be one of {", ".join(STATES)}.')
     rows = call.hub.db.all('SELECT a.*, u.fullname, u.email FROM access a JOIN users u ON '
         'a.user=u.name WHERE key=? AND status=? ORDER BY a.created', row.key, status)
@@ -530,39 +530,39 @@ def _gated(call):
 
 @repo_routes('POST', '/api/{T}/{ns}/{name}/user-access-request/handle',
     '/api/{T}/{ns}/{name}/user-access-request/grant')
-def access_handle(call:Call)->dict:
+def access_handle(call: Call) -> dict:
     "Let a person in, or not."
-    row,d,db = _gated(call),call.json(),call.hub.db
+    row, d, db = _gated(call), call.json(), call.hub.db
     grant = call.request.url.path.endswith('/grant')
-    user,status = call.text(d,'user') or (call.text(d,'requestId')
-        or '').partition('-')[2],'accepted' if grant else d.get('status')
+    user, status = call.text(d, 'user') or (call.text(d, 'requestId')
+        or '').partition('-')[2], 'accepted' if grant else d.get('status')
     if status not in STATES: raise HubError(400, f'`status` must be one of {", ".join(STATES)}.')
     if not db.one("SELECT 1 FROM users WHERE name=? AND type='user'", user):
         raise HubError(404, f'there is no user `{user[:100]}`.')
     old = db.one('SELECT status FROM access WHERE key=? AND user=?', row.key, user)
     if old is None and not grant: raise HubError(404, f'{user} has not asked for access.')
-    if old and (old['status']==status or grant):
+    if old and (old['status'] == status or grant):
         raise HubError(400 if grant else 404, f"the request of {user} is {old['status']} already.")
     with db.tx() as c:
         if old: c.execute('UPDATE access SET status=?, reason=? WHERE key=? AND user=?',
-                (status, call.text(d,'rejectionReason'), row.key, user))
+                (status, call.text(d, 'rejectionReason'), row.key, user))
         else: c.execute('INSERT INTO access VALUES(?,?,?,1,NULL,?)',
-            (row.key,user,status,time.time()))
+            (row.key, user, status, time.time()))
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #2297533b
 @repo_routes('POST', '/{P}{ns}/{name}/ask-access', '/api/{T}/{ns}/{name}/ask-access')
-def ask_access(call:Call)->dict:
+def ask_access(call: Call) -> dict:
     "Ask for a gated repo."
     row = call.repo()
     call.user('user.settings.write')
     if not row.gated: raise HubError(400, 'This repo is not gated.')
     with call.hub.db.tx() as c: c.execute('INSERT OR IGNORE INTO access VALUES(?,?,?,0,NULL,?)',
-            (row.key, call.who.name, 'accepted' if row.gated=='auto' else 'pending', time.time()))
+            (row.key, call.who.name, 'accepted' if row.gated == 'auto' else 'pending', time.time()))
     return {}
 
 # %% ../../nbs/localhub/08_repos.ipynb #c7ac82f6
 @repo_routes('GET', '/api/{T}/{name}')
-def bare_name(call:Call):
+def bare_name(call: Call):
     "Answer for a name without a namespace, which no repo here has."
     raise no_repo(call.who)

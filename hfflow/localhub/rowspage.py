@@ -21,38 +21,38 @@ from .viewer import View, fit
 from .wire import Call, Routes
 
 # %% ../../nbs/localhub/09c_rows.ipynb #4fc33d4e
-def type_text(feature)->str:
+def type_text(feature) -> str:
     "Write a column's type in a few words."
-    if isinstance(feature,list): return f'list of {type_text(feature[0])}' if feature else 'list'
-    if not isinstance(feature,dict): return 'value'
+    if isinstance(feature, list): return f'list of {type_text(feature[0])}' if feature else 'list'
+    if not isinstance(feature, dict): return 'value'
     kind = feature.get('_type')
-    if kind=='Value': return str(feature.get('dtype')).removeprefix('large_')
-    if kind=='ClassLabel': return f"label, {len(feature.get('names') or [])} names"
-    if isinstance(kind,str) and 'feature' in feature:
+    if kind == 'Value': return str(feature.get('dtype')).removeprefix('large_')
+    if kind == 'ClassLabel': return f"label, {len(feature.get('names') or [])} names"
+    if isinstance(kind, str) and 'feature' in feature:
         return f"list of {type_text(feature['feature'])}"
-    return kind.lower() if isinstance(kind,str) else 'record'
+    return kind.lower() if isinstance(kind, str) else 'record'
 
 # %% ../../nbs/localhub/09c_rows.ipynb #0c325edb
 def _has_media(feature):
-    inner = feature.get('feature') if isinstance(feature,dict) else None
-    return any(isinstance(f,dict) and f.get('_type') in ('Image','Audio') for f in (feature,inner))
+    inner = feature.get('feature') if isinstance(feature, dict) else None
+    return any(isinstance(f, dict) and f.get('_type') in ('Image', 'Audio') for f in (feature, inner))
 
 _short = 160 # characters of a cell that are shown at first
 
-def show_cell(value, feature, cut:bool=False # whether the value is only the beginning
-             )->dict: # what the template needs
+def show_cell(value, feature, cut: bool = False # whether the value is only the beginning
+             ) -> dict: # what the template needs
     "Prepare a value for the table."
     if value is None: return dict(null=True)
-    kind = feature.get('_type') if isinstance(feature,dict) else None
-    if kind=='ClassLabel' and isinstance(value,int):
+    kind = feature.get('_type') if isinstance(feature, dict) else None
+    if kind == 'ClassLabel' and isinstance(value, int):
         names = feature.get('names') or []
-        return dict(short=names[value] if 0<=value<len(names) else value, code=value)
+        return dict(short=names[value] if 0 <= value < len(names) else value, code=value)
     if _has_media(feature) and not cut:
-        return dict(media=[m for m in (value if isinstance(value,list) else [value]) if m])
-    number = isinstance(value,(int,float)) and not isinstance(value,bool)
-    text = value if isinstance(value,str) else json.dumps(value, ensure_ascii=False)
-    if len(text)<=_short and not cut: return dict(short=text, number=number, code=None)
-    if not isinstance(value,str): text = json.dumps(value, ensure_ascii=False, indent=1)
+        return dict(media=[m for m in (value if isinstance(value, list) else [value]) if m])
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if len(text) <= _short and not cut: return dict(short=text, number=number, code=None)
+    if not isinstance(value, str): text = json.dumps(value, ensure_ascii=False, indent=1)
     return dict(short=text[:_short], long=text, cut=cut)
 
 # %% ../../nbs/localhub/09c_rows.ipynb #befc23ab
@@ -61,54 +61,54 @@ _per = 50 # rows of a page
 _most = 3_000_000 # characters of a page
 
 def _address(row, config, split=None):
-    return f'/{row.url}/viewer/'+'/'.join(quote(x,safe='') for x in (config,split) if x)
+    return f'/{row.url}/viewer/'+'/'.join(quote(x, safe='') for x in (config, split) if x)
 
 def _choices(view, config, split):
     "Make the menus: the subsets, and the splits of this one."
     configs = dict.fromkeys(s.config for s in view.splits)
-    splits = [s.name for s in view.splits if s.config==config and s.name]
-    return dict(config=config, split=split, here=_address(view.row,config,split),
-        configs=[(c,_address(view.row,c)) for c in configs],
-        splits=[(s,_address(view.row,config,s)) for s in splits])
+    splits = [s.name for s in view.splits if s.config == config and s.name]
+    return dict(config=config, split=split, here=_address(view.row, config, split),
+        configs=[(c, _address(view.row, c)) for c in configs],
+        splits=[(s, _address(view.row, config, s)) for s in splits])
 
 # %% ../../nbs/localhub/09c_rows.ipynb #5a22b322
 def _table(call, view, split, form):
-    q,p = call.q.get('q','')[:200],call.int('p',0,0,10**9)
+    q, p = call.q.get('q', '')[:200], call.int('p', 0, 0, 10**9)
     start = p*_per
-    if q: total,numbers = search_rows(view, split, form, q, start, _per)
-    else: total,numbers = form['num_rows'],list(range(start,min(start+_per,form['num_rows'])))
-    rows,_ = fit(view.rows(split, form, numbers, linker(call,view,split)), _most)
+    if q: total, numbers = search_rows(view, split, form, q, start, _per)
+    else: total, numbers = form['num_rows'], list(range(start, min(start+_per, form['num_rows'])))
+    rows, _ = fit(view.rows(split, form, numbers, linker(call, view, split)), _most)
     types = form['features']
     cells = lambda r: [show_cell(r['row'].get(k), t, k in r['truncated_cells'])
-                       for k,t in types.items()]
+                       for k, t in types.items()]
     here = _address(view.row, split.config, split.name)
-    turn = lambda p: here+'?'+urlencode({k:v for k,v in dict(p=p,q=q).items() if v})
+    turn = lambda p: here+'?'+urlencode({k: v for k, v in dict(p=p, q=q).items() if v})
     return dict(text=q, p=p, total=total, start=start, pages=-(-total//_per),
         partial=form['partial'],
-        rows=[(r['row_idx'],cells(r)) for r in rows], page_url=turn,
-        columns=[dict(name=k, type=type_text(t), number=_is_number(t)) for k,t in types.items()])
+        rows=[(r['row_idx'], cells(r)) for r in rows], page_url=turn,
+        columns=[dict(name=k, type=type_text(t), number=_is_number(t)) for k, t in types.items()])
 
 def _is_number(t):
-    return isinstance(t,dict) and t.get('_type')=='Value' and any(
-        w in str(t.get('dtype')) for w in ('int','float','decimal'))
+    return isinstance(t, dict) and t.get('_type') == 'Value' and any(
+        w in str(t.get('dtype')) for w in ('int', 'float', 'decimal'))
 
 # %% ../../nbs/localhub/09c_rows.ipynb #3af66a87
 _viewer = '/datasets/{ns}/{name}/viewer'
 
 @page(_viewer, _viewer+'/{config}', _viewer+'/{config}/{split}', routes=rows_routes)
-def rows_page(call:Call)->Response:
+def rows_page(call: Call) -> Response:
     "Show the rows of a data set."
     call.p['kind'] = 'dataset'
-    row,repo,_ = opened(call, 'main')
+    row, repo, _ = opened(call, 'main')
     view = View(call.hub, row)
     config = call.p.get('config') or view.splits[0].config
-    of = [s for s in view.splits if s.config==config]
+    of = [s for s in view.splits if s.config == config]
     split = view.find(config, call.p.get('split') or (of[0].name if of else ''))
-    form,more,status = view.form(split),{},200
+    form, more, status = view.form(split), {}, 200
     if form is None: more = dict(problem='The rows are being prepared.', waiting=True)
     elif 'error' in form: more = dict(problem=f'These rows cannot be shown. {form["error"]}')
     else:
         try: more = _table(call, view, split, form)
-        except HubError as e: more,status = dict(problem=e.message),e.status
-    return html(call, 'viewer.html', status, **page_head(call,row,repo,'viewer'),
+        except HubError as e: more, status = dict(problem=e.message), e.status
+    return html(call, 'viewer.html', status, **page_head(call, row, repo, 'viewer'),
         **_choices(view, config, split.name), **more)

@@ -13,7 +13,7 @@ from .people import Caller, Db, repo_row
 from .store import HubError
 
 # %% ../../nbs/localhub/04_search.ipynb #53af3f76
-def set_index(self, key:str, sha:str, modified:float, info:dict # of `describe`
+def set_index(self, key: str, sha: str, modified: float, info: dict # of `describe`
              ):
     "Store what a repo's newest commit says about it, so that the search finds it."
     with self.tx() as c:
@@ -21,42 +21,42 @@ def set_index(self, key:str, sha:str, modified:float, info:dict # of `describe`
             'WHERE key=?', (sha, modified, json.dumps(info), info.get('sdk'), key))
         c.execute('DELETE FROM tags WHERE key=?', (key,))
         c.executemany('INSERT OR IGNORE INTO tags VALUES(?,?)',
-            [(t,key) for t in info.get('tags',())])
+            [(t, key) for t in info.get('tags', ())])
 Db.set_index = set_index
 
 # %% ../../nbs/localhub/04_search.ipynb #5f9d8672
-SORTS = {'lastModified':'modified', 'createdAt':'created', 'downloads':'downloads',
-    'likes':'likes', 'trendingScore':'likes',
-         'last_modified':'modified', 'created_at':'created', 'trending_score':'likes'}
+SORTS = {'lastModified': 'modified', 'createdAt': 'created', 'downloads': 'downloads',
+    'likes': 'likes', 'trendingScore': 'likes',
+         'last_modified': 'modified', 'created_at': 'created', 'trending_score': 'likes'}
 
-def _like(text): return '%'+text.replace('\\','\\\\').replace('%','\\%').replace('_','\\_')+'%'
+def _like(text): return '%'+text.replace('\\', '\\\\').replace('%', '\\%').replace('_', '\\_')+'%'
 
 def _cursor(row, col):
-    return base64.urlsafe_b64encode(json.dumps([getattr(row,col), row.key]).encode()).decode()
+    return base64.urlsafe_b64encode(json.dumps([getattr(row, col), row.key]).encode()).decode()
 
 def _read_cursor(cursor):
-    try: value,key = json.loads(base64.urlsafe_b64decode(cursor).decode())
-    except (ValueError,TypeError,RecursionError): value,key = None,None
-    ok = isinstance(value,(int,float)) and abs(value)<2**63 and re.fullmatch('[0-9a-f]{24}',
+    try: value, key = json.loads(base64.urlsafe_b64decode(cursor).decode())
+    except (ValueError, TypeError, RecursionError): value, key = None, None
+    ok = isinstance(value, (int, float)) and abs(value) < 2**63 and re.fullmatch('[0-9a-f]{24}',
         str(key))
     if not ok: raise HubError(400, '`cursor` is not one that this Hub gave out.')
-    return value,key
+    return value, key
 
 # %% ../../nbs/localhub/04_search.ipynb #c741e950
-def search(self, kind:str, who:Caller, search:list=(), # words that all stand in the id
-           author:str=None, filter:list=(), # tags that all belong to the repo
-           sort:str=None, limit:int=1000, cursor:str=None, # where the page before ended
-           gated:bool=None, private:bool=None, task:str=None, # `pipeline_tag`
-           params:tuple=None, # least and greatest number of parameters
-           linked:dict=None # {'models': ids, 'datasets': ids} that a Space uses
-          )->tuple: # (rows, cursor of the next page or None)
+def search(self, kind: str, who: Caller, search: list = (), # words that all stand in the id
+           author: str = None, filter: list = (), # tags that all belong to the repo
+           sort: str = None, limit: int = 1000, cursor: str = None, # where the page before ended
+           gated: bool = None, private: bool = None, task: str = None, # `pipeline_tag`
+           params: tuple = None, # least and greatest number of parameters
+           linked: dict = None # {'models': ids, 'datasets': ids} that a Space uses
+          ) -> tuple: # (rows, cursor of the next page or None)
     "Find repos that the caller may see, newest (or most liked, ...) first."
     col = SORTS.get(sort or 'lastModified')
     if col is None:
         raise HubError(400, f'unknown `sort` {sort!r}: use one of {", ".join(list(SORTS)[:5])}.')
-    sql,args = ['kind=?'],[kind]
+    sql, args = ['kind=?'], [kind]
     def where(s, *a): sql.append(s); args.extend(a)
-    may_read,names = who.reads()
+    may_read, names = who.reads()
     where(f'(private=0 OR {may_read})', *names)
     for s in search:
         for w in s.split()[:20]: where("id LIKE ? ESCAPE '\\'", _like(w))
@@ -65,33 +65,33 @@ def search(self, kind:str, who:Caller, search:list=(), # words that all stand in
     if task: where("json_extract(info,'$.pipeline_tag')=?", task)
     if gated is not None: where('gated IS NOT NULL' if gated else 'gated IS NULL')
     if params: where("json_extract(info,'$.safetensors.total') BETWEEN ? AND ?", *params)
-    for field,ids in (linked or {}).items():
+    for field, ids in (linked or {}).items():
         for id in ids: where(f"EXISTS(SELECT 1 FROM json_each(info,'$.{field}') WHERE value=? "
-            f"COLLATE NOCASE)", id)
-    if cursor: value,key = _read_cursor(cursor); where(f'({col}<? OR ({col}=? AND key<?))', value,
+            f'COLLATE NOCASE)', id)
+    if cursor: value, key = _read_cursor(cursor); where(f'({col}<? OR ({col}=? AND key<?))', value,
             value, key)
     rows = [repo_row(r) for r in self.all(f'SELECT * FROM repos WHERE {" AND ".join(sql)} ORDER BY '
         f'{col} DESC, key DESC LIMIT ?', *args, limit+1)]
-    return rows[:limit], _cursor(rows[limit-1],col) if len(rows)>limit>0 else None
+    return rows[:limit], _cursor(rows[limit-1], col) if len(rows) > limit > 0 else None
 Db.search = search
 
 # %% ../../nbs/localhub/04_search.ipynb #85cee936
-def all_tags(self, kind:str, who:Caller)->dict: # {type: [{id, label, type}]}
+def all_tags(self, kind: str, who: Caller) -> dict: # {type: [{id, label, type}]}
     "List the tags in use, grouped by type, as the search's side bar shows them."
     res = {}
     for r in self.all('SELECT DISTINCT tag FROM tags JOIN repos ON tags.key=repos.key WHERE '
         'kind=? AND private=0 ORDER BY tag', kind):
-        t = r['tag']; type,_,label = t.partition(':')
+        t = r['tag']; type, _, label = t.partition(':')
         type = type if label else 'other'
-        res.setdefault(type,[]).append(dict(id=t, label=label or t, type=type))
+        res.setdefault(type, []).append(dict(id=t, label=label or t, type=type))
     return res
 Db.all_tags = all_tags
 
-def all_tasks(self)->dict: # {task: [id of a model]}
+def all_tasks(self) -> dict: # {task: [id of a model]}
     "List the tasks that public models are for, and the most downloaded models of each."
     res = {}
     for r in self.all("SELECT json_extract(info,'$.pipeline_tag') AS task, id FROM repos WHERE "
             "kind='model' AND private=0 ORDER BY downloads DESC, id"):
-        if r['task']: res.setdefault(r['task'],[]).append(r['id'])
-    return {task:ids[:10] for task,ids in sorted(res.items())}
+        if r['task']: res.setdefault(r['task'], []).append(r['id'])
+    return {task: ids[:10] for task, ids in sorted(res.items())}
 Db.all_tasks = all_tasks

@@ -39,11 +39,11 @@ from .xet import xet_routes
 
 # %% ../../nbs/localhub/10_server.ipynb #671358fb
 @contextmanager
-def own(data:Path # data folder
+def own(data: Path # data folder
        ):
     "Hold a data folder for this process; the lock dies with the process, however it dies."
     Path(data).mkdir(parents=True, exist_ok=True)
-    f = open(Path(data)/'lock','a')
+    f = open(Path(data)/'lock', 'a')
     try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB)
     except OSError:
         f.close()
@@ -53,11 +53,11 @@ def own(data:Path # data folder
     finally: f.close()
 
 # %% ../../nbs/localhub/10_server.ipynb #b2b474da
-def open_hub(data:Path, users:list=(), # 'name:token'
-             orgs:list=(), # 'org:user'
-             limits:Limits=Limits(),
-             may:tuple=() # `spaces`, `jobs`, `asked`: what it may start programs for
-            )->Hub:
+def open_hub(data: Path, users: list = (), # 'name:token'
+             orgs: list = (), # 'org:user'
+             limits: Limits = Limits(),
+             may: tuple = () # `spaces`, `jobs`, `asked`: what it may start programs for
+            ) -> Hub:
     "Open a data folder that this process owns, and make the people it should have."
     hub = Hub(data, limits)
     hub.may = frozenset(may)
@@ -65,12 +65,12 @@ def open_hub(data:Path, users:list=(), # 'name:token'
     watch(hub)
     catch_up(hub)
     for u in users:
-        name,_,token = u.partition(':')
+        name, _, token = u.partition(':')
         if not token: raise HubError(400, f'`{name}` needs a token: write NAME:TOKEN.')
         hub.db.add_user(name)
         hub.db.add_token(name, token, 'command line', replace=True)
     for o in orgs:
-        org,_,user = o.partition(':')
+        org, _, user = o.partition(':')
         if not user or not hub.db.one("SELECT 1 FROM users WHERE name=? AND type='user'", user):
             raise HubError(400, f'`{o}` names no known user: write NAME:USER, after --user '
                                 'USER:TOKEN.')
@@ -79,7 +79,7 @@ def open_hub(data:Path, users:list=(), # 'name:token'
     return hub
 
 # %% ../../nbs/localhub/10_server.ipynb #6ae5567f
-def catch_up(hub:Hub):
+def catch_up(hub: Hub):
     "Undo what a killed server did by half, and index what it had no time for."
     for r in hub.db.all('SELECT DISTINCT key FROM undo'):
         with hub.store.lock(r['key']): pass # the first lock of a repository undoes it
@@ -97,7 +97,7 @@ def all_routes():
         rows_routes, space_routes, page_routes, fallback_routes]
 
 @contextmanager
-def working(hub:Hub):
+def working(hub: Hub):
     "Do what a Hub does besides answering: run Jobs, deliver webhooks; no program outlives it."
     try:
         open_jobs(hub); open_endpoints(hub)
@@ -105,8 +105,8 @@ def working(hub:Hub):
     finally: stop_all(hub)
 
 @contextmanager
-def running(data:Path, users:list=(), orgs:list=(), limits:Limits=Limits(), may:tuple=()):
+def running(data: Path, users: list = (), orgs: list = (), limits: Limits = Limits(), may: tuple = ()):
     "Run a Hub in a thread of this process, for notebooks and tests; yields (url, hub)."
     with own(data):
         hub = open_hub(data, users, orgs, limits, may)
-        with serving(make_app(hub, all_routes())) as hub.url, working(hub): yield hub.url,hub
+        with serving(make_app(hub, all_routes())) as hub.url, working(hub): yield hub.url, hub

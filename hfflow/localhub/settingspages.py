@@ -35,8 +35,8 @@ def setting(*paths, act):
         @wraps(show)
         def run(call):
             at = call.request.url.path
-            if call.request.method=='GET':
-                to = quote(str(call.request.url.replace(scheme='',netloc='')), safe='/')
+            if call.request.method == 'GET':
+                to = quote(str(call.request.url.replace(scheme='', netloc='')), safe='/')
                 return show(call) if call.who.name else RedirectResponse(f'/login?to={to}', 303)
             form = call.browser_form()
             try: return act(call, form) or RedirectResponse(at, 303)
@@ -48,88 +48,88 @@ def setting(*paths, act):
         return show
     return add
 
-def first(form:dict, name:str)->str: return str((form.get(name) or [''])[0]).strip()
+def first(form: dict, name: str) -> str: return str((form.get(name) or [''])[0]).strip()
 
-def as_api(call:Call, handler, **body):
+def as_api(call: Call, handler, **body):
     "Do what an API call does, with a form's values."
     call.body = json.dumps(body).encode()
     return handler(call)
 
 def _whole(call):
     "Refuse a browser that logged in with less than a write token."
-    if call.who.role!='write':
+    if call.who.role != 'write':
         raise HubError(403, f'You logged in with a token that may not do this ({call.who.role}): '
                             'log in with a write token.')
     return call.who.name
 
 # %% ../../nbs/localhub/09a_settings.ipynb #2d3048e3
 def _save_profile(call, form):
-    name,email = first(form,'fullname'),first(form,'email')
-    if not 1<=len(name)<=100 or not name.isprintable():
+    name, email = first(form, 'fullname'), first(form, 'email')
+    if not 1 <= len(name) <= 100 or not name.isprintable():
         raise HubError(400, 'the full name has 1 to 100 printable characters.')
-    if len(email)>200 or email.count('@')!=1 or not email.isprintable():
+    if len(email) > 200 or email.count('@') != 1 or not email.isprintable():
         raise HubError(400, 'this is no e-mail address.')
     with call.hub.db.tx() as c: c.execute('UPDATE users SET fullname=?, email=? WHERE name=?',
                                           (name, email, _whole(call)))
 
 @setting('/settings', act=_save_profile)
-def profile_page(call:Call, problem:HubError=None)->Response:
+def profile_page(call: Call, problem: HubError = None) -> Response:
     "Show who one is."
     user = call.hub.db.one('SELECT * FROM users WHERE name=?', call.who.name)
     return html(call, 'settings.html', title='Profile', tab='Profile', user=user, problem=problem)
 
 # %% ../../nbs/localhub/09a_settings.ipynb #fb417f2c
 def _scopes(form):
-    entities = [e.split(' ',1) for e in form.get('entity',()) if e.count(' ')==1]
-    wanted,res = form.get('permission',[]),[]
-    for type,name in entities:
-        known = PERMISSIONS if type in KINDS else PERMISSIONS|OF_NAMESPACE|(OF_USER if type=='user'
+    entities = [e.split(' ', 1) for e in form.get('entity', ()) if e.count(' ') == 1]
+    wanted, res = form.get('permission', []), []
+    for type, name in entities:
+        known = PERMISSIONS if type in KINDS else PERMISSIONS|OF_NAMESPACE|(OF_USER if type == 'user'
                                                                           else {})
-        if mine:=[p for p in wanted if p in known]:
+        if mine := [p for p in wanted if p in known]:
             res.append(dict(entity=dict(type=type, name=name), permissions=mine))
-    return {'scoped':res, 'global':form.get('everywhere',[]),
-            'canReadGatedRepos':first(form,'gated')=='yes'}
+    return {'scoped': res, 'global': form.get('everywhere', []),
+            'canReadGatedRepos': first(form, 'gated') == 'yes'}
 
 # %% ../../nbs/localhub/09a_settings.ipynb #4b6a2669
 def _change_tokens(call, form):
-    db,name = call.hub.db,_whole(call)
-    if first(form,'do')=='delete':
+    db, name = call.hub.db, _whole(call)
+    if first(form, 'do') == 'delete':
         with db.tx() as c:
-            c.execute('DELETE FROM tokens WHERE hash=? AND user=?', (first(form,'id'),name))
+            c.execute('DELETE FROM tokens WHERE hash=? AND user=?', (first(form, 'id'), name))
         return
-    days = first(form,'days')
-    if days and not (days.isdecimal() and len(days)<5):
+    days = first(form, 'days')
+    if days and not (days.isdecimal() and len(days) < 5):
         raise HubError(400, 'the days must be a number.')
-    made = new_token(call.hub, call.who, first(form,'name'), first(form,'role'), int(days) if days
+    made = new_token(call.hub, call.who, first(form, 'name'), first(form, 'role'), int(days) if days
         else None, _scopes(form))
     res = tokens_page(call, made=made)
     res.headers['Cache-Control'] = 'no-store'
     return res
 
 @setting('/settings/tokens', act=_change_tokens)
-def tokens_page(call:Call, problem:HubError=None, made:str=None # a token that was made just now
-               )->Response:
+def tokens_page(call: Call, problem: HubError = None, made: str = None # a token that was made just now
+               ) -> Response:
     "Show one's tokens, without what they are."
-    db,who = call.hub.db,call.who
+    db, who = call.hub.db, call.who
     tokens = [dict(t)|dict(scopes=json.loads(t['scopes'] or 'null')) for t in
               db.all('SELECT * FROM tokens WHERE user=? ORDER BY created DESC', who.name)]
-    owners = [('user',who.name)]+[('org',o) for o,_ in who.orgs]
-    repos = [(r['kind'],r['id']) for _,o in owners for r in db.all(
+    owners = [('user', who.name)]+[('org', o) for o, _ in who.orgs]
+    repos = [(r['kind'], r['id']) for _, o in owners for r in db.all(
         'SELECT kind,id FROM repos WHERE owner=? ORDER BY modified DESC LIMIT 200', o)]
     return html(call, 'tokens.html', title='Tokens', tab='Tokens', problem=problem, made=made,
         tokens=tokens, now=time.time(), entities=owners+repos,
         permissions=PERMISSIONS|OF_NAMESPACE|OF_USER)
 
 # %% ../../nbs/localhub/09a_settings.ipynb #d22dfea0
-def _hook(form): return dict(url=first(form,'url'), secret=first(form,'secret'),
-    domains=form.get('domains',[]), watched=[dict(zip(('type','name'),l.split(None,1)))
-    for l in first(form,'watched').splitlines() if l.strip()])
+def _hook(form): return dict(url=first(form, 'url'), secret=first(form, 'secret'),
+    domains=form.get('domains', []), watched=[dict(zip(('type', 'name'), l.split(None, 1)))
+    for l in first(form, 'watched').splitlines() if l.strip()])
 
 def _add_webhook(call, form):
     as_api(call, add_webhook, **_hook(form))
 
 @setting('/settings/webhooks', act=_add_webhook)
-def webhooks_page(call:Call, problem:HubError=None)->Response:
+def webhooks_page(call: Call, problem: HubError = None) -> Response:
     "List one's webhooks."
     hooks = list_webhooks(call)
     return html(call, 'webhooks.html', title='Webhooks', tab='Webhooks', hooks=hooks,
@@ -138,14 +138,14 @@ def webhooks_page(call:Call, problem:HubError=None)->Response:
 
 # %% ../../nbs/localhub/09a_settings.ipynb #7f4b7d16
 def _change_webhook(call, form):
-    do = first(form,'do')
-    if do=='replay': call.p['seq'] = first(form,'seq'); replay(call)
-    elif do in ('enable','disable'): switch_webhook(call, do=='disable')
-    elif do=='delete': webhook(call, 'DELETE'); return RedirectResponse('/settings/webhooks', 303)
+    do = first(form, 'do')
+    if do == 'replay': call.p['seq'] = first(form, 'seq'); replay(call)
+    elif do in ('enable', 'disable'): switch_webhook(call, do == 'disable')
+    elif do == 'delete': webhook(call, 'DELETE'); return RedirectResponse('/settings/webhooks', 303)
     else: as_api(call, webhook, **_hook(form))
 
 @setting('/settings/webhooks/{id}', act=_change_webhook)
-def webhook_page(call:Call, problem:HubError=None)->Response:
+def webhook_page(call: Call, problem: HubError = None) -> Response:
     "Show a webhook and what it has sent."
     w = find_webhook(call, 'user.webhooks.read')
     return html(call, 'webhook.html', title='Webhook', tab='Webhooks', hook=webhook_json(w),
@@ -153,24 +153,24 @@ def webhook_page(call:Call, problem:HubError=None)->Response:
 
 # %% ../../nbs/localhub/09a_settings.ipynb #367cd527
 def _change_repo(call, form):
-    row,do = call.repo(write=True),first(form,'do')
-    if do=='settings': as_api(call, settings, visibility=first(form,'visibility'),
-                              gated=first(form,'gated') or False)
-    elif do=='trust': as_api(call, publishers, **{k:first(form,k) for k in ('issuer','audience',
-        'repository','branch','workflow','environment') if first(form,k)})
-    elif do=='untrust': call.p['id'] = first(form,'id'); drop_publisher(call)
-    elif do=='move':
-        to = first(form,'to')
+    row, do = call.repo(write=True), first(form, 'do')
+    if do == 'settings': as_api(call, settings, visibility=first(form, 'visibility'),
+                                gated=first(form, 'gated') or False)
+    elif do == 'trust': as_api(call, publishers, **{k: first(form, k) for k in ('issuer', 'audience',
+        'repository', 'branch', 'workflow', 'environment') if first(form, k)})
+    elif do == 'untrust': call.p['id'] = first(form, 'id'); drop_publisher(call)
+    elif do == 'move':
+        to = first(form, 'to')
         as_api(call, move_repo, fromRepo=row.id, toRepo=to, type=row.kind)
         return RedirectResponse(f'/{call.hub.db.by_key(row.key).url}/settings', 303)
-    elif do=='delete':
-        if first(form,'sure')!=row.id:
+    elif do == 'delete':
+        if first(form, 'sure') != row.id:
             raise HubError(400, f'Nothing was deleted: type {row.id} to delete it.')
         as_api(call, delete_repo, name=row.name, organization=row.owner, type=row.kind)
         return RedirectResponse(f'/{row.owner}', 303)
 
 @setting('/{P}{ns}/{name}/settings', act=_change_repo)
-def repo_settings_page(call:Call, problem:HubError=None)->Response:
+def repo_settings_page(call: Call, problem: HubError = None) -> Response:
     "Show what the owner of a repo can change."
     row = call.repo(write=True)
     return html(call, 'repo_settings.html', publishers=publishers_of(call.hub, row), issuer=GITHUB,
@@ -178,14 +178,14 @@ def repo_settings_page(call:Call, problem:HubError=None)->Response:
 
 # %% ../../nbs/localhub/09a_settings.ipynb #cdc8bf79
 def _answer_device(call, form):
-    name,yes = _whole(call),first(form,'answer')=='yes'
-    if not answer_device(call.hub, first(form,'code'), name if yes else ''):
+    name, yes = _whole(call), first(form, 'answer') == 'yes'
+    if not answer_device(call.hub, first(form, 'code'), name if yes else ''):
         raise HubError(400, 'No program waits for this code: look at it again, or start again.')
     return html(call, 'device.html', title='Log in', done='The program is logged in.' if yes
         else 'The program was refused.')
 
 @setting('/device', act=_answer_device)
-def device_page(call:Call, problem:HubError=None)->Response:
+def device_page(call: Call, problem: HubError = None) -> Response:
     "Ask for the code that a program shows."
     return html(call, 'device.html', title='Log in', problem=problem,
-                code=call.q.get('code','')[:20])
+                code=call.q.get('code', '')[:20])

@@ -29,65 +29,65 @@ def _counts(call, owner):
     cond = '' if call.who.may('repo.content.read', owner) else 'AND private=0'
     rows = call.hub.db.all(f'SELECT kind, count(*) n FROM repos WHERE owner=? {cond} GROUP BY kind',
                            owner)
-    found = {r['kind']:r['n'] for r in rows}
-    return {f'num{k.capitalize()}s':found.get(k,0) for k in KINDS}
+    found = {r['kind']: r['n'] for r in rows}
+    return {f'num{k.capitalize()}s': found.get(k, 0) for k in KINDS}
 
 def _face(call, u): return dict(fullname=u['fullname'], avatarUrl=f'{call.base}/static/avatar.svg')
 
 @shelf_routes('GET', '/api/users/{user}/overview')
-def user_overview(call:Call)->dict:
+def user_overview(call: Call) -> dict:
     "Tell who somebody is."
-    u,db = _who(call, call.p['user'], 'user'),call.hub.db
+    u, db = _who(call, call.p['user'], 'user'), call.hub.db
     orgs = db.all('SELECT u.* FROM members m JOIN users u ON m.org=u.name WHERE m.user=?',
                   u['name'])
     n = lambda sql: db.one(f'SELECT count(*) n FROM {sql}', u['name'])['n']
     return dict(user=u['name'], type='user', isPro=False, isFollowing=False, numFollowers=0,
         numFollowing=0, numPapers=0, numUpvotes=0, createdAt=iso(u['created']),
         numDiscussions=n('discussions WHERE author=?'), numLikes=n('likes WHERE user=?'),
-        orgs=[dict(name=o['name'], **_face(call,o)) for o in orgs], **_face(call,u),
-        **_counts(call,u['name']))
+        orgs=[dict(name=o['name'], **_face(call, o)) for o in orgs], **_face(call, u),
+        **_counts(call, u['name']))
 
 @shelf_routes('GET', '/api/organizations/{org}/overview')
-def org_overview(call:Call)->dict:
+def org_overview(call: Call) -> dict:
     "Tell what an organisation is."
     u = _who(call, call.p['org'], 'org')
     n = call.hub.db.one('SELECT count(*) n FROM members WHERE org=?', u['name'])['n']
     return dict(name=u['name'], type='org', isVerified=False, isFollowing=False, numFollowers=0,
-        numPapers=0, numUsers=n, **_face(call,u), **_counts(call,u['name']))
+        numPapers=0, numUsers=n, **_face(call, u), **_counts(call, u['name']))
 
 @shelf_routes('GET', '/api/organizations/{org}/members')
-def org_members(call:Call)->list:
+def org_members(call: Call) -> list:
     "List the members of an organisation."
     org = _who(call, call.p['org'], 'org')
     rows = call.hub.db.all('SELECT u.* FROM members m JOIN users u ON m.user=u.name WHERE m.org=? '
                            'ORDER BY u.name', org['name'])
-    return [dict(user=u['name'], type='user', isPro=False, isFollowing=False, **_face(call,u))
+    return [dict(user=u['name'], type='user', isPro=False, isFollowing=False, **_face(call, u))
             for u in rows]
 
 @shelf_routes('GET', '/api/users/{user}/followers', '/api/users/{user}/following',
               '/api/organizations/{org}/followers')
-def followers(call:Call)->list:
+def followers(call: Call) -> list:
     "List nobody: there is no following here."
     if 'user' in call.p: _who(call, call.p['user'], 'user')
     else: _who(call, call.p['org'], 'org')
     return []
 
 # %% ../../nbs/localhub/08b_shelves.ipynb #f51ea944
-_types = {'model','dataset','space','paper','collection'}
+_types = {'model', 'dataset', 'space', 'paper', 'collection'}
 _slug_re = re.compile(r'(?:.*-)?([0-9a-f]{24})')
 
 def _slug(c):
-    words = re.sub('[^a-z0-9]+','-',c['title'].lower()).strip('-')[:60]
+    words = re.sub('[^a-z0-9]+', '-', c['title'].lower()).strip('-')[:60]
     return f"{c['owner']}/{words+'-' if words else ''}{c['id']}"
 
 def _shown(call, c): return not c['private'] or call.who.may('collection.read',
     c['owner'])
 
-def find_collection(call:Call, write:bool=False):
+def find_collection(call: Call, write: bool = False):
     "Find the collection that the address names, and check that the caller may do this with it."
     m = _slug_re.fullmatch(call.p['slug'])
     c = call.hub.db.one('SELECT * FROM collections WHERE id=?', m[1]) if m else None
-    if c is None or not _shown(call,c) or c['owner'].lower()!=call.p['ns'].lower():
+    if c is None or not _shown(call, c) or c['owner'].lower() != call.p['ns'].lower():
         raise HubError(404 if call.who.name else 401, 'Collection not found')
     if write: call.user('collection.write', c['owner'])
     return c
@@ -101,41 +101,41 @@ def _repo(call, item):
 def _item(call, i, n):
     d = dict(_id=i['id'], id=i['target'], type=i['type'], position=n,
         **(dict(note=dict(text=i['note'], html=None)) if i['note'] else {}))
-    if i['type']=='collection': d['slug'] = i['target']
-    if row:=_repo(call, i): d |= dict(author=row.owner, likes=row.likes, private=row.private,
+    if i['type'] == 'collection': d['slug'] = i['target']
+    if row := _repo(call, i): d |= dict(author=row.owner, likes=row.likes, private=row.private,
         lastModified=iso(row.modified), gated=row.gated or False, repoType=row.kind)
     return d
 
-def collection_json(call:Call, c, most:int=None # items
-                   )->dict:
+def collection_json(call: Call, c, most: int = None # items
+                   ) -> dict:
     "Write a collection as the API does, without what the caller may not see."
     items = call.hub.db.all('SELECT * FROM items WHERE collection=? ORDER BY position', c['id'])
-    items = [i for i in items if i['type'] not in KINDS or _repo(call,i)][:most]
+    items = [i for i in items if i['type'] not in KINDS or _repo(call, i)][:most]
     return dict(slug=_slug(c), title=c['title'], description=c['description'], owner=c['owner'],
         private=bool(c['private']), theme=c['theme'],
         position=c['position'], upvotes=0, isUpvotedByUser=False, lastUpdated=iso(c['updated']),
-        items=[_item(call,i,n) for n,i in enumerate(items)])
+        items=[_item(call, i, n) for n, i in enumerate(items)])
 
 # %% ../../nbs/localhub/08b_shelves.ipynb #2006cca9
 def _title(call, d):
-    title = call.text(d,'title','',limit=10_000).strip()
-    if not 1<=len(title)<60:
+    title = call.text(d, 'title', '', limit=10_000).strip()
+    if not 1 <= len(title) < 60:
         raise HubError(400, f'the title has {len(title)} characters, 1 to 59 are allowed.')
     return title
 
 def _description(call, d):
-    text = call.text(d,'description',limit=10_000)
-    if text and len(text)>150:
+    text = call.text(d, 'description', limit=10_000)
+    if text and len(text) > 150:
         raise HubError(400, f'the description has {len(text)} characters, at most 150 are allowed.')
     return text
 
 @shelf_routes('POST', '/api/collections')
-def create_collection(call:Call)->dict:
+def create_collection(call: Call) -> dict:
     "Put up a shelf."
-    d,db = call.json(),call.hub.db
-    owner,title = call.text(d,'namespace') or call.user(),_title(call,d)
+    d, db = call.json(), call.hub.db
+    owner, title = call.text(d, 'namespace') or call.user(), _title(call, d)
     call.user('collection.write', owner)
-    id,note = token_hex(12),_description(call,d)
+    id, note = token_hex(12), _description(call, d)
     with db.tx() as c:
         old = db.one('SELECT * FROM collections WHERE owner=? AND title=?', owner, title)
         if old:
@@ -147,12 +147,12 @@ def create_collection(call:Call)->dict:
     return collection_json(call, db.one('SELECT * FROM collections WHERE id=?', id))
 
 @shelf_routes('GET', '/api/collections/{ns}/{slug}')
-def get_collection(call:Call)->dict:
+def get_collection(call: Call) -> dict:
     "Show a shelf."
     return collection_json(call, find_collection(call))
 
 @shelf_routes('DELETE', '/api/collections/{ns}/{slug}')
-def delete_collection(call:Call)->dict:
+def delete_collection(call: Call) -> dict:
     "Take a shelf down."
     id = find_collection(call, write=True)['id']
     with call.hub.db.tx() as c:
@@ -162,57 +162,57 @@ def delete_collection(call:Call)->dict:
 
 # %% ../../nbs/localhub/08b_shelves.ipynb #853d6653
 @shelf_routes('PATCH', '/api/collections/{ns}/{slug}')
-def update_collection(call:Call)->dict:
+def update_collection(call: Call) -> dict:
     "Change a shelf's title, words, place, colour, or who sees it."
-    old,d,new = find_collection(call, write=True),call.json(),{}
-    if 'title' in d: new['title'] = _title(call,d)
-    if 'description' in d: new['description'] = _description(call,d)
+    old, d, new = find_collection(call, write=True), call.json(), {}
+    if 'title' in d: new['title'] = _title(call, d)
+    if 'description' in d: new['description'] = _description(call, d)
     if 'private' in d: new['private'] = d['private'] is True
-    if 'theme' in d: new['theme'] = call.text(d,'theme','blue',limit=20)
+    if 'theme' in d: new['theme'] = call.text(d, 'theme', 'blue', limit=20)
     if 'position' in d:
-        if type(d['position']) is not int or not 0<=d['position']<10**6:
+        if type(d['position']) is not int or not 0 <= d['position'] < 10**6:
             raise HubError(400, '`position` must be a number from 0.')
         new['position'] = d['position']
     with call.hub.db.tx() as c:
-        for k,v in (new|dict(updated=time.time())).items():
+        for k, v in (new|dict(updated=time.time())).items():
             c.execute(f'UPDATE collections SET {k}=? WHERE id=?', (v, old['id']))
     c = call.hub.db.one('SELECT * FROM collections WHERE id=?', old['id'])
     return dict(success=True, data=collection_json(call, c))
 
 @shelf_routes('GET', '/api/collections')
-def list_collections(call:Call)->Json:
+def list_collections(call: Call) -> Json:
     "List shelves, by owner or by what stands on them."
-    q,sql,args = call.q,'SELECT * FROM collections c WHERE 1',[]
-    if owners:=q.getlist('owner'):
+    q, sql, args = call.q, 'SELECT * FROM collections c WHERE 1', []
+    if owners := q.getlist('owner'):
         sql += f" AND owner IN ({','.join('?'*len(owners[:50]))})"; args += owners[:50]
     for item in q.getlist('item')[:20]:
-        kind,_,id = item.partition('/')
+        kind, _, id = item.partition('/')
         sql += ' AND EXISTS(SELECT 1 FROM items WHERE collection=c.id AND type=? AND target=? COLLATE NOCASE)'
         args += [kind.removesuffix('s'), id]
-    start,n = call.int('cursor',0,0,10**6),call.int('limit',20,1,100)
+    start, n = call.int('cursor', 0, 0, 10**6), call.int('limit', 20, 1, 100)
     rows = [c for c in call.hub.db.all(sql+' ORDER BY updated DESC LIMIT 10000', *args)
-            if _shown(call,c)]
-    link = next_link(call, cursor=start+n) if len(rows)>start+n else {}
-    res = [collection_json(call,c,4) for c in rows[start:start+n]]
+            if _shown(call, c)]
+    link = next_link(call, cursor=start+n) if len(rows) > start+n else {}
+    res = [collection_json(call, c, 4) for c in rows[start:start+n]]
     for c in res: del c['position'] # the client counts for itself
     return Json(res, headers=link)
 
 # %% ../../nbs/localhub/08b_shelves.ipynb #ee5a7b47
 def _note(call, d):
-    note = call.text(d,'note',limit=10_000)
-    if note and len(note)>500:
+    note = call.text(d, 'note', limit=10_000)
+    if note and len(note) > 500:
         raise HubError(400, f'the note has {len(note)} characters, at most 500 are allowed.')
     return note
 
 @shelf_routes('POST', '/api/collections/{ns}/{slug}/items', '/api/collections/{ns}/{slug}/item')
-def add_item(call:Call)->dict:
+def add_item(call: Call) -> dict:
     "Put something on a shelf."
-    col,d,db = find_collection(call, write=True),call.json(),call.hub.db
+    col, d, db = find_collection(call, write=True), call.json(), call.hub.db
     item = d.get('item')
-    if not isinstance(item,dict) or not all(isinstance(item.get(k),str)
-            for k in ('id','type')) or item['type'] not in _types:
+    if not isinstance(item, dict) or not all(isinstance(item.get(k), str)
+            for k in ('id', 'type')) or item['type'] not in _types:
         raise HubError(400, f'`item` needs an `id` and a `type`: {", ".join(sorted(_types))}.')
-    type,target,note = item['type'],item['id'][:200],_note(call,d)
+    type, target, note = item['type'], item['id'][:200], _note(call, d)
     if type in KINDS:
         row = db.find(type, target)
         if row is None or not db.visible(row, call.who):
@@ -230,22 +230,22 @@ def add_item(call:Call)->dict:
     return collection_json(call, col)
 
 @shelf_routes('PATCH DELETE', '/api/collections/{ns}/{slug}/items/{item}')
-def change_item(call:Call)->dict:
+def change_item(call: Call) -> dict:
     "Change a note or a place, or take something off a shelf."
-    col,db = find_collection(call, write=True),call.hub.db
+    col, db = find_collection(call, write=True), call.hub.db
     ids = [i['id'] for i in db.all('SELECT id FROM items WHERE collection=? ORDER BY position',
                                    col['id'])]
     id = call.p['item']
     if id not in ids: raise HubError(404, 'there is no such item in this collection.')
-    d = {} if call.request.method=='DELETE' else call.json()
-    note = _note(call,d)
+    d = {} if call.request.method == 'DELETE' else call.json()
+    note = _note(call, d)
     if 'position' in d:
-        if type(d['position']) is not int or not 0<=d['position']<len(ids):
+        if type(d['position']) is not int or not 0 <= d['position'] < len(ids):
             raise HubError(400, f'`position` must be a number from 0 to {len(ids)-1}.')
         ids.remove(id); ids.insert(d['position'], id)
     with db.tx() as c:
-        if call.request.method=='DELETE': c.execute('DELETE FROM items WHERE id=?', (id,))
+        if call.request.method == 'DELETE': c.execute('DELETE FROM items WHERE id=?', (id,))
         if 'note' in d: c.execute('UPDATE items SET note=? WHERE id=?', (note, id))
-        c.executemany('UPDATE items SET position=? WHERE id=?', [(n,i) for n,i in enumerate(ids)])
+        c.executemany('UPDATE items SET position=? WHERE id=?', [(n, i) for n, i in enumerate(ids)])
         c.execute('UPDATE collections SET updated=? WHERE id=?', (time.time(), col['id']))
     return dict(success=True)

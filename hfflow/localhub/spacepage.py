@@ -27,44 +27,44 @@ def _own(call):
     return row
 
 def _show(call, row, wrong=None, status=200):
-    hub,space = call.hub,space_frame(call,row)
+    hub, space = call.hub, space_frame(call, row)
     writer = call.who.can_write(row.owner, row.key)
     return html(call, 'manage.html', status, csp=space['csp'], space=space, wrong=wrong,
         static=is_static(row), writer=writer,
-        logs=[(w,log_of(hub,row,w)[0].lines(500)) for w in ('run','build')],
-        env=[(k,list_env(hub,row,k=='secrets')) for k in ('variables','secrets')],
+        logs=[(w, log_of(hub, row, w)[0].lines(500)) for w in ('run', 'build')],
+        env=[(k, list_env(hub, row, k == 'secrets')) for k in ('variables', 'secrets')],
         **page_head(call, row, hub.store.open(row.key), 'manage'))
 
 # %% ../../nbs/localhub/09d_spacepage.ipynb #09c00013
 @page('/spaces/{ns}/{name}/manage', methods='GET POST', routes=space_routes)
-def manage(call:Call)->Response:
+def manage(call: Call) -> Response:
     "Show a Space's logs and settings, and change them."
-    if call.request.method=='GET': return _show(call, _own(call))
+    if call.request.method == 'GET': return _show(call, _own(call))
     form = call.browser_form()
     call.p['kind'] = 'space'
     row = call.repo(write=True)
-    try: _do(call.hub, row, {k:v[0] for k,v in form.items() if isinstance(v[0],str)})
+    try: _do(call.hub, row, {k: v[0] for k, v in form.items() if isinstance(v[0], str)})
     except HubError as e: return _show(call, row, e.message, e.status)
     return RedirectResponse(f'/{row.url}/manage', 303)
 
 @page('/spaces/{ns}/{name}/stage', routes=space_routes)
-def show_stage(call:Call)->Json:
+def show_stage(call: Call) -> Json:
     "Tell a page how its Space is."
     call.p['kind'] = 'space'
-    return Json(runtime(call.hub, call.repo()), headers={'Cache-Control':'no-store'})
+    return Json(runtime(call.hub, call.repo()), headers={'Cache-Control': 'no-store'})
 
 # %% ../../nbs/localhub/09d_spacepage.ipynb #09c00014
 def _do(hub, row, f):
     "Do what a form asks for."
-    action,key,secret = f.get('action'),f.get('key',''),f.get('kind')=='secrets'
-    if action in ('restart','factory','pause') and is_static(row):
+    action, key, secret = f.get('action'), f.get('key', ''), f.get('kind') == 'secrets'
+    if action in ('restart', 'factory', 'pause') and is_static(row):
         raise HubError(400, 'a static Space has no program.')
-    if action in ('restart','factory'): restart_app(hub, row, action=='factory')
-    elif action=='pause': pause_app(hub, row)
-    elif action in ('set','drop'):
+    if action in ('restart', 'factory'): restart_app(hub, row, action == 'factory')
+    elif action == 'pause': pause_app(hub, row)
+    elif action in ('set', 'drop'):
         if not ENV_NAME.fullmatch(key):
             raise HubError(400, 'A name is letters, digits and `_`, and begins with no digit.')
-        if action=='set': set_env(hub, row, secret, key, f.get('value','')[:64_000])
+        if action == 'set': set_env(hub, row, secret, key, f.get('value', '')[:64_000])
         else: drop_env(hub, row, secret, key)
         env_changed(hub, row)
     else: raise HubError(400, 'this form asks for nothing that is known here.')

@@ -26,17 +26,17 @@ from pygit2.enums import ObjectType, SortMode
 class HubError(Exception):
     "An answer other than success: an HTTP status, a sentence, and the Hub's own error code."
     def __init__(self,
-                 status:int, # HTTP status, 400 to 501
-                 message:str, # shown to the user by the official client
-                 code:str=None, # `X-Error-Code`: RepoNotFound, RevisionNotFound, EntryNotFound, GatedRepo
-                 headers:dict=None, # further response headers
-                 body:dict=None): # further fields of the JSON body
+                 status: int, # HTTP status, 400 to 501
+                 message: str, # shown to the user by the official client
+                 code: str = None, # `X-Error-Code`: RepoNotFound, RevisionNotFound, EntryNotFound, GatedRepo
+                 headers: dict = None, # further response headers
+                 body: dict = None): # further fields of the JSON body
         super().__init__(message)
-        self.status,self.message,self.code = status,message,code
-        self.headers,self.body = headers or {},body or {}
+        self.status, self.message, self.code = status, message, code
+        self.headers, self.body = headers or {}, body or {}
 
 # %% ../../nbs/localhub/00_store.ipynb #65558c4c
-def lacking(e:ModuleNotFoundError)->str:
+def lacking(e: ModuleNotFoundError) -> str:
     "Say which package is missing, and how to install it."
     return (f'Reading rows needs the package `{e.name}`, which is not installed: run '
         "`pip install 'hfflow[data]'` and start the Hub again.")
@@ -48,16 +48,16 @@ _pointer_re = re.compile(rb'version https://git-lfs\.github\.com/spec/v1\noid sh
 _max_pointer = 200 # bytes; a longer blob is no pointer
 
 # %% ../../nbs/localhub/00_store.ipynb #3aa80c40
-def write_pointer(oid:str, # sha256 of the content, 64 hex digits
-                  size:int, # bytes of the content
-                 )->bytes: # what git stores in place of the content
+def write_pointer(oid: str, # sha256 of the content, 64 hex digits
+                  size: int, # bytes of the content
+                 ) -> bytes: # what git stores in place of the content
     "Make the three-line text that stands in git for a large file."
     return f'version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize {size}\n'.encode()
 
-def read_pointer(data:bytes # content of a git blob
-                )->Pointer: # None where the blob is an ordinary file
+def read_pointer(data: bytes # content of a git blob
+                ) -> Pointer: # None where the blob is an ordinary file
     "Read an LFS pointer."
-    m = _pointer_re.fullmatch(data) if len(data)<=_max_pointer else None
+    m = _pointer_re.fullmatch(data) if len(data) <= _max_pointer else None
     return Pointer(m[1].decode(), int(m[2]), len(data)) if m else None
 
 # %% ../../nbs/localhub/00_store.ipynb #c3f940c4
@@ -67,26 +67,26 @@ class LfsStore:
     "Files by the sha256 of their content, each stored once."
     also = None # whoever has further objects: it answers `size` and `open`
 
-    def __init__(self, folder:Path, # holds `objects/`
-                 tmp:Path=None # for what is on its way; `tmp/` in `folder` where None
+    def __init__(self, folder: Path, # holds `objects/`
+                 tmp: Path = None # for what is on its way; `tmp/` in `folder` where None
                 ):
-        self.objects,self.tmp = Path(folder)/'objects',Path(tmp or Path(folder)/'tmp')
-        for d in (self.objects,self.tmp): d.mkdir(parents=True, exist_ok=True)
+        self.objects, self.tmp = Path(folder)/'objects', Path(tmp or Path(folder)/'tmp')
+        for d in (self.objects, self.tmp): d.mkdir(parents=True, exist_ok=True)
 
-    def path(self, oid:str)->Path:
+    def path(self, oid: str) -> Path:
         "Say where the object lies, or would lie."
-        if not (isinstance(oid,str) and _oid_re.fullmatch(oid)):
+        if not (isinstance(oid, str) and _oid_re.fullmatch(oid)):
             raise HubError(400, f'`{str(oid)[:80]}` is no sha256: 64 lower-case hex digits are.')
         return self.objects/oid[:2]/oid[2:4]/oid
 
-    def size(self, oid:str)->int:
+    def size(self, oid: str) -> int:
         "Tell the size in bytes, or None where the object is absent."
         try: return self.path(oid).stat().st_size
         except FileNotFoundError: return self.also.size(oid) if self.also else None
 
-    def open(self, oid:str):
+    def open(self, oid: str):
         "Open an object for reading, wherever its bytes are."
-        try: return open(self.path(oid),'rb')
+        try: return open(self.path(oid), 'rb')
         except FileNotFoundError:
             if self.also is None: raise
             return self.also.open(oid)
@@ -94,15 +94,15 @@ class LfsStore:
 # %% ../../nbs/localhub/00_store.ipynb #eed71c5b
 class LfsWriter:
     "Takes the bytes of one object; nothing is visible until `keep` has checked them."
-    def __init__(self, store:LfsStore, limit:int=None # refuse to write more bytes than this
+    def __init__(self, store: LfsStore, limit: int = None # refuse to write more bytes than this
                 ):
-        self.store,self.limit,self.size,self.hash = store,limit,0,sha256()
+        self.store, self.limit, self.size, self.hash = store, limit, 0, sha256()
         self.file = open(store.tmp/token_hex(12), 'xb')
 
-    def write(self, data:bytes):
+    def write(self, data: bytes):
         "Append bytes."
         self.size += len(data)
-        if self.limit is not None and self.size>self.limit:
+        if self.limit is not None and self.size > self.limit:
             raise HubError(400, f'more bytes arrived than the announced {self.limit}.')
         self.hash.update(data)
         self.file.write(data)
@@ -116,7 +116,7 @@ class LfsWriter:
     def __exit__(self, *args): self.close()
 
 # %% ../../nbs/localhub/00_store.ipynb #b89d4e5d
-def fsync_dir(folder:Path # folder whose entries must survive a power cut
+def fsync_dir(folder: Path # folder whose entries must survive a power cut
              ):
     "Ask the disk to remember the names in `folder`."
     fd = os.open(folder, os.O_RDONLY)
@@ -133,13 +133,13 @@ def keep_file(store, file, tmp, oid):
     os.replace(tmp, dest)
     for d in (dest.parent, dest.parent.parent, store.objects): fsync_dir(d)
 
-def keep(self, oid:str, # the sha256 that the sender announced
-         size:int=None, # the size that the sender announced
+def keep(self, oid: str, # the sha256 that the sender announced
+         size: int = None, # the size that the sender announced
         ):
     "Check the bytes against their announced hash and size, then move them to their place."
     got = self.hash.hexdigest()
-    if got!=oid: raise HubError(400, f'the bytes have sha256 {got}, not the announced {oid}.')
-    if size is not None and size!=self.size:
+    if got != oid: raise HubError(400, f'the bytes have sha256 {got}, not the announced {oid}.')
+    if size is not None and size != self.size:
         raise HubError(400, f'{self.size} bytes arrived, {size} were announced.')
     if self.store.size(oid) is None: keep_file(self.store, self.file, self.file.name, oid)
 LfsWriter.keep = keep
@@ -147,17 +147,17 @@ LfsWriter.keep = keep
 # %% ../../nbs/localhub/00_store.ipynb #4d382118
 _config = '[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n'
 
-def bare(folder:Path # made here
-        )->pygit2.Repository:
+def bare(folder: Path # made here
+        ) -> pygit2.Repository:
     "Make an empty bare repository: two folders and two files are all that git needs."
-    for d in ('objects/pack','refs/heads','refs/tags'): (folder/d).mkdir(parents=True)
+    for d in ('objects/pack', 'refs/heads', 'refs/tags'): (folder/d).mkdir(parents=True)
     (folder/'HEAD').write_text('ref: refs/heads/main\n')
     (folder/'config').write_text(_config)
     return pygit2.Repository(str(folder))
 
 # %% ../../nbs/localhub/00_store.ipynb #6f3b04d3
-def signature(name:str # user name
-             )->pygit2.Signature:
+def signature(name: str # user name
+             ) -> pygit2.Signature:
     "Make the author line of a commit."
     return pygit2.Signature(name, f'{name}@users.noreply.localhost')
 
@@ -166,52 +166,52 @@ Entry = namedtuple('Entry', 'path type oid size lfs')
 
 class Repo:
     "One bare git repository, read through pygit2."
-    def __init__(self, path:Path):
+    def __init__(self, path: Path):
         try: self.git = pygit2.Repository(str(path),
             pygit2.enums.RepositoryOpenFlag.BARE|pygit2.enums.RepositoryOpenFlag.NO_SEARCH)
         except pygit2.GitError: raise HubError(404, 'Repository not found',
                 'RepoNotFound') from None
         self.path = Path(path)
 
-    def read(self, oid)->bytes:
+    def read(self, oid) -> bytes:
         "Read a blob."
         return self.git[oid].data
 
-    def pointer(self, oid, size)->Pointer:
+    def pointer(self, oid, size) -> Pointer:
         "Tell which LFS object a blob points to, or None."
-        return read_pointer(self.read(oid)) if 120<size<=_max_pointer else None
+        return read_pointer(self.read(oid)) if 120 < size <= _max_pointer else None
 
 # %% ../../nbs/localhub/00_store.ipynb #1027092c
 _sha_re = re.compile('[0-9a-fA-F]{7,40}')
 
 def no_revision(rev): return HubError(404, f'Invalid rev id: {rev}', 'RevisionNotFound')
 
-def readable(commit:pygit2.Commit)->bool:
+def readable(commit: pygit2.Commit) -> bool:
     "Tell whether a commit can be shown: git also takes dates that no calendar has, and bytes that are no text."
     try: words = commit.message+commit.author.name+commit.committer.name
-    except (LookupError,ValueError,pygit2.GitError): return False
-    return 0<=commit.commit_time<253_402_300_800 and not re.search('[\ud800-\udfff]', words)
+    except (LookupError, ValueError, pygit2.GitError): return False
+    return 0 <= commit.commit_time < 253_402_300_800 and not re.search('[\ud800-\udfff]', words)
 
-def resolve(self, rev:str # branch, tag, `refs/...` or 7 to 40 hex digits of a commit
-           )->pygit2.Commit:
+def resolve(self, rev: str # branch, tag, `refs/...` or 7 to 40 hex digits of a commit
+           ) -> pygit2.Commit:
     "Find the commit that a revision names."
     for name in (f'refs/heads/{rev}', f'refs/tags/{rev}', rev if rev.startswith('refs/') else None):
         if name and pygit2.reference_is_valid_name(name) and name in self.git.references:
             return self.git.references[name].peel(pygit2.Commit)
     if _sha_re.fullmatch(rev):
         try: obj = self.git.get(rev)
-        except (ValueError,pygit2.GitError): obj = None # several begin so, or it is broken
+        except (ValueError, pygit2.GitError): obj = None # several begin so, or it is broken
         if isinstance(obj, pygit2.Commit) and readable(obj): return obj
     raise no_revision(rev)
 Repo.resolve = resolve
 
 # %% ../../nbs/localhub/00_store.ipynb #242bfd87
-def new_ref(self, kind:str, # heads | tags
-            name:str)->str: # full name
+def new_ref(self, kind: str, # heads | tags
+            name: str) -> str: # full name
     "Refuse the name of a branch or tag that cannot be, or that stands in the way of another."
     full = f'refs/{kind}/{name}'
-    if not 0<len(name.encode())<=200 or not pygit2.reference_is_valid_name(full) or name.startswith(
-            ('-','refs/')) or '\ufffd' in name or re.fullmatch('[0-9a-f]{40}',name):
+    if not 0 < len(name.encode()) <= 200 or not pygit2.reference_is_valid_name(full) or name.startswith(
+            ('-', 'refs/')) or '\ufffd' in name or re.fullmatch('[0-9a-f]{40}', name):
         raise HubError(400, f'`{name[:100]}` is no valid name for a branch or tag.')
     other = next((r for r in self.git.references if full.startswith(f'{r}/')
         or r.startswith(f'{full}/')), None)
@@ -220,7 +220,7 @@ def new_ref(self, kind:str, # heads | tags
 Repo.new_ref = new_ref
 
 # %% ../../nbs/localhub/00_store.ipynb #96531b66
-def point(self, name:str, oid=None # None removes the ref
+def point(self, name: str, oid=None # None removes the ref
          ):
     "Let a ref name an object, new or old, so that both survive a power cut."
     old = self.git.references.get(name)
@@ -239,15 +239,15 @@ Repo.point = point
 
 # %% ../../nbs/localhub/00_store.ipynb #501aa889
 def _entry(self, obj, path):
-    if obj.type==ObjectType.TREE: return Entry(path, 'directory', str(obj.id), 0, None)
-    if obj.type==ObjectType.COMMIT: return None # a submodule
-    _,size = self.git.odb.read_header(obj.id)
+    if obj.type == ObjectType.TREE: return Entry(path, 'directory', str(obj.id), 0, None)
+    if obj.type == ObjectType.COMMIT: return None # a submodule
+    _, size = self.git.odb.read_header(obj.id)
     lfs = self.pointer(obj.id, size)
     return Entry(path, 'file', str(obj.id), lfs.size if lfs else size, lfs)
 Repo._entry = _entry
 
-def entry(self, commit:pygit2.Commit, path:str # '' is the root folder
-         )->Entry: # None where nothing has that path
+def entry(self, commit: pygit2.Commit, path: str # '' is the root folder
+         ) -> Entry: # None where nothing has that path
     "Find one file or folder of a commit."
     if not path: return self._entry(commit.tree, '')
     if not _is_path(path): return None
@@ -258,24 +258,24 @@ Repo.entry = entry
 def _is_path(path): return not (path.startswith('/') or '//' in path or '\0' in path)
 
 # %% ../../nbs/localhub/00_store.ipynb #7c8cb608
-def walk(self, commit:pygit2.Commit, path:str='', # folder to start from
-         recursive:bool=False, # also what lies in folders below
-         after:str='' # go on behind this path; a folder's ends in a slash
+def walk(self, commit: pygit2.Commit, path: str = '', # folder to start from
+         recursive: bool = False, # also what lies in folders below
+         after: str = '' # go on behind this path; a folder's ends in a slash
         ): # yields `Entry`, folders before their content
     "List a folder of a commit."
-    tree,prefix = _folder(commit.tree, path),f'{path}/' if path else ''
+    tree, prefix = _folder(commit.tree, path), f'{path}/' if path else ''
     if after and not (after.startswith(prefix) and _is_path(after)):
         raise HubError(400, f'`{after[:100]}` is no place in a list of `{path or "/"}`.')
     if tree is None: return
     stack = _behind(tree, prefix, after[len(prefix):], recursive)
     while stack:
-        prefix,it = stack[-1]
+        prefix, it = stack[-1]
         obj = next(it, None)
         if obj is None: stack.pop(); continue
         e = self._entry(obj, prefix+obj.name)
         if e is None: continue
         yield e
-        if recursive and e.type=='directory': stack.append((e.path+'/', iter(obj)))
+        if recursive and e.type == 'directory': stack.append((e.path+'/', iter(obj)))
 Repo.walk = walk
 
 def _folder(tree, path):
@@ -286,51 +286,51 @@ def _folder(tree, path):
 
 
 # %% ../../nbs/localhub/00_store.ipynb #389dbd61
-def _order(obj): return obj.raw_name+b'/' if obj.type==ObjectType.TREE else obj.raw_name
+def _order(obj): return obj.raw_name+b'/' if obj.type == ObjectType.TREE else obj.raw_name
 
 def _behind(tree, prefix, rest, recursive):
     "The stack of a walk that has just come past `rest`."
     stack = []
     while rest and tree is not None:
-        name,slash,rest = rest.partition('/')
-        i = bisect_right(range(len(tree)), (name+slash).encode(), key=lambda j,t=tree: _order(t[j]))
-        stack.append((prefix, map(tree.__getitem__, range(i,len(tree)))))
-        prefix,tree = f'{prefix}{name}/',_folder(tree,name) if slash and recursive else None
+        name, slash, rest = rest.partition('/')
+        i = bisect_right(range(len(tree)), (name+slash).encode(), key=lambda j, t=tree: _order(t[j]))
+        stack.append((prefix, map(tree.__getitem__, range(i, len(tree)))))
+        prefix, tree = f'{prefix}{name}/', _folder(tree, name) if slash and recursive else None
     return stack+([(prefix, iter(tree))] if tree is not None else [])
 
 # %% ../../nbs/localhub/00_store.ipynb #2b0a93c6
-def history(self, commit:pygit2.Commit):
+def history(self, commit: pygit2.Commit):
     "Walk the commits that led to `commit`, newest first."
     return self.git.walk(commit.id, SortMode.TOPOLOGICAL)
 Repo.history = history
 
-def refs(self)->dict: # {'heads': {name: oid}, 'tags': …, 'pr': …, 'convert': …}
+def refs(self) -> dict: # {'heads': {name: oid}, 'tags': …, 'pr': …, 'convert': …}
     "List what each branch, tag and pull request points to."
-    res = {'heads':{}, 'tags':{}, 'pr':{}, 'convert':{}}
+    res = {'heads': {}, 'tags': {}, 'pr': {}, 'convert': {}}
     for ref in self.git.references.iterator():
-        _,group,*name = ref.name.split('/',2)
+        _, group, *name = ref.name.split('/', 2)
         if name and group in res: res[group][name[0]] = str(ref.peel(pygit2.Commit).id)
     return res
 Repo.refs = refs
 
 # %% ../../nbs/localhub/00_store.ipynb #c65e4612
-def last_commits(self, commit:pygit2.Commit, paths:list # paths that exist in `commit`
-                )->dict: # path -> the newest commit that changed it
+def last_commits(self, commit: pygit2.Commit, paths: list # paths that exist in `commit`
+                ) -> dict: # path -> the newest commit that changed it
     "Find, for each path, the commit that gave it its present content."
-    res,names = {},{}
+    res, names = {}, {}
     for p in paths:
-        folder,_,name = p.rpartition('/')
-        names.setdefault(folder,[]).append(name)
-    todo = {f:{n:_oid(tree,n) for n in ns} for f,ns in names.items()
-            for tree in [_folder(commit.tree,f)]}
+        folder, _, name = p.rpartition('/')
+        names.setdefault(folder, []).append(name)
+    todo = {f: {n: _oid(tree, n) for n in ns} for f, ns in names.items()
+            for tree in [_folder(commit.tree, f)]}
     for c in self.history(commit):
         if not todo: break
         parent = c.parents[0].tree if c.parents else None
-        for folder,oids in list(todo.items()):
-            new,old = _folder(c.tree,folder),_folder(parent,folder)
-            if new is None or (old is not None and new.id==old.id): continue
-            for n,oid in list(oids.items()):
-                if _oid(new,n)!=oid or _oid(old,n)==oid: continue
+        for folder, oids in list(todo.items()):
+            new, old = _folder(c.tree, folder), _folder(parent, folder)
+            if new is None or (old is not None and new.id == old.id): continue
+            for n, oid in list(oids.items()):
+                if _oid(new, n) != oid or _oid(old, n) == oid: continue
                 res[f'{folder}/{n}' if folder else n] = c
                 del oids[n]
             if not oids: del todo[folder]
@@ -345,67 +345,67 @@ _key_re = re.compile('[0-9a-f]{24}')
 
 class Store:
     "All git repositories and LFS objects of a Hub, in one folder."
-    def __init__(self, folder:Path # the Hub's data folder
+    def __init__(self, folder: Path # the Hub's data folder
                 ):
         self.folder = Path(folder)
         self.repos = self.folder/'repos'
         self.repos.mkdir(parents=True, exist_ok=True)
         self.lfs = LfsStore(self.folder/'lfs')
-        self._locks,self._guard,self._depth = {},threading.Lock(),{}
+        self._locks, self._guard, self._depth = {}, threading.Lock(), {}
         self.on_write = lambda key: None # told, still under the lock, after each change
         self._cleaner = None # the thread that is alone here
         self.clean = set() # keys of repositories in which no dead writer has left anything
-        self.recover = lambda key,repo: None # what else a killed writer's successor has to put right
+        self.recover = lambda key, repo: None # what else a killed writer's successor has to put right
 
-    def path(self, key:str # 24 hex digits, never a name that a user chose
-            )->Path:
+    def path(self, key: str # 24 hex digits, never a name that a user chose
+            ) -> Path:
         "Say where the repository lies."
         if not _key_re.fullmatch(key): raise HubError(404, 'Repository not found', 'RepoNotFound')
         return self.repos/key[:2]/f'{key}.git'
 
-    def open(self, key:str)->Repo:
+    def open(self, key: str) -> Repo:
         "Open a repository for reading."
         return Repo(self.path(key))
 
     @contextmanager
-    def scratch(self, name:str): # yields a path at which nothing is yet
+    def scratch(self, name: str): # yields a path at which nothing is yet
         "Give a place to make a repository; what is still there at the end, as after an error, is removed."
         tmp = self.lfs.tmp/f'{name}.git'
         try: yield tmp
         finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../../nbs/localhub/00_store.ipynb #b26116a5
-def fsync_all(folder:Path):
+def fsync_all(folder: Path):
     "Ask the disk to remember a folder with everything in it."
-    for d,_,names in os.walk(folder):
+    for d, _, names in os.walk(folder):
         for n in names:
-            with open(Path(d)/n,'rb') as f: os.fsync(f.fileno())
+            with open(Path(d)/n, 'rb') as f: os.fsync(f.fileno())
         fsync_dir(d)
 
 # %% ../../nbs/localhub/00_store.ipynb #a2ccf944
-def doubt(self, key:str):
+def doubt(self, key: str):
     "Note that whoever keeps the names is being told of a repository, or told to forget it."
     (self.repos/'doubt').mkdir(exist_ok=True)
     (self.repos/'doubt'/key).touch()
     fsync_dir(self.repos/'doubt')
 Store.doubt = doubt
 
-def sure(self, key:str):
+def sure(self, key: str):
     "Note that they have been told."
     (self.repos/'doubt'/key).unlink(missing_ok=True)
 Store.sure = sure
 
 # %% ../../nbs/localhub/00_store.ipynb #a0a4663e
-def create(self, files:dict, # {path: bytes} of the first commit
-           author:str, # user name
-           message:str='initial commit',
-          )->str: # the new repository's key
+def create(self, files: dict, # {path: bytes} of the first commit
+           author: str, # user name
+           message: str = 'initial commit',
+          ) -> str: # the new repository's key
     "Make a repository whose `main` has one commit; it appears at once and whole."
     key = token_hex(12)
     with self.scratch(key) as tmp:
         git = bare(tmp)
         tree = git.TreeBuilder()
-        for path,data in files.items(): tree.insert(path, git.create_blob(data),
+        for path, data in files.items(): tree.insert(path, git.create_blob(data),
                 pygit2.enums.FileMode.BLOB)
         who = signature(author)
         git.create_commit('refs/heads/main', who, who, message, tree.write(), [])
@@ -429,22 +429,22 @@ Store._place = _place
 @contextmanager
 def using(self):
     "Keep the cleaner out while what lies here becomes part of a commit."
-    if self._cleaner==threading.get_ident(): yield; return
-    with open(self.folder/'gate','a') as f: # closing it lets go
+    if self._cleaner == threading.get_ident(): yield; return
+    with open(self.folder/'gate', 'a') as f: # closing it lets go
         fcntl.flock(f, fcntl.LOCK_SH)
         yield
 Store.using = using
 
 @contextmanager
-def alone(self, limit:float=60 # seconds to wait for the others
+def alone(self, limit: float = 60 # seconds to wait for the others
          ): # yields the open file: a child that gets it holds the gate too
     "Keep every writer out, those of other processes too."
-    with open(self.folder/'gate','a') as f:
+    with open(self.folder/'gate', 'a') as f:
         end = time.monotonic()+limit
         while True:
             try: fcntl.flock(f, fcntl.LOCK_EX|fcntl.LOCK_NB); break
             except OSError: pass
-            if time.monotonic()>end:
+            if time.monotonic() > end:
                 raise HubError(503, f'somebody has been writing for {limit:.0f} seconds: try '
                     f'again later.')
             time.sleep(.01)
@@ -455,7 +455,7 @@ Store.alone = alone
 
 # %% ../../nbs/localhub/00_store.ipynb #2a97c3a4
 @contextmanager
-def lock(self, key:str):
+def lock(self, key: str):
     "Let one writer at a time into a repository; yields its `Repo`. `on_write` hears of the end."
     with self._guard: guard = self._locks.setdefault(key, threading.RLock())
     with self.using(), guard:
@@ -463,7 +463,7 @@ def lock(self, key:str):
             for f in self.path(key).rglob('*.lock'): f.unlink(missing_ok=True)
             self.recover(key, self.open(key))
             self.clean.add(key)
-        self._depth[key] = self._depth.get(key,0)+1
+        self._depth[key] = self._depth.get(key, 0)+1
         try: yield self.open(key)
         finally:
             self._depth[key] -= 1
@@ -471,7 +471,7 @@ def lock(self, key:str):
 Store.lock = lock
 
 # %% ../../nbs/localhub/00_store.ipynb #dc9137e4
-def delete(self, key:str):
+def delete(self, key: str):
     "Remove a repository; its LFS objects stay, others may use them."
     with self.lock(key):
         tmp = self.lfs.tmp/token_hex(12)

@@ -29,85 +29,85 @@ from .wire import Call, Hub, Json, Routes, iso, next_link, read_body
 token_routes = Routes()
 
 PERMISSIONS = { # of a namespace or one repo in it
-    'repo.content.read':'Read private repos', 'repo.write':'Write repos and their settings',
-    'discussion.write':'Take part in discussions, open pull requests'}
-OF_NAMESPACE = {'collection.read':'Read private collections',
-                'collection.write':'Write collections',
-    'job.write':'Run Jobs', 'inference.endpoints.write':'Manage Inference Endpoints'}
-OF_USER = {'user.webhooks.read':'List webhooks', 'user.webhooks.write':'Manage webhooks',
-    'user.social.likes.write':'Like repos'}
+    'repo.content.read': 'Read private repos', 'repo.write': 'Write repos and their settings',
+    'discussion.write': 'Take part in discussions, open pull requests'}
+OF_NAMESPACE = {'collection.read': 'Read private collections',
+                'collection.write': 'Write collections',
+    'job.write': 'Run Jobs', 'inference.endpoints.write': 'Manage Inference Endpoints'}
+OF_USER = {'user.webhooks.read': 'List webhooks', 'user.webhooks.write': 'Manage webhooks',
+    'user.social.likes.write': 'Like repos'}
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #e922fc74
 def _entity(hub, who, e):
-    type,name = (e.get('type'),e.get('name')) if isinstance(e,dict) else (None,None)
-    if not isinstance(type,str) or not isinstance(name,str): name = type = ''
+    type, name = (e.get('type'), e.get('name')) if isinstance(e, dict) else (None, None)
+    if not isinstance(type, str) or not isinstance(name, str): name = type = ''
     row = hub.db.find(type, name) if type in KINDS else None
     if row and who.role_in(row.owner) and hub.db.visible(row, who):
-        return dict(_id=row.key, type=type, name=row.id),PERMISSIONS
-    if type=='user' and name.lower()==who.name.lower():
-        return dict(_id=who.name, type=type, name=who.name),PERMISSIONS|OF_NAMESPACE|OF_USER
-    if type=='org' and who.role_in(name) and name.lower()!=who.name.lower():
-        return dict(_id=name, type=type, name=name),PERMISSIONS|OF_NAMESPACE
+        return dict(_id=row.key, type=type, name=row.id), PERMISSIONS
+    if type == 'user' and name.lower() == who.name.lower():
+        return dict(_id=who.name, type=type, name=who.name), PERMISSIONS|OF_NAMESPACE|OF_USER
+    if type == 'org' and who.role_in(name) and name.lower() != who.name.lower():
+        return dict(_id=name, type=type, name=name), PERMISSIONS|OF_NAMESPACE
     raise HubError(400, f'a scope needs an entity of yours: your name as `user`, an `org` that you '
                         f'belong to, or a repo in one of them, not `{type} {name}`.'[:300])
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #3bfdb545
-def read_scopes(hub:Hub, who:Caller, d:dict # as `whoami` shows them
-               )->dict:
+def read_scopes(hub: Hub, who: Caller, d: dict # as `whoami` shows them
+               ) -> dict:
     "Check the scopes that somebody wants for a token of theirs."
-    scoped,res = d.get('scoped') or [],[]
-    if not isinstance(scoped,list) or len(scoped)>100:
+    scoped, res = d.get('scoped') or [], []
+    if not isinstance(scoped, list) or len(scoped) > 100:
         raise HubError(400, '`scoped` must be a list of at most 100 scopes.')
     for s in scoped:
-        entity,known = _entity(hub, who, s.get('entity') if isinstance(s,dict) else None)
+        entity, known = _entity(hub, who, s.get('entity') if isinstance(s, dict) else None)
         res.append(dict(entity=entity, permissions=_some(s.get('permissions'), known)))
     everywhere = _some(d.get('global') or [], ('discussion.write',), 0)
     if not res and not everywhere and not d.get('canReadGatedRepos'):
         raise HubError(400, 'a fine-grained token needs at least one permission.')
-    return {'scoped':res, 'global':everywhere,
-            'canReadGatedRepos':d.get('canReadGatedRepos') is True}
+    return {'scoped': res, 'global': everywhere,
+            'canReadGatedRepos': d.get('canReadGatedRepos') is True}
 
 def _some(names, known, least=1):
-    if not isinstance(names,list) or len(names)<least or any(n not in known for n in names
-            if isinstance(n,str)) or not all(isinstance(n,str) for n in names):
+    if not isinstance(names, list) or len(names) < least or any(n not in known for n in names
+            if isinstance(n, str)) or not all(isinstance(n, str) for n in names):
         raise HubError(400, f'`permissions` must list some of {", ".join(known)}.')
     return sorted(set(names))
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #17e2ee7a
-def new_token(hub:Hub, who:Caller, name:str, role:str, days:int=None, # None for ever
-              scopes:dict=None # of a fine-grained token
-             )->str:
+def new_token(hub: Hub, who: Caller, name: str, role: str, days: int = None, # None for ever
+              scopes: dict = None # of a fine-grained token
+             ) -> str:
     "Make a token for somebody who asks for it."
-    if not 1<=len(name)<=100 or not name.isprintable():
+    if not 1 <= len(name) <= 100 or not name.isprintable():
         raise HubError(400, 'the name of a token has 1 to 100 printable characters.')
-    if role not in ('read','write','fineGrained'):
+    if role not in ('read', 'write', 'fineGrained'):
         raise HubError(400, 'the role must be read, write or fineGrained.')
-    if days is not None and not 1<=days<=3650:
+    if days is not None and not 1 <= days <= 3650:
         raise HubError(400, 'a token lasts 1 to 3650 days.')
-    scopes = read_scopes(hub, who, scopes or {}) if role=='fineGrained' else None
+    scopes = read_scopes(hub, who, scopes or {}) if role == 'fineGrained' else None
     return hub.db.add_token(who.name, None, name, role, days and time.time()+days*86400,
                             scopes=scopes)
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #dec34525
 @token_routes('GET', '/api/settings/repositories', '/api/organizations/{org}/settings/repositories')
-def repositories(call:Call)->Json:
+def repositories(call: Call) -> Json:
     "List the repos of the caller, or of an organisation they belong to, with their size."
-    me,db = call.user(),call.hub.db
+    me, db = call.user(), call.hub.db
     owner = call.p.get('org') or me
     if not call.who.role_in(owner): raise HubError(403, f'you are no member of `{owner[:100]}`.')
     rows = [db.by_key(r['key']) for r in db.all('SELECT key FROM repos WHERE owner=? ORDER BY '
                                                 'modified DESC, key', owner)]
     rows = [r for r in rows if db.visible(r, call.who)]
-    size = lambda r: r.info.get('usedStorage',0)
-    total,start = sum(map(size,rows)) or 1,call.int('cursor',0)
+    size = lambda r: r.info.get('usedStorage', 0)
+    total, start = sum(map(size, rows)) or 1, call.int('cursor', 0)
     page = [dict(id=r.id, type=r.kind, updatedAt=iso(r.modified), storage=size(r),
                  visibility='private' if r.private else 'public',
                  storagePercent=100*size(r)/total) for r in rows[start:start+500]]
-    return Json(page, headers=next_link(call, cursor=start+500) if len(rows)>start+500 else {})
+    return Json(page, headers=next_link(call, cursor=start+500) if len(rows) > start+500 else {})
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #957fe40a
 MB = 1_000_000
-_media = [(re.compile(p, re.S), ext, type, most) for p,ext,type,most in (
+_media = [(re.compile(p, re.S), ext, type, most) for p, ext, type, most in (
     (rb'\x89PNG\r\n\x1a\n', 'png', 'image/png', 10*MB),
     (rb'\xff\xd8\xff', 'jpg', 'image/jpeg', 10*MB),
     (rb'GIF8[79]a', 'gif', 'image/gif', 10*MB), (rb'RIFF....WEBP', 'webp', 'image/webp', 10*MB),
@@ -116,14 +116,14 @@ _media = [(re.compile(p, re.S), ext, type, most) for p,ext,type,most in (
     (rb'ID3|\xff[\xfb\xf3\xf2]', 'mp3', 'audio/mpeg', 10*MB))]
 
 @token_routes('POST', '/uploads')
-async def upload(call:Call)->PlainTextResponse:
+async def upload(call: Call) -> PlainTextResponse:
     "Keep a picture, a film or a sound; answers with its address."
     call.user('discussion.write')
     data = await read_body(call.request, 50*MB)
     found = next((m for m in _media if m[0].match(data)), None)
     if found is None:
         raise HubError(400, f'this is none of {", ".join(m[1] for m in _media)}.')
-    if len(data)>found[3]:
+    if len(data) > found[3]:
         raise HubError(413, f'the file has {len(data)} bytes, at most {found[3]} are allowed.')
     name = await run_in_threadpool(_keep_upload, call.hub, data, found[1])
     return PlainTextResponse(f'{call.base}/uploads/{name}')
@@ -139,45 +139,45 @@ def _keep_upload(hub, data, ext):
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #c0e42b7e
 @token_routes('GET', '/uploads/{file}')
-def uploaded(call:Call)->FileResponse:
+def uploaded(call: Call) -> FileResponse:
     "Show it."
     path = call.hub.data/'uploads'/call.p['file']
     m = re.fullmatch(r'[0-9a-f]{64}\.([a-z0-9]{3,4})', call.p['file'])
     if not m or not path.exists(): raise HubError(404, 'there is no such file.')
-    return FileResponse(path, media_type=next(t for _,e,t,_ in _media if e==m[1]), headers={
-        'X-Content-Type-Options':'nosniff', 'Cache-Control':'public, max-age=31536000, immutable',
-        'Content-Security-Policy':"default-src 'none'; sandbox"})
+    return FileResponse(path, media_type=next(t for _, e, t, _ in _media if e == m[1]), headers={
+        'X-Content-Type-Options': 'nosniff', 'Cache-Control': 'public, max-age=31536000, immutable',
+        'Content-Security-Policy': "default-src 'none'; sandbox"})
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #0c26ff5d
 GITHUB = 'https://token.actions.githubusercontent.com'
 ISSUERS = (GITHUB,) # whose statements count; beside them, on a Hub of one machine, issuers on it
 
-def loopback(url:str)->bool:
+def loopback(url: str) -> bool:
     "Tell whether an address is one of this machine, without TLS."
     try:
-        u = urlsplit(url); return u.scheme=='http' and u.hostname in ('127.0.0.1','localhost','::1')
+        u = urlsplit(url); return u.scheme == 'http' and u.hostname in ('127.0.0.1', 'localhost', '::1')
     except ValueError: return False
 
 _fields = dict(repository=r'[\w.-]{1,100}/[\w.-]{1,100}', branch=r'[^\s~^:?*\[\\]{1,200}',
     workflow=r'[\w.-]{1,100}\.ya?ml', environment=r'[^\x00-\x1f]{1,255}')
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #2c5536a6
-def publisher_fields(call:Call, d:dict)->tuple: # issuer, audience, claims as JSON
+def publisher_fields(call: Call, d: dict) -> tuple: # issuer, audience, claims as JSON
     "Check what somebody wants to trust."
-    issuer,audience = (call.text(d,'issuer') or GITHUB).rstrip('/'),call.text(d,
+    issuer, audience = (call.text(d, 'issuer') or GITHUB).rstrip('/'), call.text(d,
         'audience') or call.base
     if issuer not in ISSUERS and not (call.hub.local and loopback(issuer)):
         raise HubError(400, f'this Hub trusts no issuer `{issuer[:100]}`, only '
                             f'{", ".join(ISSUERS)}.')
-    claims = {k:call.text(d,k) for k in _fields if call.text(d,k)}
-    for k,v in claims.items():
+    claims = {k: call.text(d, k) for k in _fields if call.text(d, k)}
+    for k, v in claims.items():
         if not re.fullmatch(_fields[k], v): raise HubError(400, f'`{k}` cannot be `{v[:100]}`.')
     if 'repository' not in claims:
         raise HubError(400, '`repository` is needed, or any workflow in the world could write here.')
-    return issuer,audience[:500],json.dumps(claims)
+    return issuer, audience[:500], json.dumps(claims)
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #d4368769
-def publishers_of(hub:Hub, row:RepoRow)->list:
+def publishers_of(hub: Hub, row: RepoRow) -> list:
     "List what may publish to a repo."
     return [dict(id=p['id'], issuer=p['issuer'], audience=p['audience'], createdBy=p['user'],
         createdAt=iso(p['created']), lastUsedAt=p['used'] and iso(p['used']),
@@ -185,14 +185,14 @@ def publishers_of(hub:Hub, row:RepoRow)->list:
         for p in hub.db.all('SELECT * FROM publishers WHERE key=? ORDER BY created', row.key)]
 
 @token_routes('GET POST', '/api/{T}/{ns}/{name}/trusted-publishers')
-def publishers(call:Call):
+def publishers(call: Call):
     "List the trusted publishers of a repo, or add one."
     row = call.repo(write=True)
-    if call.request.method=='GET': return publishers_of(call.hub, row)
-    if call.who.role=='fineGrained': raise HubError(403, 'this needs a write token.')
-    fields,id = publisher_fields(call, call.json()),token_hex(12)
+    if call.request.method == 'GET': return publishers_of(call.hub, row)
+    if call.who.role == 'fineGrained': raise HubError(403, 'this needs a write token.')
+    fields, id = publisher_fields(call, call.json()), token_hex(12)
     with call.hub.db.tx() as c:
-        if c.execute('SELECT count(*) FROM publishers WHERE key=?', (row.key,)).fetchone()[0]>=50:
+        if c.execute('SELECT count(*) FROM publishers WHERE key=?', (row.key,)).fetchone()[0] >= 50:
             raise HubError(403, 'a repo has at most 50 trusted publishers: delete one first.')
         c.execute('INSERT INTO publishers VALUES(?,?,?,?,?,?,?,NULL)',
                   (id, row.key, call.who.name, *fields, time.time()))
@@ -200,12 +200,12 @@ def publishers(call:Call):
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #9a380f5e
 @token_routes('DELETE', '/api/{T}/{ns}/{name}/trusted-publishers/{id}')
-def drop_publisher(call:Call)->dict:
+def drop_publisher(call: Call) -> dict:
     "Trust it no longer."
     row = call.repo(write=True)
     with call.hub.db.tx() as c:
         n = c.execute('DELETE FROM publishers WHERE id=? AND key=?',
-                      (call.p['id'],row.key)).rowcount
+                      (call.p['id'], row.key)).rowcount
     if not n: raise HubError(404, 'this repo has no such trusted publisher.')
     return {}
 
@@ -219,51 +219,51 @@ def _fetch(url, local):
     with build_opener(_Stay, *([ProxyHandler({})] if local else [])).open(url, timeout=5) as r:
         return json.loads(r.read(MB))
 
-def issuer_key(hub:Hub, issuer:str, kid:str # name of the key
+def issuer_key(hub: Hub, issuer: str, kid: str # name of the key
               ):
     "Find a public key of an issuer."
     import jwt
-    known = vars(hub).setdefault('_issuer_keys',{})
-    at,keys = known.get(issuer,(0,{}))
-    if time.time()-at>(3600 if kid in keys else 10):
-        where,keys = _fetch(f'{issuer}/.well-known/openid-configuration', loopback(issuer)),{}
-        if where['issuer']!=issuer: raise ValueError('another issuer')
+    known = vars(hub).setdefault('_issuer_keys', {})
+    at, keys = known.get(issuer, (0, {}))
+    if time.time()-at > (3600 if kid in keys else 10):
+        where, keys = _fetch(f'{issuer}/.well-known/openid-configuration', loopback(issuer)), {}
+        if where['issuer'] != issuer: raise ValueError('another issuer')
         for k in _fetch(where['jwks_uri'], loopback(issuer))['keys']:
-            try: keys[k['kid']] = jwt.PyJWK(k).key if k['kty'] in ('RSA','EC') else None
-            except (jwt.PyJWTError,KeyError): pass # of a kind that we do not use
-        known[issuer] = time.time(),keys
+            try: keys[k['kid']] = jwt.PyJWK(k).key if k['kty'] in ('RSA', 'EC') else None
+            except (jwt.PyJWTError, KeyError): pass # of a kind that we do not use
+        known[issuer] = time.time(), keys
     return keys[kid]
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #7468a3f6
-def oauth_error(code:str, text:str, status:int=400)->HubError:
+def oauth_error(code: str, text: str, status: int = 400) -> HubError:
     "Make an error as OAuth writes it."
     return HubError(status, text, body=dict(error=code, error_description=text))
 
 def _fits(want, claims):
-    for k,v in want.items():
-        if k=='branch': ok = claims.get('ref')==f'refs/heads/{v}'
-        elif k=='workflow': ok = str(claims.get('workflow_ref')).startswith(
+    for k, v in want.items():
+        if k == 'branch': ok = claims.get('ref') == f'refs/heads/{v}'
+        elif k == 'workflow': ok = str(claims.get('workflow_ref')).startswith(
             f"{want['repository']}/.github/workflows/{v}@")
-        else: ok = claims.get(k)==v
+        else: ok = claims.get(k) == v
         if not ok: return False
     return True
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #fce7026e
-def trusted(hub:Hub, row:RepoRow, token:str # the statement
-           )->tuple: # its claims, the publisher; None where there is none that fits
+def trusted(hub: Hub, row: RepoRow, token: str # the statement
+           ) -> tuple: # its claims, the publisher; None where there is none that fits
     "Find the publisher that a statement is about."
     import jwt
-    try: kid,issuer = jwt.get_unverified_header(token).get('kid'),jwt.decode(token,
-            options={'verify_signature':False}).get('iss')
-    except (jwt.PyJWTError,ValueError,RecursionError): return None
+    try: kid, issuer = jwt.get_unverified_header(token).get('kid'), jwt.decode(token,
+            options={'verify_signature': False}).get('iss')
+    except (jwt.PyJWTError, ValueError, RecursionError): return None
     for p in hub.db.all('SELECT * FROM publishers WHERE key=?', row.key):
-        if p['issuer']!=issuer: continue
-        try: claims = jwt.decode(token, issuer_key(hub, issuer, kid), algorithms=['RS256','ES256'],
+        if p['issuer'] != issuer: continue
+        try: claims = jwt.decode(token, issuer_key(hub, issuer, kid), algorithms=['RS256', 'ES256'],
             audience=p['audience'], issuer=issuer, leeway=10,
-            options=dict(require=['exp','iat','aud','iss','sub']))
-        except (jwt.PyJWTError,OSError,LookupError,ValueError,TypeError,AttributeError,
+            options=dict(require=['exp', 'iat', 'aud', 'iss', 'sub']))
+        except (jwt.PyJWTError, OSError, LookupError, ValueError, TypeError, AttributeError,
                 RecursionError): continue # forged, too old, or the issuer cannot be asked
-        if _fits(json.loads(p['claims']), claims): return claims,p
+        if _fits(json.loads(p['claims']), claims): return claims, p
     return None
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #54e24172
@@ -272,20 +272,20 @@ _type = 'urn:ietf:params:oauth:token-type:'
 _no = ('the statement was not accepted for this resource: look at the issuer, the audience, the '
        'claims and the age, use each statement once, and check what is registered.')
 
-def exchange(call:Call, d:dict)->dict:
+def exchange(call: Call, d: dict) -> dict:
     "Give a token for one repo to a workflow that proved what it is."
-    hub,token,where = call.hub,call.text(d,'subject_token','',limit=20_000),call.text(d,'resource',
+    hub, token, where = call.hub, call.text(d, 'subject_token', '', limit=20_000), call.text(d, 'resource',
         '')
     m = re.fullmatch(r'(?:(dataset|space)s/)?([\w.-]+/[\w.-]+)', where)
-    if d.get('subject_token_type')!=_type+'id_token' or not token or not m:
+    if d.get('subject_token_type') != _type+'id_token' or not token or not m:
         raise oauth_error('invalid_request', 'an exchange needs `subject_token`, a '
             f'`subject_token_type` of {_type}id_token, and as `resource` a repo.')
     row = hub.db.find(m[1] or 'model', m[2])
     found = row and trusted(hub, row, token)
     if not found: raise oauth_error('invalid_grant', _no)
-    claims,p = found
-    now,jti = time.time(),sha256(
-        f"{claims['iss']} {claims.get('jti') or token}".encode('utf-8','replace')).hexdigest()
+    claims, p = found
+    now, jti = time.time(), sha256(
+        f"{claims['iss']} {claims.get('jti') or token}".encode('utf-8', 'replace')).hexdigest()
     with hub.db.tx() as c:
         c.execute('DELETE FROM spent WHERE expires<?', (now-60,))
         c.execute("DELETE FROM tokens WHERE name LIKE '[OIDC] %' AND expires<?", (now-86400,))
@@ -294,7 +294,7 @@ def exchange(call:Call, d:dict)->dict:
         c.execute('UPDATE publishers SET used=? WHERE id=?', (now, p['id']))
     scope = dict(entity=dict(_id=row.key, type=row.kind, name=row.id), permissions=['repo.write'])
     return _granted(hub, p['user'], f"[OIDC] {ascii(claims['sub'])[1:-1]}"[:200], 3600, 'hf_jwt_',
-                    'fineGrained', {'scoped':[scope], 'global':[], 'canReadGatedRepos':False})
+                    'fineGrained', {'scoped': [scope], 'global': [], 'canReadGatedRepos': False})
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #39baf215
 def _granted(hub, user, name, seconds, prefix, role, scopes=None):
@@ -307,13 +307,13 @@ def _granted(hub, user, name, seconds, prefix, role, scopes=None):
 DEVICE = 900 # seconds to type the code
 
 @token_routes('POST', '/oauth/device')
-def start_device(call:Call)->dict:
+def start_device(call: Call) -> dict:
     "Give a program two codes."
-    code,now = token_urlsafe(32),time.time()
+    code, now = token_urlsafe(32), time.time()
     word = '-'.join(''.join(choice('BCDFGHJKLMNPQRSTVWXZ') for _ in range(4)) for _ in range(2))
     with call.hub.db.tx() as c:
         c.execute('DELETE FROM devices WHERE expires<?', (now-300,))
-        if c.execute('SELECT count(*) FROM devices').fetchone()[0]>=1000:
+        if c.execute('SELECT count(*) FROM devices').fetchone()[0] >= 1000:
             raise oauth_error('slow_down', 'too many programs want to log in: try again later.',
                               429)
         c.execute('INSERT INTO devices VALUES(?,?,?,NULL,NULL)',
@@ -322,28 +322,28 @@ def start_device(call:Call)->dict:
         verification_uri_complete=f'{call.base}/device?code={word}', expires_in=DEVICE, interval=5)
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #e639a0a6
-def answer_device(hub:Hub, word:str, user:str # '' to refuse
-                 )->bool: # whether somebody waits for this code
+def answer_device(hub: Hub, word: str, user: str # '' to refuse
+                 ) -> bool: # whether somebody waits for this code
     "Let the program in that shows a code, or not."
     with hub.db.tx() as c:
         return c.execute('UPDATE devices SET user=? WHERE word=? AND user IS NULL '
-        'AND expires>?', (user, word.strip().upper(), time.time())).rowcount==1
+        'AND expires>?', (user, word.strip().upper(), time.time())).rowcount == 1
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #d58b2d46
-def poll_device(call:Call, d:dict)->dict:
+def poll_device(call: Call, d: dict) -> dict:
     "Answer a program that asks whether it has been let in."
-    hub,now = call.hub,time.time()
-    code = hub.db.token_hash(call.text(d,'device_code',''))
+    hub, now = call.hub, time.time()
+    code = hub.db.token_hash(call.text(d, 'device_code', ''))
     with hub.db.tx() as c:
         r = c.execute('SELECT * FROM devices WHERE code=?', (code,)).fetchone()
-        if r and (r['user'] is not None or r['expires']<now):
+        if r and (r['user'] is not None or r['expires'] < now):
             c.execute('DELETE FROM devices WHERE code=?', (code,))
         elif r: c.execute('UPDATE devices SET polled=? WHERE code=?', (now, code))
     if r is None: raise oauth_error('invalid_grant', 'this Hub gave out no such code.')
-    if r['expires']<now: raise oauth_error('expired_token', 'the code is too old: start again.')
-    if r['user']=='': raise oauth_error('access_denied', 'the login was refused.')
+    if r['expires'] < now: raise oauth_error('expired_token', 'the code is too old: start again.')
+    if r['user'] == '': raise oauth_error('access_denied', 'the login was refused.')
     if r['user'] is None:
-        if r['polled'] and now-r['polled']<4.5:
+        if r['polled'] and now-r['polled'] < 4.5:
             raise oauth_error('slow_down', 'ask every 5 seconds.')
         raise oauth_error('authorization_pending', 'nobody has typed the code yet.')
     day = datetime.now(timezone.utc).strftime('%Y-%m-%d')
@@ -352,12 +352,12 @@ def poll_device(call:Call, d:dict)->dict:
 
 # %% ../../nbs/localhub/08d_tokens.ipynb #6aac46da
 @token_routes('POST', '/oauth/token')
-def oauth_token(call:Call)->Json:
+def oauth_token(call: Call) -> Json:
     "Give a token for a proof of some kind."
-    d = {k:v[0] for k,v in call.form().items() if v}
-    grants = {_grant+'token-exchange':exchange, _grant+'device_code':poll_device}
-    kind = call.text(d,'grant_type','')
+    d = {k: v[0] for k, v in call.form().items() if v}
+    grants = {_grant+'token-exchange': exchange, _grant+'device_code': poll_device}
+    kind = call.text(d, 'grant_type', '')
     if kind not in grants:
         raise oauth_error('unsupported_grant_type', '`grant_type` must be one of '
             f'{", ".join(grants)}.')
-    return Json(grants[kind](call,d), headers={'Cache-Control':'no-store'})
+    return Json(grants[kind](call, d), headers={'Cache-Control': 'no-store'})

@@ -30,120 +30,120 @@ upload_routes = Routes()
 
 def _files(d, key, most):
     files = d.get(key)
-    if not isinstance(files,list) or not all(isinstance(f,dict) for f in files):
+    if not isinstance(files, list) or not all(isinstance(f, dict) for f in files):
         raise HubError(400, f'`{key}` must be a list of objects.')
-    if len(files)>most:
+    if len(files) > most:
         raise HubError(400, f'{len(files)} {key} in one request, at most {most} are allowed.')
     return files
 
 @upload_routes('POST', '/api/{T}/{ns}/{name}/preupload/{rev}')
-def preupload(call:Call)->dict:
+def preupload(call: Call) -> dict:
     "Tell, for each file, by which road it shall travel and what stands there now."
     row = committable(call)
-    repo,d = call.hub.store.open(row.key),call.json()
+    repo, d = call.hub.store.open(row.key), call.json()
     commit = repo.resolve(call.p['rev'])
     attrs = text_of(repo, commit, '.gitattributes') or ''
-    gitignore = call.text(d,'gitIgnore', limit=1_000_000)
+    gitignore = call.text(d, 'gitIgnore', limit=1_000_000)
     if gitignore is None: gitignore = text_of(repo, commit, '.gitignore') or ''
-    return {'files':[_preupload_one(call, repo, commit, f, attrs, gitignore)
-        for f in _files(d,'files',1000)]}
+    return {'files': [_preupload_one(call, repo, commit, f, attrs, gitignore)
+        for f in _files(d, 'files', 1000)]}
 
 # %% ../../nbs/localhub/07_upload.ipynb #f6ec57dc
 def _preupload_one(call, repo, commit, f, attrs, gitignore):
-    path,size,sample = f.get('path'),f.get('size'),f.get('sample','')
-    if not isinstance(path,str) or type(size) is not int or size<0:
+    path, size, sample = f.get('path'), f.get('size'), f.get('sample', '')
+    if not isinstance(path, str) or type(size) is not int or size < 0:
         raise HubError(400, 'each file needs a `path` and a `size` in bytes.')
     try: sample = base64.b64decode(sample)
-    except (TypeError,ValueError):
+    except (TypeError, ValueError):
         raise HubError(400, f'the sample of `{path[:200]}` is no base64.') from None
     e = repo.entry(commit, path)
-    oid = None if e is None or e.type!='file' else e.lfs.oid if e.lfs else e.oid
-    return dict(path=path, uploadMode=upload_mode(attrs,path,size,sample),
-        shouldIgnore=ignored(gitignore,path), oid=oid)
+    oid = None if e is None or e.type != 'file' else e.lfs.oid if e.lfs else e.oid
+    return dict(path=path, uploadMode=upload_mode(attrs, path, size, sample),
+        shouldIgnore=ignored(gitignore, path), oid=oid)
 
 # %% ../../nbs/localhub/07_upload.ipynb #7c798a54
 LFS_TYPE = 'application/vnd.git-lfs+json'
 
 def _upload_action(call, row, oid, size, multipart):
     auth = call.request.headers.get('authorization')
-    verify = {'href':f'{call.base}/{row.url}.git/info/lfs/verify',
-        **({'header':{'Authorization':auth}} if auth else {})}
+    verify = {'href': f'{call.base}/{row.url}.git/info/lfs/verify',
+        **({'header': {'Authorization': auth}} if auth else {})}
     step = call.hub.limits.part
-    if not multipart or size<=step:
-        href = f"{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, size=str(size))}"
-        return {'upload':{'href':href}, 'verify':verify}
-    up,n = token_hex(12),-(-size//step)
-    part = lambda i: f"{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, size=str(size), up=up, part=str(i))}"
-    done = f"{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, size=str(size), up=up, parts=str(n))}"
-    return {'upload':{'href':done, 'header':{'chunk_size':str(step),
-        **{str(i):part(i) for i in range(1,n+1)}}}, 'verify':verify}
+    if not multipart or size <= step:
+        href = f'{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, size=str(size))}'
+        return {'upload': {'href': href}, 'verify': verify}
+    up, n = token_hex(12), -(-size//step)
+    part = lambda i: f'{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, size=str(size), up=up, part=str(i))}'
+    done = f'{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, size=str(size), up=up, parts=str(n))}'
+    return {'upload': {'href': done, 'header': {'chunk_size': str(step),
+        **{str(i): part(i) for i in range(1, n+1)}}}, 'verify': verify}
 
 # %% ../../nbs/localhub/07_upload.ipynb #746bd049
 def _batch_one(call, row, o, operation, multipart):
-    oid,size = o.get('oid'),o.get('size')
-    base = dict(oid=oid if isinstance(oid,str) else str(oid)[:100],
+    oid, size = o.get('oid'), o.get('size')
+    base = dict(oid=oid if isinstance(oid, str) else str(oid)[:100],
         size=size if type(size) is int else 0)
-    if not (isinstance(oid,str) and re.fullmatch('[0-9a-f]{64}',
-            oid)) or type(size) is not int or size<0:
-        return {**base, 'error':dict(code=422,
+    if not (isinstance(oid, str) and re.fullmatch('[0-9a-f]{64}',
+            oid)) or type(size) is not int or size < 0:
+        return {**base, 'error': dict(code=422,
             message='oid must be a sha256 and size a number of bytes')}
-    if size>call.hub.limits.lfs:
-        return {**base, 'error':dict(code=422,
+    if size > call.hub.limits.lfs:
+        return {**base, 'error': dict(code=422,
             message=f'the object has {size} bytes, at most {call.hub.limits.lfs} are allowed')}
-    if operation=='upload':
+    if operation == 'upload':
         with call.hub.store.using():
             have = call.hub.lfs_size(row.key, oid, call.who)
-            if have==size: call.hub.db.link_lfs(row.key, oid, size) # it counts as sent just now
-        return base if have==size else {**base, 'authenticated':True,
-            'actions':_upload_action(call,row,oid,size,multipart)}
+            if have == size: call.hub.db.link_lfs(row.key, oid, size) # it counts as sent just now
+        return base if have == size else {**base, 'authenticated': True,
+            'actions': _upload_action(call, row, oid, size, multipart)}
     if call.hub.db.lfs_size(row.key, oid) is None or call.hub.store.lfs.size(oid) is None:
-        return {**base, 'error':dict(code=404, message='Object does not exist on the server')}
-    return {**base, 'authenticated':True,
-        'actions':{'download':{'href':f"{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, get='1')}"}}}
+        return {**base, 'error': dict(code=404, message='Object does not exist on the server')}
+    return {**base, 'authenticated': True,
+        'actions': {'download': {'href': f"{call.base}/lfs/{oid}?{sign(call.hub, key=row.key, oid=oid, get='1')}"}}}
 
 # %% ../../nbs/localhub/07_upload.ipynb #61313790
 @upload_routes('POST', '/{P}{ns}/{name}/info/lfs/objects/batch')
-def lfs_batch(call:Call)->Response:
+def lfs_batch(call: Call) -> Response:
     "Say where LFS objects go to, or come from."
     d = call.json()
     operation = d.get('operation')
-    if operation not in ('upload','download'):
+    if operation not in ('upload', 'download'):
         raise HubError(400, '`operation` must be upload or download.')
     call.p['name'] = call.p['name'].removesuffix('.git')
     row = call.repo(content=True)
-    if operation=='upload': # anybody may propose a file; only a commit takes it in
+    if operation == 'upload': # anybody may propose a file; only a commit takes it in
         signed_in(call, row, 'repo.write')
-    transfers = d.get('transfers') if isinstance(d.get('transfers'),list) else ['basic']
-    multi = 'multipart' in transfers and operation=='upload'
-    res = [_batch_one(call,row,o,operation,multi) for o in _files(d,'objects',10_000)]
-    used = multi and any('chunk_size' in o.get('actions',{}).get('upload',{}).get('header',{})
+    transfers = d.get('transfers') if isinstance(d.get('transfers'), list) else ['basic']
+    multi = 'multipart' in transfers and operation == 'upload'
+    res = [_batch_one(call, row, o, operation, multi) for o in _files(d, 'objects', 10_000)]
+    used = multi and any('chunk_size' in o.get('actions', {}).get('upload', {}).get('header', {})
         for o in res)
-    return Json({'transfer':'multipart' if used else 'basic', 'objects':res, 'hash_algo':'sha256'},
-        headers={'Content-Type':LFS_TYPE})
+    return Json({'transfer': 'multipart' if used else 'basic', 'objects': res, 'hash_algo': 'sha256'},
+        headers={'Content-Type': LFS_TYPE})
 
 # %% ../../nbs/localhub/07_upload.ipynb #75b52cac
-async def receive(call:Call, write, # function that takes bytes
-                  limit:int, step:int=1<<22 # bytes gathered before each write
-                 )->int: # bytes received
+async def receive(call: Call, write, # function that takes bytes
+                  limit: int, step: int = 1<<22 # bytes gathered before each write
+                 ) -> int: # bytes received
     "Stream a body somewhere, in pieces; one is written while the next one arrives."
-    chunks,n,done,writing = [],0,0,None
+    chunks, n, done, writing = [], 0, 0, None
     try:
         async for c in call.request.stream():
             n += len(c)
-            if n>limit:
+            if n > limit:
                 raise HubError(413, f'the body is larger than the {limit} bytes allowed here.')
             chunks.append(c)
-            if n-done<step: continue
+            if n-done < step: continue
             if writing: await writing
             writing = asyncio.ensure_future(run_in_threadpool(write, b''.join(chunks)))
-            chunks,done = [],n
+            chunks, done = [], n
     finally: # nobody may close the file under a writer
         if writing: await writing
     if chunks: await run_in_threadpool(write, b''.join(chunks))
     return n
 
 @upload_routes('PUT', '/lfs/{oid}')
-async def put_lfs(call:Call)->Response:
+async def put_lfs(call: Call) -> Response:
     "Take the bytes of an LFS object, or one part of them, from a signed address."
     d = check_signed(call, 'oid')
     if 'parts' in d or 'get' in d:
@@ -157,68 +157,68 @@ async def put_lfs(call:Call)->Response:
     with LfsWriter(call.hub.store.lfs, size) as w:
         await receive(call, w.write, size)
         await run_in_threadpool(done, w)
-    return Response(status_code=200, headers={'ETag':f'"{d["oid"]}"'})
+    return Response(status_code=200, headers={'ETag': f'"{d["oid"]}"'})
 
 # %% ../../nbs/localhub/07_upload.ipynb #e39e7bba
 class Parts:
     "An upload in parts: its hash grows with the parts, as long as they come one by one and in order."
-    def __init__(self): self.lock,self.writers,self.next,self.hash = threading.Lock(),0,1,sha256()
+    def __init__(self): self.lock, self.writers, self.next, self.hash = threading.Lock(), 0, 1, sha256()
 
     @contextmanager
-    def part(self, i:int): # yields the hash to go on with, or None
+    def part(self, i: int): # yields the hash to go on with, or None
         "Let a part in; refuse it when the upload is being closed."
         with self.lock:
             if self.writers is None:
                 raise HubError(409, 'this upload is complete: start a new one.')
-            if self.writers or i!=self.next: self.hash = None
+            if self.writers or i != self.next: self.hash = None
             self.writers += 1
             h = self.hash and self.hash.copy() # so that a part may fail and come again
         try:
             yield h
             with self.lock:
-                if h and self.hash: self.hash,self.next = h,i+1
+                if h and self.hash: self.hash, self.next = h, i+1
         finally:
             with self.lock: self.writers -= 1
 
-    def close(self, n:int # parts that there should be
-             )->str: # sha256, or None where the bytes have to be read again
+    def close(self, n: int # parts that there should be
+             ) -> str: # sha256, or None where the bytes have to be read again
         "Let no further part in; 503, which a client answers by trying again, while one is arriving."
         with self.lock:
-            if self.writers!=0: raise HubError(503, 'a part of this upload is still arriving.')
+            if self.writers != 0: raise HubError(503, 'a part of this upload is still arriving.')
             self.writers = None
-            return self.hash.hexdigest() if self.hash and self.next==n+1 else None
+            return self.hash.hexdigest() if self.hash and self.next == n+1 else None
 
 
 # %% ../../nbs/localhub/07_upload.ipynb #a039861e
 def _part_file(call, d): return call.hub.store.lfs.tmp/f"{d['up']}.part"
 
 async def _put_part(call, d):
-    size,step,i = int(d['size']),call.hub.limits.part,int(d['part'])
+    size, step, i = int(d['size']), call.hub.limits.part, int(d['part'])
     want = min(step, size-(i-1)*step)
-    with call.hub.uploads.setdefault(d['up'],Parts()).part(i) as h:
-        fd = os.open(_part_file(call,d), os.O_RDWR|os.O_CREAT, 0o600)
-        with open(fd,'r+b') as f:
+    with call.hub.uploads.setdefault(d['up'], Parts()).part(i) as h:
+        fd = os.open(_part_file(call, d), os.O_RDWR|os.O_CREAT, 0o600)
+        with open(fd, 'r+b') as f:
             f.seek((i-1)*step)
             def write(b): h and h.update(b); f.write(b)
             got = await receive(call, write, want)
-        if got!=want: raise HubError(400, f'part {i} has {got} bytes, {want} were announced.')
-    return Response(status_code=200, headers={'ETag':f'"{d["up"]}-{i}"'})
+        if got != want: raise HubError(400, f'part {i} has {got} bytes, {want} were announced.')
+    return Response(status_code=200, headers={'ETag': f'"{d["up"]}-{i}"'})
 
 # %% ../../nbs/localhub/07_upload.ipynb #a757280c
 @upload_routes('POST', '/lfs/{oid}')
-def complete_lfs(call:Call)->Response:
+def complete_lfs(call: Call) -> Response:
     "Put the parts of an LFS object together."
     d = check_signed(call, 'oid')
     if 'parts' not in d: raise HubError(403, 'this address is for another object.')
-    parts,size,tmp = call.json().get('parts'),int(d['size']),_part_file(call,d)
-    nums = [p.get('partNumber') for p in parts if isinstance(p,dict)] if isinstance(parts,
+    parts, size, tmp = call.json().get('parts'), int(d['size']), _part_file(call, d)
+    nums = [p.get('partNumber') for p in parts if isinstance(p, dict)] if isinstance(parts,
         list) else []
-    if nums!=list(range(1,int(d['parts'])+1)):
+    if nums != list(range(1, int(d['parts'])+1)):
         raise HubError(400, f"all {d['parts']} parts must be named, in order.")
-    if call.hub.db.lfs_size(d['key'], d['oid'])==size and not tmp.exists():
+    if call.hub.db.lfs_size(d['key'], d['oid']) == size and not tmp.exists():
         return Response(status_code=200) # the answer was lost, not the object
     uploads = call.hub.uploads
-    got = uploads.setdefault(d['up'],Parts()).close(len(nums))
+    got = uploads.setdefault(d['up'], Parts()).close(len(nums))
     try: _keep_parts(call, d, size, tmp, got)
     except FileNotFoundError:
         raise HubError(400, 'no part has arrived: start the upload again.') from None
@@ -230,11 +230,11 @@ def complete_lfs(call:Call)->Response:
 
 # %% ../../nbs/localhub/07_upload.ipynb #b6084b8b
 def _keep_parts(call, d, size, tmp, got):
-    with open(tmp,'r+b') as f:
+    with open(tmp, 'r+b') as f:
         n = os.fstat(f.fileno()).st_size
         got = got or _sha256(f)
-        if n!=size or got!=d['oid']:
-            raise HubError(400, f"the parts have {n} bytes and sha256 {got}, announced were {size} "
+        if n != size or got != d['oid']:
+            raise HubError(400, f'the parts have {n} bytes and sha256 {got}, announced were {size} '
                 f"and {d['oid']}.")
         with call.hub.store.using():
             keep_file(call.hub.store.lfs, f, tmp, d['oid'])
@@ -242,22 +242,22 @@ def _keep_parts(call, d, size, tmp, got):
 
 def _sha256(f):
     h = sha256()
-    while data:=f.read(1<<22): h.update(data)
+    while data := f.read(1<<22): h.update(data)
     return h.hexdigest()
 
 
 # %% ../../nbs/localhub/07_upload.ipynb #5a6aea47
 @upload_routes('GET', '/lfs/{oid}')
-def get_lfs(call:Call)->Response:
+def get_lfs(call: Call) -> Response:
     "Send an LFS object to git-lfs."
     d = check_signed(call, 'oid')
     if 'get' not in d: raise HubError(403, 'this address is for another object.')
     size = call.hub.store.lfs.size(d['oid'])
     if size is None: raise HubError(404, 'Object does not exist on the server')
-    return send_file(call.request, size, {}, partial(call.hub.store.lfs.open,d['oid']))
+    return send_file(call.request, size, {}, partial(call.hub.store.lfs.open, d['oid']))
 
 @upload_routes('POST', '/{P}{ns}/{name}/info/lfs/verify')
-def lfs_verify(call:Call)->dict:
+def lfs_verify(call: Call) -> dict:
     "Confirm that an LFS object has arrived whole."
     d = call.json()
     call.p['name'] = call.p['name'].removesuffix('.git')
@@ -265,27 +265,27 @@ def lfs_verify(call:Call)->dict:
     signed_in(call, row, 'repo.write')
     size = call.hub.db.lfs_size(row.key, d.get('oid'))
     if size is None: raise HubError(404, 'Object does not exist on the server')
-    if d.get('size')!=size:
+    if d.get('size') != size:
         raise HubError(400, f"the object has {size} bytes, {d.get('size')} were announced.")
     return {}
 
 # %% ../../nbs/localhub/07_upload.ipynb #0c1178bb
 @upload_routes('POST', '/api/{T}/{ns}/{name}/commit/{rev}')
-async def commit(call:Call)->dict:
+async def commit(call: Call) -> dict:
     "Make a commit from newline-delimited JSON."
     row = await run_in_threadpool(committable, call)
     with tempfile.SpooledTemporaryFile(16<<20, dir=call.hub.store.lfs.tmp) as f:
         await receive(call, f.write, call.hub.limits.commit)
         f.seek(0)
-        oid,num = await run_in_threadpool(_commit, call, row, f)
+        oid, num = await run_in_threadpool(_commit, call, row, f)
     page = f'{call.base}/{row.url}'
-    return {'success':True, 'commitOid':oid, 'commitUrl':f'{page}/commit/{oid}', 'hookOutput':'',
-        **({'pullRequestUrl':f'{page}/discussions/{num}'} if num else {})}
+    return {'success': True, 'commitOid': oid, 'commitUrl': f'{page}/commit/{oid}', 'hookOutput': '',
+        **({'pullRequestUrl': f'{page}/discussions/{num}'} if num else {})}
 
 def _commit(call, row, lines):
-    store,rev,new = call.hub.store,call.p['rev'],truthy(call.q.get('create_pr',''))
+    store, rev, new = call.hub.store, call.p['rev'], truthy(call.q.get('create_pr', ''))
     repo = store.open(row.key)
-    if re.fullmatch('[0-9a-f]{40}',rev) and repo.git.get(rev) is not None:
+    if re.fullmatch('[0-9a-f]{40}', rev) and repo.git.get(rev) is not None:
         raise HubError(404, f'Invalid rev id: {rev} is a commit, and a new commit needs a branch to '
             f'stand on.', 'RevisionNotFound')
     repo.resolve(rev)
@@ -293,25 +293,25 @@ def _commit(call, row, lines):
         req = read_commit(lines_of(lines, call.hub.limits.line), q.repo)
         with store.lock(row.key):
             if new: return _commit_pr(call, row, q, req)
-            if not pr_number(rev): return _swap(call, row, rev, q, req),None
-            with call.hub.together(row.key, rev): return _swap(call, row, rev, q, req),None
+            if not pr_number(rev): return _swap(call, row, rev, q, req), None
+            with call.hub.together(row.key, rev): return _swap(call, row, rev, q, req), None
 
 # %% ../../nbs/localhub/07_upload.ipynb #7ac3df86
 def _swap(call, row, rev, q, req):
     "The commit itself, and what has to follow it."
     db = call.hub.db
-    if rev=='main':
+    if rev == 'main':
         db.set_repo(row.key, stale=1) # a kill after the commit leaves a note that the index lags
     oid = make_commit(call.hub.store, row.key, rev, q, req, call.who.name,
         lambda o: call.hub.lfs_size(row.key, o, call.who))
-    if rev=='main': call.hub.index(row)
-    if num:=pr_number(rev): add_event(call, row, num, 'commit', dict(subject=req.summary, oid=oid))
+    if rev == 'main': call.hub.index(row)
+    if num := pr_number(rev): add_event(call, row, num, 'commit', dict(subject=req.summary, oid=oid))
     return oid
 
 def _commit_pr(call, row, q, req):
     "A commit on a branch of its own, and the pull request that it opens."
-    with new_branch(call, row, call.p['rev']) as (num,base):
+    with new_branch(call, row, call.p['rev']) as (num, base):
         enter(call, row, num, req.summary[:200], req.description, base)
         oid = _swap(call, row, f'refs/pr/{num}', q, req)
     call.hub.announce(row, 'discussion', 'create', num=num)
-    return oid,num
+    return oid, num

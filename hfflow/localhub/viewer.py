@@ -28,7 +28,7 @@ from .wire import Hub
 # %% ../../nbs/localhub/08f_viewer.ipynb #374e17eb
 class TreeFs(AbstractFileSystem):
     "The paths of a commit as a file system, for `datasets` to match its patterns with."
-    protocol,cachable = 'hubtree',False
+    protocol, cachable = 'hubtree', False
     def __init__(self, paths=(), **kwargs):
         super().__init__()
         self.paths = paths
@@ -39,7 +39,7 @@ class TreeFs(AbstractFileSystem):
         return dict(name=path, type='file', size=0)
 
     def find(self, path, maxdepth=None, withdirs=False, detail=False, **kwargs):
-        return {p:self.info(p) for p in self.paths}
+        return {p: self.info(p) for p in self.paths}
 
 register_implementation('hubtree', TreeFs, clobber=True)
 
@@ -48,52 +48,52 @@ _tree = 'hubtree://'
 
 def _inside(path):
     "Refuse a pattern that leads out of the repo, or would take for ever to match."
-    ok = isinstance(path,str) and len(path)<=500 and path.count('*')<=8
-    if not ok or path[:1] in ('/','~') or re.search(r'::|://|\\',path) or '..' in path.split('/'):
+    ok = isinstance(path, str) and len(path) <= 500 and path.count('*') <= 8
+    if not ok or path[:1] in ('/', '~') or re.search(r'::|://|\\', path) or '..' in path.split('/'):
         raise ValueError(f'`{str(path)[:100]}` is no path inside this repo.')
     return path
 
 def match_patterns(data_files, # as a card has it; None for the rules of `datasets`
                    paths, # of the commit
-                   folder:str='' # to start from
-                  )->dict: # split -> paths
+                   folder: str = '' # to start from
+                  ) -> dict: # split -> paths
     "Find out which paths belong to which split."
     from datasets import DownloadConfig
     from datasets.data_files import get_data_patterns, resolve_pattern, sanitize_patterns
-    tree = DownloadConfig(storage_options={'hubtree':dict(paths=paths)})
-    base,found = _tree+_inside(folder).strip('/'),{}
+    tree = DownloadConfig(storage_options={'hubtree': dict(paths=paths)})
+    base, found = _tree+_inside(folder).strip('/'), {}
     if data_files is None: patterns = get_data_patterns(base, download_config=tree)
-    else: patterns = {s:[_inside(p) for p in ps] for s,ps in sanitize_patterns(data_files).items()}
-    for split,ps in ((str(s),ps) for s,ps in patterns.items()):
+    else: patterns = {s: [_inside(p) for p in ps] for s, ps in sanitize_patterns(data_files).items()}
+    for split, ps in ((str(s), ps) for s, ps in patterns.items()):
         if not re.fullmatch(r'\w+(\.\w+)*', split):
             raise ValueError(f'`{split[:100]}` is no name for a split.')
         for p in ps:
             try: more = resolve_pattern(p, base, download_config=tree)
             except FileNotFoundError: continue
-            found.setdefault(split,{}).update(dict.fromkeys(f.removeprefix(_tree) for f in more))
-    return {split:list(ps) for split,ps in found.items()}
+            found.setdefault(split, {}).update(dict.fromkeys(f.removeprefix(_tree) for f in more))
+    return {split: list(ps) for split, ps in found.items()}
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #cf950a37
 _text = ('encoding',)
-_options = dict(parquet=(), text=(*_text,'sample_by','keep_linebreaks'), json=(*_text,'field'),
-    csv=(*_text,'sep','delimiter','header','names','skiprows','quotechar','quoting','escapechar',
-         'decimal','thousands','comment','na_values','keep_default_na','doublequote'),
-    imagefolder=('drop_labels','drop_metadata'), audiofolder=('drop_labels','drop_metadata'))
-_metadata = ('metadata.csv','metadata.jsonl','metadata.parquet')
+_options = dict(parquet=(), text=(*_text, 'sample_by', 'keep_linebreaks'), json=(*_text, 'field'),
+    csv=(*_text, 'sep', 'delimiter', 'header', 'names', 'skiprows', 'quotechar', 'quoting', 'escapechar',
+         'decimal', 'thousands', 'comment', 'na_values', 'keep_default_na', 'doublequote'),
+    imagefolder=('drop_labels', 'drop_metadata'), audiofolder=('drop_labels', 'drop_metadata'))
+_metadata = ('metadata.csv', 'metadata.jsonl', 'metadata.parquet')
 
 @dataclass
 class Split:
     "A split of a data set: its files, and how to read them."
-    config:str
-    name:str=None # None where the whole configuration cannot be read
-    module:str=None # parquet | csv | json | text | imagefolder | audiofolder
-    files:list=field(default_factory=list) # `Entry`
-    options:dict=field(default_factory=dict) # of the reader
-    features:dict=None # the columns' types, where the card tells them
-    error:str=None # why it cannot be read
+    config: str
+    name: str = None # None where the whole configuration cannot be read
+    module: str = None # parquet | csv | json | text | imagefolder | audiofolder
+    files: list = field(default_factory=list) # `Entry`
+    options: dict = field(default_factory=dict) # of the reader
+    features: dict = None # the columns' types, where the card tells them
+    error: str = None # why it cannot be read
 
     @property
-    def key(self)->str:
+    def key(self) -> str:
         "Name the content: the same files read in the same way have the same key."
         files = [(e.path, e.lfs.oid if e.lfs else e.oid) for e in self.files]
         what = [1, self.module, self.options, self.features, files]
@@ -103,19 +103,19 @@ class Split:
 def _reader(paths):
     "Choose the reader that most of the files need; keep the files that it can read."
     from datasets.load import infer_module_for_data_files_list as infer
-    module,options = infer([p for p in paths if not p.endswith('.zip')])
+    module, options = infer([p for p in paths if not p.endswith('.zip')])
     if module not in _options:
         raise ValueError(f'no files that can be shown: {", ".join(_options)} can.')
     folder = module.endswith('folder')
-    return module,dict(options),lambda p: infer([p])[0]==module or (folder
+    return module, dict(options), lambda p: infer([p])[0] == module or (folder
         and posixpath.basename(p) in _metadata)
 
 def _labels(paths, options):
     "Take the names of folders as labels, by the rule of `datasets`: several, all at one depth."
     drop = options.pop('drop_labels', None)
     found = {posixpath.basename(posixpath.dirname(p)) for p in paths}
-    one_depth = len({p.count('/') for p in paths})==1
-    return sorted(found) if drop is False or (drop is None and len(found)>1 and one_depth) else None
+    one_depth = len({p.count('/') for p in paths}) == 1
+    return sorted(found) if drop is False or (drop is None and len(found) > 1 and one_depth) else None
 
 def _card_features(card, config):
     "Read what the card's `dataset_info` says about the columns."
@@ -130,29 +130,29 @@ def _config_splits(config, params, files, card):
     found = match_patterns(params.get('data_files'), files, params.get('data_dir') or '')
     if not found: raise ValueError('no files match the patterns of this configuration.')
     every = [p for ps in found.values() for p in ps]
-    module,options,readable = _reader(every)
-    options |= {k:params[k] for k in _options[module] if k in params}
+    module, options, readable = _reader(every)
+    options |= {k: params[k] for k in _options[module] if k in params}
     if module.endswith('folder'):
         every = [p for p in every if readable(p)]
         media = [p for p in every if posixpath.basename(p) not in _metadata]
-        told = len(media)<len(every) and not options.pop('drop_metadata',None)
-        options = dict(metadata=told, labels=None if told else _labels(media,options))
+        told = len(media) < len(every) and not options.pop('drop_metadata', None)
+        options = dict(metadata=told, labels=None if told else _labels(media, options))
     features = _card_features(card, config)
     return [Split(config, s, module, [files[p] for p in ps if readable(p)], options, features)
-            for s,ps in found.items() if any(map(readable,ps))]
+            for s, ps in found.items() if any(map(readable, ps))]
 
 def _told_of(e):
-    if isinstance(e,ModuleNotFoundError): return lacking(e)
+    if isinstance(e, ModuleNotFoundError): return lacking(e)
     return f'{type(e).__name__}: {e}'[:500]
 
-def find_splits(files:dict, # path -> `Entry`
-                card:dict # the metadata of README.md
-               )->list: # of `Split`; one with an error for each configuration that cannot be read
+def find_splits(files: dict, # path -> `Entry`
+                card: dict # the metadata of README.md
+               ) -> list: # of `Split`; one with an error for each configuration that cannot be read
     "Find out what a data set is made of."
-    configs,res = card.get('configs'),[]
-    if not (isinstance(configs,list) and configs): configs = [dict(config_name='default')]
+    configs, res = card.get('configs'), []
+    if not (isinstance(configs, list) and configs): configs = [dict(config_name='default')]
     for c in configs[:1000]:
-        name = str(c.get('config_name','default'))[:200] if isinstance(c,dict) else 'default'
+        name = str(c.get('config_name', 'default'))[:200] if isinstance(c, dict) else 'default'
         try: res += _config_splits(name, c, files, card)
         except Exception as e: # a stranger's card: whatever is wrong with it
             res.append(Split(name, error=_told_of(e)))
@@ -163,17 +163,17 @@ def _parquet_form(split, read):
     "Note where the rows of Parquet files lie."
     import pyarrow.parquet as pq
     from datasets import Features
-    shards,first,size = [],None,0
+    shards, first, size = [], None, 0
     for e in split.files:
         with read(e) as f, pq.ParquetFile(f) as p:
-            m,schema = p.metadata,p.schema_arrow
+            m, schema = p.metadata, p.schema_arrow
             size += sum(m.row_group(g).total_byte_size for g in range(m.num_row_groups))
-        if first is not None and schema.names!=first.names:
+        if first is not None and schema.names != first.names:
             raise ValueError(f'{e.path} has other columns than {split.files[0].path}.')
         first = schema if first is None else first
         shards.append(dict(num_rows=m.num_rows, size=e.size))
     told = split.features if b'huggingface' not in (first.metadata or {}) else None
-    if list(told or ())!=first.names: told = Features.from_arrow_schema(first).to_dict()
+    if list(told or ()) != first.names: told = Features.from_arrow_schema(first).to_dict()
     return dict(features=told, num_rows=sum(s['num_rows'] for s in shards), num_bytes=size,
         partial=False, shards=shards)
 
@@ -181,12 +181,12 @@ def _parquet_form(split, read):
 @dataclass
 class Shown:
     "How much of a split is shown, and how much disk the Parquet forms may take."
-    rows:int=10_000_000 # of a split
-    bytes:int=5<<30 # of a split
-    array:int=200<<20 # of a JSON file that must be read whole, in bytes
-    shard:int=500<<20 # of one Parquet file, in memory
-    disk:int=20<<30 # of all Parquet forms together
-    rest:int=60 # seconds for which a form that was just used is kept at any rate
+    rows: int = 10_000_000 # of a split
+    bytes: int = 5<<30 # of a split
+    array: int = 200<<20 # of a JSON file that must be read whole, in bytes
+    shard: int = 500<<20 # of one Parquet file, in memory
+    disk: int = 20<<30 # of all Parquet forms together
+    rest: int = 60 # seconds for which a form that was just used is kept at any rate
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #93e694ee
 def _write(tables, folder, shown, features=None):
@@ -194,45 +194,45 @@ def _write(tables, folder, shown, features=None):
     import pyarrow.parquet as pq
     from datasets import Features
     from datasets.table import table_cast
-    shards,size,rows,writer = [],0,0,None
+    shards, size, rows, writer = [], 0, 0, None
     for t in tables:
         features = Features.from_arrow_schema(t.schema) if features is None else features
         most = shown.rows-rows
-        cut,t = len(t)>most,table_cast(t.slice(0,most), features.arrow_schema)
+        cut, t = len(t) > most, table_cast(t.slice(0, most), features.arrow_schema)
         if writer is None:
-            path,began = folder/f'{len(shards):04}.parquet',size
+            path, began = folder/f'{len(shards):04}.parquet', size
             writer = pq.ParquetWriter(path, t.schema)
             shards.append(dict(name=path.name, num_rows=0))
         writer.write_table(t, row_group_size=1000)
-        size,rows = size+t.nbytes,rows+len(t)
+        size, rows = size+t.nbytes, rows+len(t)
         shards[-1]['num_rows'] += len(t)
-        full = rows>=shown.rows or size>=shown.bytes
-        if full or size-began>=shown.shard: writer.close(); writer = None
+        full = rows >= shown.rows or size >= shown.bytes
+        if full or size-began >= shown.shard: writer.close(); writer = None
         if full: break
     if writer: writer.close()
     if features is None: raise ValueError('there are no rows in these files.')
     for s in shards: s['size'] = (folder/s['name']).stat().st_size
     return dict(features=features.to_dict(), num_rows=rows, num_bytes=size, shards=shards,
-        partial=cut or next(tables,None) is not None)
+        partial=cut or next(tables, None) is not None)
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #6f3a0d55
 def _whole_lines(f, tail=16<<20):
     "Cut a file after its last whole line."
-    start = f.seek(max(f.tell()-tail,0))
+    start = f.seek(max(f.tell()-tail, 0))
     f.truncate(start+f.read().rfind(b'\n')+1)
 
 def _copy(files, folder, read, most):
     "Copy files until `most` bytes are there; returns their paths, and whether something was cut."
     res = []
-    for i,e in enumerate(files):
-        if most<=0: return res,True
+    for i, e in enumerate(files):
+        if most <= 0: return res, True
         endings = re.findall(r'[.][A-Za-z0-9]{1,8}', posixpath.basename(e.path))[-2:]
         path = folder/(f'{i:06}'+''.join(endings))
         res.append(str(path))
-        with read(e) as f, open(path,'wb+') as g:
-            while most and (data := f.read(min(most,1<<20))): g.write(data); most -= len(data)
-            if not most and f.read(1): _whole_lines(g); return res,True
-    return res,False
+        with read(e) as f, open(path, 'wb+') as g:
+            while most and (data := f.read(min(most, 1<<20))): g.write(data); most -= len(data)
+            if not most and f.read(1): _whole_lines(g); return res, True
+    return res, False
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #7ffca739
 def _read_text(module, options, paths, cache, features=None):
@@ -245,14 +245,14 @@ def _read_text(module, options, paths, cache, features=None):
     files = DataFilesDict(train=DataFilesList(paths, [()]*len(paths)))
     b = reader(cache_dir=str(cache), data_files=files, features=features, **options)
     split, = b._split_generators(StreamingDownloadManager(download_config=DownloadConfig()))
-    for _,table in b._generate_tables(**split.gen_kwargs): yield table
+    for _, table in b._generate_tables(**split.gen_kwargs): yield table
 
 def _text_form(split, folder, read, shown):
     from datasets import Features
-    paths,cut = _copy(split.files, folder, read, shown.bytes)
-    for p in paths if split.module=='json' else ():
-        with open(p,'rb') as f: whole = 'field' in split.options or f.read(1000).lstrip()[:1]==b'['
-        if whole and (cut or os.path.getsize(p)>shown.array):
+    paths, cut = _copy(split.files, folder, read, shown.bytes)
+    for p in paths if split.module == 'json' else ():
+        with open(p, 'rb') as f: whole = 'field' in split.options or f.read(1000).lstrip()[:1] == b'['
+        if whole and (cut or os.path.getsize(p) > shown.array):
             raise ValueError('this JSON must be read whole and is too large for that: write one '
                 'object a line.')
     features = Features.from_dict(split.features) if split.features else None
@@ -263,45 +263,45 @@ def _text_form(split, folder, read, shown):
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #e7986261
 def _media_cell(e, read, most=100<<20):
-    if e.size>most: return dict(bytes=None, path=e.path)
+    if e.size > most: return dict(bytes=None, path=e.path)
     with read(e) as f: return dict(bytes=f.read(), path=posixpath.basename(e.path))
 
 def _labelled(split, base, read):
     "Yield rows of a media folder without metadata."
     for e in split.files:
-        cell,labels = _media_cell(e,read),split.options['labels']
+        cell, labels = _media_cell(e, read), split.options['labels']
         label = labels and dict(label=labels.index(posixpath.basename(posixpath.dirname(e.path))))
-        yield {base:cell}|(label or {})
+        yield {base: cell}|(label or {})
 
 def _column(name, base):
     "Name the column that the files go to which a column of metadata names."
-    return (name[:-len('_file_name')] or base) if re.fullmatch('(.*_)?file_name',name) else name
+    return (name[:-len('_file_name')] or base) if re.fullmatch('(.*_)?file_name', name) else name
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #4d70c86a
 def _told(split, base, folder, read, e):
     "Read a metadata file: the features of its rows, and its rows with the files that they name."
     import pyarrow.parquet as pq
     from datasets import Audio, Features, Image
-    (path,),_ = _copy([e], folder, read, 1<<30)
+    (path,), _ = _copy([e], folder, read, 1<<30)
     suffix = path.rpartition('.')[2]
-    if suffix=='parquet': table = pq.read_table(path)
+    if suffix == 'parquet': table = pq.read_table(path)
     else:
-        reader = 'csv' if suffix=='csv' else 'json'
+        reader = 'csv' if suffix == 'csv' else 'json'
         table = _concat(_read_text(reader, {}, [path], folder/'cache'))
     os.unlink(path)
-    files,here = {f.path:f for f in split.files},posixpath.dirname(e.path)
+    files, here = {f.path: f for f in split.files}, posixpath.dirname(e.path)
     def cell(name, value):
-        if _column(name,base)==name or value is None: return value
-        f = files.get(posixpath.normpath(posixpath.join(here,value)))
+        if _column(name, base) == name or value is None: return value
+        f = files.get(posixpath.normpath(posixpath.join(here, value)))
         if f is None:
             raise ValueError(f'{e.path} names `{value[:100]}`, which is no file of this split.')
         return _media_cell(f, read)
     media = dict(image=Image(), audio=Audio())[base]
     columns = Features.from_arrow_schema(table.schema)
-    features = {_column(k,base):v if _column(k,base)==k else media for k,v in columns.items()}
-    rows = ({_column(k,base):cell(k,v) for k,v in r.items()} for b in table.to_batches(100)
+    features = {_column(k, base): v if _column(k, base) == k else media for k, v in columns.items()}
+    rows = ({_column(k, base): cell(k, v) for k, v in r.items()} for b in table.to_batches(100)
             for r in b.to_pylist())
-    return features,rows
+    return features, rows
 
 def _concat(tables):
     import pyarrow as pa
@@ -311,13 +311,13 @@ def _concat(tables):
 def _tables(rows, features, most=32<<20):
     "Gather rows into tables of at most a hundred rows, and not many bytes."
     import pyarrow as pa
-    rows_,size = [],0
+    rows_, size = [], 0
     for r in rows:
         rows_.append(r)
-        size += sum(len(v.get('bytes') or b'') for v in r.values() if isinstance(v,dict))
-        if len(rows_)==100 or size>most:
+        size += sum(len(v.get('bytes') or b'') for v in r.values() if isinstance(v, dict))
+        if len(rows_) == 100 or size > most:
             yield pa.Table.from_pylist(rows_, schema=features.arrow_schema)
-            rows_,size = [],0
+            rows_, size = [], 0
     if rows_: yield pa.Table.from_pylist(rows_, schema=features.arrow_schema)
 
 def _folder_form(split, folder, read, shown):
@@ -327,30 +327,30 @@ def _folder_form(split, folder, read, shown):
         told = [_told(split, base, folder, read, e) for e in split.files
                 if posixpath.basename(e.path) in _metadata]
         if not told: raise ValueError('this split has no metadata file, though another one has.')
-        features,rows = told[0][0],(r for _,rs in told for r in rs)
+        features, rows = told[0][0], (r for _, rs in told for r in rs)
     else:
-        features = {base:dict(image=Image(), audio=Audio())[base]}
+        features = {base: dict(image=Image(), audio=Audio())[base]}
         if split.options['labels']: features['label'] = ClassLabel(names=split.options['labels'])
         rows = _labelled(split, base, read)
     features = Features(features)
-    return _write(_tables(rows,features), folder, shown, features)
+    return _write(_tables(rows, features), folder, shown, features)
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #94949521
 class Parquets:
     "The Parquet forms of splits, in the data folder; the least used go when there are too many."
-    def __init__(self, hub:Hub, shown:Shown=None):
-        self.hub,self.shown = hub,shown or Shown()
+    def __init__(self, hub: Hub, shown: Shown = None):
+        self.hub, self.shown = hub, shown or Shown()
         self.folder = hub.data/'parquet'
         self.folder.mkdir(exist_ok=True)
-        self.jobs,self.plans = {},OrderedDict()
-        self.guard,self.turn = threading.Lock(),threading.Lock()
+        self.jobs, self.plans = {}, OrderedDict()
+        self.guard, self.turn = threading.Lock(), threading.Lock()
         self.readers = threading.BoundedSemaphore(4)
 
-    def path(self, key:str)->Path: return self.folder/key[:2]/key
+    def path(self, key: str) -> Path: return self.folder/key[:2]/key
 
-    def get(self, split:Split, key:str, # of the repo
-            wait:float=10 # seconds
-           )->dict: # {features, num_rows, num_bytes, partial, shards} or {error}; None: not ready
+    def get(self, split: Split, key: str, # of the repo
+            wait: float = 10 # seconds
+           ) -> dict: # {features, num_rows, num_bytes, partial, shards} or {error}; None: not ready
         "Return the form of a split; make it where there is none."
         if split.error: return dict(error=split.error)
         note = self.path(split.key)/'split.json'
@@ -360,21 +360,21 @@ class Parquets:
             job = self.jobs.get(split.key)
             if job is None:
                 job = self.jobs[split.key] = Future()
-                threading.Thread(target=self._run, args=(split,key,job), daemon=True).start()
+                threading.Thread(target=self._run, args=(split, key, job), daemon=True).start()
         try: return job.result(wait)
         except TimeoutError: return None
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #c5d5dcf8
 def _run(self, split, key, job):
     tmp = self.hub.store.lfs.tmp/token_hex(12)
-    told = lambda e: dict(error=_told_of(e).replace(f'{tmp}/',''))
+    told = lambda e: dict(error=_told_of(e).replace(f'{tmp}/', ''))
     try:
         with self.turn:
             tmp.mkdir()
             repo = self.hub.store.open(key)
-            try: form = _make_form(split, tmp, lambda e: self.hub.open_file(e,repo), self.shown)
+            try: form = _make_form(split, tmp, lambda e: self.hub.open_file(e, repo), self.shown)
             except Exception as e: # whatever a stranger's file does to a reader
-                if isinstance(e,(MemoryError,ModuleNotFoundError)) or getattr(e,'errno',None): raise
+                if isinstance(e, (MemoryError, ModuleNotFoundError)) or getattr(e, 'errno', None): raise
                 form = told(e)
             self._keep(split.key, form, tmp)
     except Exception as e: form = told(e) # the machine's trouble: told, and tried again next time
@@ -384,7 +384,7 @@ def _run(self, split, key, job):
 Parquets._run = _run
 
 def _make_form(split, folder, read, shown):
-    if split.module=='parquet': return _parquet_form(split, read)
+    if split.module == 'parquet': return _parquet_form(split, read)
     make = _folder_form if split.module.endswith('folder') else _text_form
     return make(split, folder, read, shown)
 
@@ -400,9 +400,9 @@ def _keep(self, key, form, tmp):
     os.replace(tmp, self.path(key))
     notes = sorted(self.folder.glob('*/*/split.json'), key=lambda p: p.stat().st_mtime)
     sizes = [sum(f.stat().st_size for f in p.parent.iterdir()) for p in notes]
-    for note,size in list(zip(notes,sizes))[:-1]: # the newest stays, however large
-        rested = time.time()-note.stat().st_mtime>=self.shown.rest
-        if sum(sizes)<=self.shown.disk or not rested: break
+    for note, size in list(zip(notes, sizes))[:-1]: # the newest stays, however large
+        rested = time.time()-note.stat().st_mtime >= self.shown.rest
+        if sum(sizes) <= self.shown.disk or not rested: break
         sizes.remove(size)
         gone = self.hub.store.lfs.tmp/token_hex(12)
         os.replace(note.parent, gone)
@@ -412,60 +412,60 @@ Parquets._keep = _keep
 # %% ../../nbs/localhub/08f_viewer.ipynb #af0c2c3c
 _making = threading.Lock()
 
-def parquets(hub:Hub)->Parquets:
+def parquets(hub: Hub) -> Parquets:
     "Return the keeper of a Hub's Parquet forms."
     with _making:
-        if not hasattr(hub,'parquets'): hub.parquets = Parquets(hub)
+        if not hasattr(hub, 'parquets'): hub.parquets = Parquets(hub)
         return hub.parquets
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #8c7f90ef
 class View:
     "A data set at a commit, and what can be read of it."
-    def __init__(self, hub:Hub, row:RepoRow, rev:str='main'):
-        self.hub,self.row,self.repo = hub,row,hub.store.open(row.key)
-        self.keeper,commit = parquets(hub),self.repo.resolve(rev)
+    def __init__(self, hub: Hub, row: RepoRow, rev: str = 'main'):
+        self.hub, self.row, self.repo = hub, row, hub.store.open(row.key)
+        self.keeper, commit = parquets(hub), self.repo.resolve(rev)
         self.sha = str(commit.id)
-        plans,key = self.keeper.plans,(row.key,self.sha)
+        plans, key = self.keeper.plans, (row.key, self.sha)
         self.splits = plans.get(key)
         if self.splits is None:
             self.splits = plans[key] = find_splits(self._files(commit), self._card(commit))
-            while len(plans)>100: plans.popitem(last=False)
+            while len(plans) > 100: plans.popitem(last=False)
 
     def _files(self, commit):
-        es = {e.path:e for e in self.repo.walk(commit, recursive=True) if e.type=='file'}
+        es = {e.path: e for e in self.repo.walk(commit, recursive=True) if e.type == 'file'}
         known = self.hub.db.lfs_size # a pointer to bytes that were never sent here is just text
-        return {p:e if not e.lfs or known(self.row.key,e.lfs.oid) is not None
-                else e._replace(lfs=None) for p,e in es.items()}
+        return {p: e if not e.lfs or known(self.row.key, e.lfs.oid) is not None
+                else e._replace(lfs=None) for p, e in es.items()}
 
     def _card(self, commit):
-        return (self.row.info if self.sha==self.row.sha
+        return (self.row.info if self.sha == self.row.sha
             else self.hub.describe(self.repo, commit, 'dataset')).get('cardData') or {}
 
-    def find(self, config:str, split:str)->Split:
+    def find(self, config: str, split: str) -> Split:
         "Find a split by its name."
         for s in self.splits:
-            if s.config==config and s.name in (split,None): return s
+            if s.config == config and s.name in (split, None): return s
         raise HubError(404, f'the data set has no split `{split[:100]}` in a configuration '
             f'`{config[:100]}`.', 'ResponseNotFound')
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #ec6851b0
-def form(self, split:Split, wait:float=10)->dict: # None where it is not ready
+def form(self, split: Split, wait: float = 10) -> dict: # None where it is not ready
     "Return what is known of a split."
     return self.keeper.get(split, self.row.key, wait)
 View.form = form
 
-def ready(self, split:Split)->dict:
+def ready(self, split: Split) -> dict:
     "As `form`; 422 where the split cannot be read, 503 where it is not ready."
     d = self.form(split)
     if d is None:
         raise HubError(503, 'the rows of this split are being prepared: try again soon.',
-            'ResponseNotReady', {'Retry-After':'5'})
+            'ResponseNotReady', {'Retry-After': '5'})
     if 'error' in d:
         raise HubError(422, f'this split cannot be read: {d["error"]}', 'UnreadableData')
     return d
 View.ready = ready
 
-def open_shard(self, split:Split, form:dict, i:int):
+def open_shard(self, split: Split, form: dict, i: int):
     "Open one of the Parquet files of a split."
     name = form['shards'][i].get('name')
     if name is None: return self.hub.open_file(split.files[i], self.repo)
@@ -475,78 +475,78 @@ View.open_shard = open_shard
 # %% ../../nbs/localhub/08f_viewer.ipynb #82553a15
 _thrifty = dict(pre_buffer=False, buffer_size=1<<20) # else whole row groups are read ahead
 
-def scan(self, split:Split, form:dict, start:int=0, stop:int=None,
-         columns:list=None # names; all where None
+def scan(self, split: Split, form: dict, start: int = 0, stop: int = None,
+         columns: list = None # names; all where None
         ): # yields (number of the first row, `pyarrow.RecordBatch`)
     "Read rows of a split."
     import pyarrow.parquet as pq
-    at,stop = 0,form['num_rows'] if stop is None else min(stop,form['num_rows'])
-    for i,shard in enumerate(form['shards']):
-        if at>=stop: return
-        if at+shard['num_rows']<=start: at += shard['num_rows']; continue
-        with self.open_shard(split,form,i) as f, pq.ParquetFile(f, **_thrifty) as p:
+    at, stop = 0, form['num_rows'] if stop is None else min(stop, form['num_rows'])
+    for i, shard in enumerate(form['shards']):
+        if at >= stop: return
+        if at+shard['num_rows'] <= start: at += shard['num_rows']; continue
+        with self.open_shard(split, form, i) as f, pq.ParquetFile(f, **_thrifty) as p:
             m = p.metadata
-            first,last = 0,m.num_row_groups
-            while first<last and at+m.row_group(first).num_rows<=start:
+            first, last = 0, m.num_row_groups
+            while first < last and at+m.row_group(first).num_rows <= start:
                 at += m.row_group(first).num_rows; first += 1
-            wide = max([m.row_group(g).total_byte_size//max(m.row_group(g).num_rows,1)
-                        for g in range(first,last)][:1]+[1])
-            for b in p.iter_batches(min(max((4<<20)//wide,8),10_000), range(first,last), columns,
+            wide = max([m.row_group(g).total_byte_size//max(m.row_group(g).num_rows, 1)
+                        for g in range(first, last)][:1]+[1])
+            for b in p.iter_batches(min(max((4<<20)//wide, 8), 10_000), range(first, last), columns,
                                     use_threads=False):
-                a,z = max(start-at,0),min(stop-at,b.num_rows)
-                if a<z: yield at+a,b.slice(a,z-a)
+                a, z = max(start-at, 0), min(stop-at, b.num_rows)
+                if a < z: yield at+a, b.slice(a, z-a)
                 at += b.num_rows
-                if at>=stop: return
+                if at >= stop: return
 View.scan = scan
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #b7f41054
 def cell(value, feature, # its type, as `datasets` writes types
          link, # function: kind, bytes, path to the cell -> JSON
-         path:tuple=() # row number, column, then keys and positions within it
+         path: tuple = () # row number, column, then keys and positions within it
         ):
     "Write a value as JSON."
-    kind = feature.get('_type') if isinstance(feature,dict) else None
-    if kind in ('Image','Audio') and isinstance(value,dict):
+    kind = feature.get('_type') if isinstance(feature, dict) else None
+    if kind in ('Image', 'Audio') and isinstance(value, dict):
         data = value.get('bytes')
-        return link(kind, data, path) if isinstance(data,bytes) else None
-    if isinstance(value,list):
-        inner = feature.get('feature') if kind else feature[0] if isinstance(feature,list) else None
-        return [cell(v, inner, link, (*path,i)) for i,v in enumerate(value)]
-    if isinstance(value,dict):
-        types = feature if isinstance(feature,dict) and not isinstance(kind,str) else {}
-        return {k:cell(v, types.get(k), link, (*path,k)) for k,v in value.items()}
-    if isinstance(value,bytes): return base64.b64encode(value).decode()
+        return link(kind, data, path) if isinstance(data, bytes) else None
+    if isinstance(value, list):
+        inner = feature.get('feature') if kind else feature[0] if isinstance(feature, list) else None
+        return [cell(v, inner, link, (*path, i)) for i, v in enumerate(value)]
+    if isinstance(value, dict):
+        types = feature if isinstance(feature, dict) and not isinstance(kind, str) else {}
+        return {k: cell(v, types.get(k), link, (*path, k)) for k, v in value.items()}
+    if isinstance(value, bytes): return base64.b64encode(value).decode()
     return plain(value)
 
-def image_size(data:bytes)->tuple: # (width, height), or nothing known
+def image_size(data: bytes) -> tuple: # (width, height), or nothing known
     "Read the size of a picture from its first bytes."
     from io import BytesIO
     from PIL import Image
     try:
         with Image.open(BytesIO(data)) as im: return im.size
-    except Exception: return None,None # no picture, or none that this library knows
+    except Exception: return None, None # no picture, or none that this library knows
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #75561681
 _least = 100 # characters of a cell that is cut
 
-def fit(rows:list, # of {row_idx, row}
-        most:int # characters of JSON
-       )->tuple: # (rows with `truncated_cells`, whether rows were left out)
+def fit(rows: list, # of {row_idx, row}
+        most: int # characters of JSON
+       ) -> tuple: # (rows with `truncated_cells`, whether rows were left out)
     "Cut long cells so that an answer stays small."
-    res,used = [],0
+    res, used = [], 0
     for r in rows:
-        sizes = {k:len(json.dumps(v)) for k,v in r['row'].items()}
-        long = sorted((k for k,n in sizes.items() if n>_least), key=sizes.get, reverse=True)
+        sizes = {k: len(json.dumps(v)) for k, v in r['row'].items()}
+        long = sorted((k for k, n in sizes.items() if n > _least), key=sizes.get, reverse=True)
         cut = []
-        while used+sum(sizes.values())>most and len(cut)<len(long):
+        while used+sum(sizes.values()) > most and len(cut) < len(long):
             k = long[len(cut)]
             v = r['row'][k]
-            r['row'][k] = (v if isinstance(v,str) else json.dumps(v, ensure_ascii=False))[:_least]
+            r['row'][k] = (v if isinstance(v, str) else json.dumps(v, ensure_ascii=False))[:_least]
             sizes[k] = _least; cut.append(k)
         used += sum(sizes.values())
-        if used>most and res: return res,True
+        if used > most and res: return res, True
         res.append(dict(row_idx=r['row_idx'], row=r['row'], truncated_cells=cut))
-    return res,False
+    return res, False
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #9c4b9a31
 @contextmanager
@@ -554,8 +554,8 @@ def reading(self):
     "Let few read at a time; turn what a broken file does to a reader into a 422."
     try:
         with self.keeper.readers: yield
-    except (ValueError,OverflowError,RecursionError,KeyError,NotImplementedError,OSError) as e:
-        if getattr(e,'errno',None): raise # the machine's trouble, not the file's
+    except (ValueError, OverflowError, RecursionError, KeyError, NotImplementedError, OSError) as e:
+        if getattr(e, 'errno', None): raise # the machine's trouble, not the file's
         raise HubError(422, f'this split cannot be read: {type(e).__name__}: {e}'[:500],
             'UnreadableData') from None
 View.reading = reading
@@ -565,30 +565,30 @@ def _runs(numbers):
     "Gather numbers that follow one another: [first, end]."
     res = []
     for n in sorted(numbers):
-        if res and n==res[-1][1]: res[-1][1] = n+1
-        else: res.append([n,n+1])
+        if res and n == res[-1][1]: res[-1][1] = n+1
+        else: res.append([n, n+1])
     return res
 
-def rows(self, split:Split, form:dict, numbers, # of rows, in the order wanted
-         link)->list: # of {row_idx, row}
+def rows(self, split: Split, form: dict, numbers, # of rows, in the order wanted
+         link) -> list: # of {row_idx, row}
     "Read rows as JSON."
     types = form['features']
-    def json_row(n, r): return {k:cell(v, types.get(k), link, (n,k)) for k,v in r.items()}
+    def json_row(n, r): return {k: cell(v, types.get(k), link, (n, k)) for k, v in r.items()}
     with self.reading():
-        res = {at+i:json_row(at+i,r) for start,stop in _runs(numbers)
-               for at,b in self.scan(split,form,start,stop) for i,r in enumerate(b.to_pylist())}
-    return [dict(row_idx=n, row=res.get(n,{})) for n in numbers] # rows may have no columns
+        res = {at+i: json_row(at+i, r) for start, stop in _runs(numbers)
+               for at, b in self.scan(split, form, start, stop) for i, r in enumerate(b.to_pylist())}
+    return [dict(row_idx=n, row=res.get(n, {})) for n in numbers] # rows may have no columns
 View.rows = rows
 
 # %% ../../nbs/localhub/08f_viewer.ipynb #430f71f7
-def media(self, split:Split, form:dict, path # row number, column, then keys and positions
-         )->bytes:
+def media(self, split: Split, form: dict, path # row number, column, then keys and positions
+         ) -> bytes:
     "Read the bytes of one picture or sound."
-    i,*keys = path
+    i, *keys = path
     with self.reading():
-        _,b = next(self.scan(split, form, i, i+1, keys[:1]))
+        _, b = next(self.scan(split, form, i, i+1, keys[:1]))
         v = b.to_pylist()[0]
         for k in keys: v = v[k]
-        if not isinstance(v['bytes'],bytes): raise ValueError('no bytes')
+        if not isinstance(v['bytes'], bytes): raise ValueError('no bytes')
         return v['bytes']
 View.media = media

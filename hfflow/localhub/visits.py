@@ -27,101 +27,101 @@ from .store import HubError
 from .wire import LOOPBACK, Call, Hub, Routes, browser_user, error, seal
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0010
-def app_url(hub:Hub, row:RepoRow, request:Request, who:Caller)->str:
+def app_url(hub: Hub, row: RepoRow, request: Request, who: Caller) -> str:
     "Say where a browser finds a Space: on a host of its own where this machine is meant."
-    name = re.sub(r':\d+$','',request.headers.get('host','')).strip('[]').lower()
+    name = re.sub(r':\d+$', '', request.headers.get('host', '')).strip('[]').lower()
     if name not in LOOPBACK and not name.endswith('.localhost'):
         return f'/spaces/{row.id}/app/'
     port = request.url.port
-    url = f'{request.url.scheme}://{subdomain(hub,row)}.localhost{f":{port}" if port else ""}/'
-    return url+(f'?{urlencode({"__sign":make_pass(hub,row,who.name)})}' if row.private and who.name
+    url = f'{request.url.scheme}://{subdomain(hub, row)}.localhost{f":{port}" if port else ""}/'
+    return url+(f'?{urlencode({"__sign":make_pass(hub, row, who.name)})}' if row.private and who.name
                 else '')
 
-def make_pass(hub:Hub, row:RepoRow, user:str, exp:int=None # Unix time; in a day where None
-             )->str:
+def make_pass(hub: Hub, row: RepoRow, user: str, exp: int = None # Unix time; in a day where None
+             ) -> str:
     "Sign that a browser may see one private Space as somebody."
     exp = exp or int(time.time())+86400
-    return f'{user}:{exp}:{seal(hub,"space",f"{row.key}:{user}:{exp}")}'
+    return f'{user}:{exp}:{seal(hub, "space", f"{row.key}:{user}:{exp}")}'
 
-def read_pass(hub:Hub, row:RepoRow, text:str)->str: # user name; None where it is not good
+def read_pass(hub: Hub, row: RepoRow, text: str) -> str: # user name; None where it is not good
     "Check such a signature."
-    user,_,rest = (text or '').partition(':')
+    user, _, rest = (text or '').partition(':')
     exp = rest.partition(':')[0]
-    if not re.fullmatch(r'\d{1,12}',exp) or int(exp)<time.time(): return None
+    if not re.fullmatch(r'\d{1,12}', exp) or int(exp) < time.time(): return None
     good = make_pass(hub, row, user, int(exp))
-    return user if hmac.compare_digest(good.encode('utf-8','replace'),
-                                       text.encode('utf-8','replace')) else None
+    return user if hmac.compare_digest(good.encode('utf-8', 'replace'),
+                                       text.encode('utf-8', 'replace')) else None
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0012
-COOKIES = ('hub','hub_space') # what an app never sees and never sets
+COOKIES = ('hub', 'hub_space') # what an app never sees and never sets
 
 def _bearer(value):
-    scheme,_,token = (value or '').partition(' ')
-    return token.strip() if scheme.lower()=='bearer' else None
+    scheme, _, token = (value or '').partition(' ')
+    return token.strip() if scheme.lower() == 'bearer' else None
 
-def visitor(hub:Hub, row:RepoRow, request:Request, prefix:str
-           )->tuple: # (Caller, whether `Authorization` is the Hub's)
+def visitor(hub: Hub, row: RepoRow, request: Request, prefix: str
+           ) -> tuple: # (Caller, whether `Authorization` is the Hub's)
     "Find out who visits a Space."
-    who,theirs = None,False
-    for name in ('x-hf-authorization','authorization'):
+    who, theirs = None, False
+    for name in ('x-hf-authorization', 'authorization'):
         token = _bearer(request.headers.get(name))
         if not token: continue
-        try: c = hub.db.caller(token); who,theirs = who or c,name=='authorization'
+        try: c = hub.db.caller(token); who, theirs = who or c, name == 'authorization'
         except HubError:
-            if token.startswith('hf_') or name!='authorization': raise
-    if who: return who,theirs
+            if token.startswith('hf_') or name != 'authorization': raise
+    if who: return who, theirs
     user = read_pass(hub, row,
                      request.query_params.get('__sign') or request.cookies.get('hub_space'))
     if user is None and prefix: # below the Hub's own address its own cookie counts
-        return browser_user(Call(hub, request)) or NOBODY,False
-    return (hub.db.person(user,'read') if user else NOBODY),False
+        return browser_user(Call(hub, request)) or NOBODY, False
+    return (hub.db.person(user, 'read') if user else NOBODY), False
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0014
-_hop = {'connection','keep-alive','proxy-authenticate','proxy-authorization','te','trailer',
-    'transfer-encoding','upgrade','proxy-connection','expect'}
-_mine = {'x-hf-authorization','x-forwarded-host','x-forwarded-proto','x-forwarded-for',
-    'x-forwarded-prefix','x-gradio-server','forwarded','cookie'}
+_hop = {'connection', 'keep-alive', 'proxy-authenticate', 'proxy-authorization', 'te', 'trailer',
+    'transfer-encoding', 'upgrade', 'proxy-connection', 'expect'}
+_mine = {'x-hf-authorization', 'x-forwarded-host', 'x-forwarded-proto', 'x-forwarded-for',
+    'x-forwarded-prefix', 'x-gradio-server', 'forwarded', 'cookie'}
 
 def _kept_cookies(request):
-    return '; '.join(c.strip() for c in request.headers.get('cookie','').split(';')
+    return '; '.join(c.strip() for c in request.headers.get('cookie', '').split(';')
                      if c.strip() and c.partition('=')[0].strip() not in COOKIES)
 
-def to_app(request:Request, prefix:str, hub_auth:bool)->list:
+def to_app(request: Request, prefix: str, hub_auth: bool) -> list:
     "Make the headers that an app gets."
-    named = {n.strip().lower() for n in request.headers.get('connection','').split(',')}
+    named = {n.strip().lower() for n in request.headers.get('connection', '').split(',')}
     drop = _hop|_mine|named|({'authorization'} if hub_auth else set())
-    host = request.headers.get('host','')
-    res = [(k,v) for k,v in request.headers.raw if k.decode('latin1').lower() not in drop]
-    if cookies:=_kept_cookies(request): res.append((b'cookie',cookies.encode('latin1','replace')))
+    host = request.headers.get('host', '')
+    res = [(k, v) for k, v in request.headers.raw if k.decode('latin1').lower() not in drop]
+    if cookies := _kept_cookies(request): res.append((b'cookie', cookies.encode('latin1', 'replace')))
     scheme = request.url.scheme
     if prefix: # Gradio makes its links from the second
-        res += [(b'x-forwarded-prefix',prefix.encode()),
-                (b'x-gradio-server',f'{scheme}://{host}{prefix}'.encode('latin1','replace'))]
-    return res+[(b'x-forwarded-proto',scheme.encode())]
+        res += [(b'x-forwarded-prefix', prefix.encode()),
+                (b'x-gradio-server', f'{scheme}://{host}{prefix}'.encode('latin1', 'replace'))]
+    return res+[(b'x-forwarded-proto', scheme.encode())]
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0015
 SANDBOX = 'sandbox allow-scripts allow-forms allow-popups allow-downloads allow-modals'
-_site = {'clear-site-data','strict-transport-security','service-worker-allowed',
+_site = {'clear-site-data', 'strict-transport-security', 'service-worker-allowed',
     'alt-svc'} # speak for a whole host
 
 def _cookie(value, prefix):
     "Keep a cookie of an app to the app."
-    first,*rest = value.split(';')
+    first, *rest = value.split(';')
     if first.partition('=')[0].strip() in COOKIES: return None
     key = lambda p: p.partition('=')[0].strip().lower()
-    rest = [p for p in rest if key(p)!='domain' and not (prefix and key(p)=='path')]
-    return ';'.join([first,*rest,*([f' Path={prefix}/'] if prefix else [])])
+    rest = [p for p in rest if key(p) != 'domain' and not (prefix and key(p) == 'path')]
+    return ';'.join([first, *rest, *([f' Path={prefix}/'] if prefix else [])])
 
-def from_app(raw:list, # of pairs of bytes
-             prefix:str)->list:
+def from_app(raw: list, # of pairs of bytes
+             prefix: str) -> list:
     "Make the headers that a visitor gets."
     res = []
-    for k,v in raw:
-        name,value = k.decode('latin1').lower(),v.decode('latin1')
-        if name in _hop or name=='date' or prefix and name in _site: continue
-        if name=='set-cookie': value = _cookie(value, prefix)
-        if name=='location' and prefix and re.match('/(?!/)',value): value = prefix+value
-        if value is not None: res.append((name.encode(), value.encode('latin1','replace')))
+    for k, v in raw:
+        name, value = k.decode('latin1').lower(), v.decode('latin1')
+        if name in _hop or name == 'date' or prefix and name in _site: continue
+        if name == 'set-cookie': value = _cookie(value, prefix)
+        if name == 'location' and prefix and re.match('/(?!/)', value): value = prefix+value
+        if value is not None: res.append((name.encode(), value.encode('latin1', 'replace')))
     if prefix: res.append((b'content-security-policy', SANDBOX.encode()))
     return res
 
@@ -130,21 +130,21 @@ def _client(hub):
     "The Hub's own client; each event loop has one. A program may close a kept connection at any time."
     import httpx
     loop = asyncio.get_running_loop()
-    if getattr(hub,'_client',(None,))[0] is not loop:
-        hub._client = loop,httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(None,connect=5),
+    if getattr(hub, '_client', (None,))[0] is not loop:
+        hub._client = loop, httpx.AsyncClient(trust_env=False, timeout=httpx.Timeout(None, connect=5),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=0))
     return hub._client[1]
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0017
-async def relay(hub:Hub, request:Request, port:int, path:str,
-                headers:list, # of pairs of bytes, for the program
+async def relay(hub: Hub, request: Request, port: int, path: str,
+                headers: list, # of pairs of bytes, for the program
                 left=lambda: None # called when the answer has ended, or none will come
-               )->tuple: # (answer without headers, headers as pairs of bytes)
+               ) -> tuple: # (answer without headers, headers as pairs of bytes)
     "Ask a program of this machine, and pass its answer on as it comes."
     import httpx
     query = request.scope['query_string']
     url = httpx.URL(scheme='http', host='127.0.0.1', port=port,
-                    raw_path=(path or '/').encode('ascii','replace')+(b'?'+query if query else b''))
+                    raw_path=(path or '/').encode('ascii', 'replace')+(b'?'+query if query else b''))
     sends = 'content-length' in request.headers or 'transfer-encoding' in request.headers
     req = httpx.Request(request.method, url, headers=headers,
                         content=request.stream() if sends else None)
@@ -160,69 +160,69 @@ async def relay(hub:Hub, request:Request, port:int, path:str,
         finally:
             left()
             await res.aclose()
-    return StreamingResponse(body(), res.status_code),res.headers.raw
+    return StreamingResponse(body(), res.status_code), res.headers.raw
 
-async def forward(hub:Hub, app, # `App`
-                  port:int, request:Request, prefix:str, rest:str, hub_auth:bool)->Response:
+async def forward(hub: Hub, app, # `App`
+                  port: int, request: Request, prefix: str, rest: str, hub_auth: bool) -> Response:
     "Pass a visitor's request on to an app."
     p = app.live
     if p is None: raise HubError(502, 'the app has just ended: its run log may say why.')
     def left(): app.open -= 1; p.busy -= 1; app.visited = time.monotonic()
     app.open += 1; p.busy += 1
-    answer,raw = await relay(hub, request, port, rest, to_app(request,prefix,hub_auth), left)
+    answer, raw = await relay(hub, request, port, rest, to_app(request, prefix, hub_auth), left)
     answer.raw_headers = from_app(raw, prefix)
     return answer
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0019
-async def tunnel(hub:Hub, ws:WebSocket, row:RepoRow, prefix:str, rest:str):
+async def tunnel(hub: Hub, ws: WebSocket, row: RepoRow, prefix: str, rest: str):
     "Connect a visitor's WebSocket with the app's."
     from websockets.asyncio.client import connect
     from websockets.exceptions import WebSocketException
     try:
         if row is None: raise no_repo(NOBODY)
-        who,hub_auth = await run_in_threadpool(visitor, hub, row, ws, prefix)
-        if not hub.db.visible(row,who) or row.disabled: raise no_repo(who)
+        who, hub_auth = await run_in_threadpool(visitor, hub, row, ws, prefix)
+        if not hub.db.visible(row, who) or row.disabled: raise no_repo(who)
     except HubError: return await ws.close(1008)
-    app = app_of(hub,row)
-    if is_static(row) or await ready(hub,row,app,True) is None: return await ws.close(1013)
+    app = app_of(hub, row)
+    if is_static(row) or await ready(hub, row, app, True) is None: return await ws.close(1013)
     query = ws.scope['query_string'].decode('latin1')
-    head = [(k.decode('latin1'),v.decode('latin1')) for k,v in to_app(ws,prefix,hub_auth)
-            if k!=b'host' and not k.startswith(b'sec-websocket-')]
-    url = f"ws://{ws.headers.get('host','')}{rest or '/'}"+(f'?{query}' if query else '')
+    head = [(k.decode('latin1'), v.decode('latin1')) for k, v in to_app(ws, prefix, hub_auth)
+            if k != b'host' and not k.startswith(b'sec-websocket-')]
+    url = f"ws://{ws.headers.get('host', '')}{rest or '/'}"+(f'?{query}' if query else '')
     app.open += 1
     try:
         async with connect(url,
                 host='127.0.0.1', port=app.port, proxy=None, additional_headers=head,
                 subprotocols=ws.scope['subprotocols'] or None, max_size=64<<20) as up:
             await ws.accept(up.subprotocol)
-            jobs = [asyncio.create_task(f(ws,up)) for f in (_inward,_outward)]
+            jobs = [asyncio.create_task(f(ws, up)) for f in (_inward, _outward)]
             await asyncio.wait(jobs, return_when=asyncio.FIRST_COMPLETED)
             for j in jobs: j.cancel()
             if jobs[1].done(): await ws.close(up.close_code or 1000)
-    except (OSError,WebSocketException,WebSocketDisconnect,RuntimeError):
+    except (OSError, WebSocketException, WebSocketDisconnect, RuntimeError):
         try: await ws.close(1011)
         except RuntimeError: pass # it was closed already
     finally: app.open -= 1; app.visited = time.monotonic()
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0020
 async def _inward(ws, up):
-    while (m:=await ws.receive())['type']!='websocket.disconnect':
+    while (m := await ws.receive())['type'] != 'websocket.disconnect':
         await up.send(m['text'] if m.get('text') is not None else m['bytes'])
 
 async def _outward(ws, up):
-    async for m in up: await (ws.send_text if isinstance(m,str) else ws.send_bytes)(m)
+    async for m in up: await (ws.send_text if isinstance(m, str) else ws.send_bytes)(m)
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0022
 WAIT = 60 # seconds that a program waits for a Space to start
 
-async def ready(hub:Hub, row:RepoRow, app, patient:bool)->int: # port; None where it does not run
+async def ready(hub: Hub, row: RepoRow, app, patient: bool) -> int: # port; None where it does not run
     "Wake a Space, and wait for it if that is wanted."
     end = time.monotonic()+(WAIT if patient else 0)
     app.visited = time.monotonic()
-    if app.port is None and (await run_in_threadpool(stage,hub,row))[0]=='SLEEPING':
-        if app.stage in (None,'SLEEPING') and may_begin(hub,app): app.begin()
-    while app.port is None and time.monotonic()<end:
-        if not any(s in (app.stage or '') for s in ('BUILDING','STARTING')): break
+    if app.port is None and (await run_in_threadpool(stage, hub, row))[0] == 'SLEEPING':
+        if app.stage in (None, 'SLEEPING') and may_begin(hub, app): app.begin()
+    while app.port is None and time.monotonic() < end:
+        if not any(s in (app.stage or '') for s in ('BUILDING', 'STARTING')): break
         await asyncio.sleep(.1)
     return app.port
 
@@ -232,18 +232,18 @@ _words = dict(BUILDING='is being built', APP_STARTING='is starting', PAUSED='is 
     BUILD_ERROR='could not be built', RUNTIME_ERROR='has ended')
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0023
-def not_running(hub:Hub, row:RepoRow, page:bool # for a person
-               )->Response:
+def not_running(hub: Hub, row: RepoRow, page: bool # for a person
+               ) -> Response:
     "Say why a Space does not answer."
-    now,message = stage(hub,row)
-    why = f'{row.id} {_words.get(now,"is not running")}.'+(f' {message}' if message else '')
-    soon = now in ('BUILDING','APP_STARTING','SLEEPING')
-    h = {'Retry-After':'2'} if soon else {}
+    now, message = stage(hub, row)
+    why = f'{row.id} {_words.get(now, "is not running")}.'+(f' {message}' if message else '')
+    soon = now in ('BUILDING', 'APP_STARTING', 'SLEEPING')
+    h = {'Retry-After': '2'} if soon else {}
     if not page: return error(HubError(503, f'{now}: {why}', headers=h))
     link = f'{hub.url}/spaces/{row.id}/manage'
     return HTMLResponse(_PAGE.format(title=escape(row.id), stage=escape(now), why=escape(why),
-        link=escape(link)), 503, h|({'Refresh':'2'} if soon else {})|{'Cache-Control':'no-store',
-        'Content-Security-Policy':"default-src 'none'; style-src 'unsafe-inline'"})
+        link=escape(link)), 503, h|({'Refresh': '2'} if soon else {})|{'Cache-Control': 'no-store',
+        'Content-Security-Policy': "default-src 'none'; style-src 'unsafe-inline'"})
 
 _PAGE = '''<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport"
 content="width=device-width"><meta name="color-scheme" content="light dark"><title>{title}</title>
@@ -252,23 +252,23 @@ code{{font-size:.9em;opacity:.7}}</style><p><code>{stage}</code><p>{why}
 <p><a href="{link}" target="_top">Logs and settings</a></html>'''
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0025
-def static_file(hub:Hub, row:RepoRow, request:Request, prefix:str, rest:str)->Response:
+def static_file(hub: Hub, row: RepoRow, request: Request, prefix: str, rest: str) -> Response:
     "Send a file of a static Space."
-    if bad:=trouble(hub,row): raise HubError(404, bad.message)
+    if bad := trouble(hub, row): raise HubError(404, bad.message)
     first = (row.info.get('cardData') or {}).get('app_file') or 'index.html'
     path = unquote(rest).lstrip('/')
     if not path and '/' in first: return RedirectResponse(f'{prefix}/{quote(first)}', 307)
     path = (first if not path else path+'index.html') if not path or path.endswith('/') else path
     repo = hub.store.open(row.key)
     e = repo.entry(repo.resolve('main'), path)
-    if e and e.type=='directory': return RedirectResponse(f'{prefix}/{quote(path)}/', 307)
+    if e and e.type == 'directory': return RedirectResponse(f'{prefix}/{quote(path)}/', 307)
     if e is None: raise HubError(404, f'there is no `{path[:200]}` in this Space.')
     if e.lfs and hub.db.lfs_size(row.key, e.lfs.oid) is None: e = e._replace(lfs=None)
     size = e.lfs.size if e.lfs else repo.git.odb.read_header(e.oid)[1]
-    head = {'ETag':f'"{e.lfs.oid if e.lfs else e.oid}"', 'Accept-Ranges':'bytes',
-            'Cache-Control':'no-cache'}
+    head = {'ETag': f'"{e.lfs.oid if e.lfs else e.oid}"', 'Accept-Ranges': 'bytes',
+            'Cache-Control': 'no-cache'}
     if prefix: head['Content-Security-Policy'] = SANDBOX
-    return send_file(request, size, head, partial(hub.open_file,e,repo),
+    return send_file(request, size, head, partial(hub.open_file, e, repo),
                      mimetypes.guess_type(path)[0] or 'application/octet-stream')
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0027
@@ -277,23 +277,23 @@ _path_re = re.compile('/spaces/([^/]+)/([^/]+)/app(/.*)?')
 class Visits(BaseRoute):
     "Whatever goes to a Space: to a host of its own, or below the Hub's address."
     def matches(self, scope):
-        if scope['type'] not in ('http','websocket'): return Match.NONE,{}
-        hub,path = scope['app'].state.hub,scope['path']
-        host = re.sub(r':\d+$','',dict(scope['headers']).get(b'host',b'').decode('latin1')).lower()
+        if scope['type'] not in ('http', 'websocket'): return Match.NONE, {}
+        hub, path = scope['app'].state.hub, scope['path']
+        host = re.sub(r':\d+$', '', dict(scope['headers']).get(b'host', b'').decode('latin1')).lower()
         if host.endswith('.localhost'):
             r = hub.db.one('SELECT key FROM apps WHERE subdomain=?',
                            host.removesuffix('.localhost'))
-            if r: return Match.FULL,dict(visit=(hub.db.by_key(r['key']),'',path))
+            if r: return Match.FULL, dict(visit=(hub.db.by_key(r['key']), '', path))
         m = _path_re.fullmatch(path)
-        if not m: return Match.NONE,{}
+        if not m: return Match.NONE, {}
         row = hub.db.find('space', f'{unquote(m[1])}/{unquote(m[2])}')
-        return Match.FULL,dict(visit=(row,f'/spaces/{m[1]}/{m[2]}/app',m[3] or ''))
+        return Match.FULL, dict(visit=(row, f'/spaces/{m[1]}/{m[2]}/app', m[3] or ''))
 
     async def handle(self, scope, receive, send):
         hub = scope['app'].state.hub
-        if scope['type']=='websocket':
-            return await tunnel(hub, WebSocket(scope,receive,send), *scope['visit'])
-        request = Request(scope,receive,send)
+        if scope['type'] == 'websocket':
+            return await tunnel(hub, WebSocket(scope, receive, send), *scope['visit'])
+        request = Request(scope, receive, send)
         try: res = await visit(hub, request, *scope['visit'])
         except ClientDisconnect: return
         except HubError as e: res = error(e)
@@ -306,29 +306,29 @@ class Visits(BaseRoute):
 visit_routes = Routes([Visits()])
 
 # %% ../../nbs/localhub/08ha_visits.ipynb #08ha0029
-async def visit(hub:Hub, request:Request, row:RepoRow, prefix:str, rest:str)->Response:
+async def visit(hub: Hub, request: Request, row: RepoRow, prefix: str, rest: str) -> Response:
     "Let somebody in, and pass on what they ask."
     if row is None: raise no_repo(NOBODY)
-    who,hub_auth = await run_in_threadpool(visitor, hub, row, request, prefix)
-    if not hub.db.visible(row,who): raise no_repo(who)
+    who, hub_auth = await run_in_threadpool(visitor, hub, row, request, prefix)
+    if not hub.db.visible(row, who): raise no_repo(who)
     if row.disabled: raise HubError(403, 'Access to this resource is disabled.')
-    page = request.method=='GET' and (request.headers.get('sec-fetch-mode')=='navigate'
-        or 'text/html' in request.headers.get('accept',''))
-    if prefix and page and (url:=app_url(hub,row,request,who)).startswith('http'):
+    page = request.method == 'GET' and (request.headers.get('sec-fetch-mode') == 'navigate'
+        or 'text/html' in request.headers.get('accept', ''))
+    if prefix and page and (url := app_url(hub, row, request, who)).startswith('http'):
         return RedirectResponse(url, 307)
     if prefix and not rest: return RedirectResponse(prefix+'/', 307)
     p = request.query_params.get('__sign')
-    if not prefix and read_pass(hub,row,p): return _let_in(request, p)
+    if not prefix and read_pass(hub, row, p): return _let_in(request, p)
     if row.stale: row = await run_in_threadpool(hub.index, row)
-    if is_static(row): return await run_in_threadpool(static_file,hub,row,request,prefix,rest)
-    app = app_of(hub,row)
+    if is_static(row): return await run_in_threadpool(static_file, hub, row, request, prefix, rest)
+    app = app_of(hub, row)
     port = await ready(hub, row, app, not page)
-    if port is None: return await run_in_threadpool(not_running,hub,row,page)
+    if port is None: return await run_in_threadpool(not_running, hub, row, page)
     return await forward(hub, app, port, request, prefix, rest, hub_auth)
 
 def _let_in(request, p):
     "Turn the pass in a link into a cookie, and the link into one without it."
-    q = urlencode([(k,v) for k,v in request.query_params.multi_items() if k!='__sign'])
+    q = urlencode([(k, v) for k, v in request.query_params.multi_items() if k != '__sign'])
     res = RedirectResponse(request.url.path+(f'?{q}' if q else ''), 303)
     res.headers['Set-Cookie'] = (f'hub_space={p}; Path=/; Max-Age=86400; HttpOnly; Secure; '
                                  'SameSite=None; Partitioned') # for the Hub's frame

@@ -23,12 +23,12 @@ from .wire import Call, Hub, Routes, iso
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #47c2a7f8
 webhook_routes = Routes()
-DOMAINS,WATCHED = ('repo','discussion'),('user','org','bucket',*KINDS)
+DOMAINS, WATCHED = ('repo', 'discussion'), ('user', 'org', 'bucket', *KINDS)
 MOST = 100 # webhooks of one person, and items that one of them watches
 
-def check_url(url:str)->str:
+def check_url(url: str) -> str:
     "Refuse an address that the Hub would not call."
-    try: u = urlsplit(url); ok = u.scheme in ('http','https') and u.hostname and u.port!=0
+    try: u = urlsplit(url); ok = u.scheme in ('http', 'https') and u.hostname and u.port != 0
     except ValueError: ok = False
     if not ok or u.username is not None or not re.fullmatch(r'[\x21-\x7e]{1,2000}', url):
         raise HubError(400, '`url` must be an address such as https://example.com/hook, in ASCII '
@@ -36,10 +36,10 @@ def check_url(url:str)->str:
     return url
 
 def _watched(items):
-    if not isinstance(items,list) or not 0<len(items)<=MOST:
+    if not isinstance(items, list) or not 0 < len(items) <= MOST:
         raise HubError(400, f'`watched` must be a list of 1 to {MOST} items.')
     for i in items:
-        if not isinstance(i,dict) or i.get('type') not in WATCHED or not isinstance(i.get('name'),
+        if not isinstance(i, dict) or i.get('type') not in WATCHED or not isinstance(i.get('name'),
             str) \
             or not re.fullmatch(r'[\w.-]{1,96}(/[\w.-]{1,96})?', i['name'], re.ASCII):
             raise HubError(400, f'each watched item needs a `type` ({", ".join(WATCHED)}) and a '
@@ -47,26 +47,26 @@ def _watched(items):
     return [dict(type=i['type'], name=i['name']) for i in items]
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #f0c0a022
-def webhook_fields(call:Call, d:dict, old:dict # what stays where `d` does not name it
-                  )->tuple: # url, watched, domains, secret
+def webhook_fields(call: Call, d: dict, old: dict # what stays where `d` does not name it
+                  ) -> tuple: # url, watched, domains, secret
     "Check what somebody wants a webhook to be."
     if d.get('jobSourceId') is not None:
         raise HubError(501, 'this Hub cannot start a Job from a webhook: give a `url`.')
-    url,secret = (call.text(d,k,old.get(k),limit=2000) for k in ('url','secret'))
+    url, secret = (call.text(d, k, old.get(k), limit=2000) for k in ('url', 'secret'))
     domains = d.get('domains') or old.get('domains')
-    if not isinstance(domains,list) or not domains or any(x not in DOMAINS for x in domains):
+    if not isinstance(domains, list) or not domains or any(x not in DOMAINS for x in domains):
         raise HubError(400, f'`domains` must list one or more of {", ".join(DOMAINS)}.')
     if secret and not re.fullmatch(r'[\x20-\x7e]{1,500}', secret):
         raise HubError(400, '`secret` must be at most 500 characters of ASCII.')
     watched = _watched(d.get('watched') or old.get('watched'))
-    return check_url(url or ''),json.dumps(watched),json.dumps(domains),secret or None
+    return check_url(url or ''), json.dumps(watched), json.dumps(domains), secret or None
 
-def webhook_json(w)->dict:
+def webhook_json(w) -> dict:
     "Write a webhook as the API does."
     return dict(id=w['id'], url=w['url'], watched=json.loads(w['watched']),
         domains=json.loads(w['domains']), secret=w['secret'], disabled=bool(w['disabled']))
 
-def find_webhook(call:Call, permission:str='user.webhooks.write'):
+def find_webhook(call: Call, permission: str = 'user.webhooks.write'):
     "Look up one of the caller's own webhooks."
     w = call.hub.db.one('SELECT * FROM webhooks WHERE id=? AND user=?', call.p['id'],
                         call.user(permission))
@@ -75,18 +75,18 @@ def find_webhook(call:Call, permission:str='user.webhooks.write'):
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #25880b1d
 @webhook_routes('GET', '/api/settings/webhooks')
-def list_webhooks(call:Call)->list:
+def list_webhooks(call: Call) -> list:
     "List the caller's webhooks."
     return [webhook_json(w) for w in call.hub.db.all('SELECT * FROM webhooks WHERE user=? '
         'ORDER BY created', call.user('user.webhooks.read'))]
 
 @webhook_routes('POST', '/api/settings/webhooks')
-def add_webhook(call:Call)->dict:
+def add_webhook(call: Call) -> dict:
     "Make a webhook."
-    db,user,id = call.hub.db,call.user('user.webhooks.write'),token_hex(12)
+    db, user, id = call.hub.db, call.user('user.webhooks.write'), token_hex(12)
     fields = webhook_fields(call, call.json(), dict(domains=list(DOMAINS)))
     with db.tx() as c:
-        if c.execute('SELECT count(*) FROM webhooks WHERE user=?', (user,)).fetchone()[0]>=MOST:
+        if c.execute('SELECT count(*) FROM webhooks WHERE user=?', (user,)).fetchone()[0] >= MOST:
             raise HubError(403, f'you have {MOST} webhooks already: delete one first.')
         c.execute('INSERT INTO webhooks VALUES(?,?,?,?,?,?,0,?)', (id, user, *fields, time.time()))
     return _changed_webhook(call, id)
@@ -98,15 +98,15 @@ def _changed_webhook(call, id):
     return dict(webhook=webhook_json(w))
 
 @webhook_routes('GET POST DELETE', '/api/settings/webhooks/{id}')
-def webhook(call:Call, method:str=None # the call's own where None
-           )->dict:
+def webhook(call: Call, method: str = None # the call's own where None
+           ) -> dict:
     "Show, change or delete a webhook."
     method = method or call.request.method
-    if method=='GET':
-        return dict(webhook=webhook_json(find_webhook(call,'user.webhooks.read')))
+    if method == 'GET':
+        return dict(webhook=webhook_json(find_webhook(call, 'user.webhooks.read')))
     w = find_webhook(call)
     with call.hub.db.tx() as c:
-        if method=='DELETE':
+        if method == 'DELETE':
             c.execute('DELETE FROM webhooks WHERE id=?', (w['id'],))
             c.execute('DELETE FROM deliveries WHERE webhook=?', (w['id'],))
             return {}
@@ -116,10 +116,10 @@ def webhook(call:Call, method:str=None # the call's own where None
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #89ad676b
 @webhook_routes('POST', '/api/settings/webhooks/{id}/enable', '/api/settings/webhooks/{id}/disable')
-def switch_webhook(call:Call, off:bool=None # as the address says where None
-                  )->dict:
+def switch_webhook(call: Call, off: bool = None # as the address says where None
+                  ) -> dict:
     "Let a webhook sleep, or wake it; what waited for a sleeping one is given up."
-    w,off = find_webhook(call),call.request.url.path.endswith('/disable') if off is None else off
+    w, off = find_webhook(call), call.request.url.path.endswith('/disable') if off is None else off
     with call.hub.db.tx() as c:
         c.execute('UPDATE webhooks SET disabled=? WHERE id=?', (off, w['id']))
         if off: c.execute("UPDATE deliveries SET status='failed', answer='it was disabled' WHERE "
@@ -129,45 +129,45 @@ def switch_webhook(call:Call, off:bool=None # as the address says where None
 # %% ../../nbs/localhub/08e_webhooks.ipynb #3e76d6b0
 DAILY = 1000 # calls of one webhook in 24 hours, as upstream
 
-def watchers(hub:Hub, row:RepoRow, scope:str)->list:
+def watchers(hub: Hub, row: RepoRow, scope: str) -> list:
     "Find the webhooks that shall hear of something."
-    here = {(t,row.owner.lower()) for t in ('user','org')}|{(row.kind,row.id.lower())}
+    here = {(t, row.owner.lower()) for t in ('user', 'org')}|{(row.kind, row.id.lower())}
     return [w for w in hub.db.all('SELECT * FROM webhooks WHERE disabled=0 ORDER BY created')
             if scope.split('.')[0] in json.loads(w['domains'])
-            and any((i['type'],i['name'].lower()) in here for i in json.loads(w['watched']))
+            and any((i['type'], i['name'].lower()) in here for i in json.loads(w['watched']))
             and hub.db.visible(row, hub.db.person(w['user']))]
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #16b41133
-def enqueue(hub:Hub, c, # connection, within a transaction
-            hooks:list, payload:dict):
+def enqueue(hub: Hub, c, # connection, within a transaction
+            hooks: list, payload: dict):
     "Write a payload into the queue, once for each webhook."
     now = time.time()
     for w in hooks:
         n = c.execute('SELECT count(*) FROM deliveries WHERE webhook=? AND created>?',
                       (w['id'], now-86400)).fetchone()[0]
-        if n>=DAILY: continue
+        if n >= DAILY: continue
         text = json.dumps(payload|dict(webhook=dict(id=w['id'], version=3)))
         c.execute('INSERT INTO deliveries(webhook,created,payload,due) VALUES(?,?,?,?)',
                   (w['id'], now, text, now))
     c.execute("DELETE FROM deliveries WHERE created<? AND status<>'waiting'", (now-30*86400,))
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #499ac0fb
-def payload_of(hub:Hub, row:RepoRow, scope:str, action:str, num:int=None, # of a discussion
-               id:str=None, # of a comment
-               to:str=None, # new name
-               changed:dict=None, # settings
-               refs:list=None)->dict:
+def payload_of(hub: Hub, row: RepoRow, scope: str, action: str, num: int = None, # of a discussion
+               id: str = None, # of a comment
+               to: str = None, # new name
+               changed: dict = None, # settings
+               refs: list = None) -> dict:
     "Write down what has happened to a repo."
     repo = dict(type=row.kind, name=row.id, id=row.key, private=row.private,
-                tags=row.info.get('tags',[]),
-        url=dict(web=f'/{row.url}', api=f"/api/{KINDS.get(row.kind,'buckets')}/{row.id}"),
+                tags=row.info.get('tags', []),
+        url=dict(web=f'/{row.url}', api=f"/api/{KINDS.get(row.kind, 'buckets')}/{row.id}"),
         owner=dict(id=row.owner))
     d = dict(event=dict(action=action, scope=scope), repo=repo)
-    if num is not None: return d|_talk(hub, row, num, id, action=='create')
+    if num is not None: return d|_talk(hub, row, num, id, action == 'create')
     repo['headSha'] = row.sha
     if to: d['movedTo'] = dict(name=to, owner=dict(id=to.split('/')[0]))
     if refs: d['updatedRefs'] = refs
-    if changed is not None: d['updatedConfig'] = {k:v for k,v in changed.items() if k=='private'}
+    if changed is not None: d['updatedConfig'] = {k: v for k, v in changed.items() if k == 'private'}
     return d
 
 def _talk(hub, row, num, id, new):
@@ -179,8 +179,8 @@ def _talk(hub, row, num, id, new):
     if d['base']: res['discussion']['changes'] = dict(base=d['base']) | (
         dict(mergeCommitId=d['merged']) if d['merged'] else {})
     e = hub.db.one("SELECT * FROM events WHERE key=? AND num=? AND type='comment' AND "
-                   "id=coalesce(?,id) "
-                   "ORDER BY seq LIMIT 1", row.key, num, id)
+                   'id=coalesce(?,id) '
+                   'ORDER BY seq LIMIT 1', row.key, num, id)
     if e and (id or new):
         data = json.loads(e['data'])
         res['comment'] = dict(id=e['id'], author=dict(id=e['author']), hidden=data['hidden'],
@@ -189,7 +189,7 @@ def _talk(hub, row, num, id, new):
     return res
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #7fba14ed
-def compare_refs(hub:Hub, key:str):
+def compare_refs(hub: Hub, key: str):
     "Tell the watchers of a repo which branches, tags and pull requests have moved."
     row = hub.db.by_key(key)
     hooks = watchers(hub, row, 'repo.content') if row else []
@@ -199,10 +199,10 @@ def compare_refs(hub:Hub, key:str):
             with hub.db.tx() as c: c.execute('DELETE FROM seen WHERE key=?', (key,))
         return
     was = json.loads(old['refs']) if old else None
-    now = {r.name:str(r.target) for r in hub.store.open(key).git.references.iterator()}
-    if was==now: return
-    moved = [dict(ref=r, oldSha=was.get(r), newSha=now.get(r)) for r in sorted({*was,*now})
-             if was.get(r)!=now.get(r)] if old else []
+    now = {r.name: str(r.target) for r in hub.store.open(key).git.references.iterator()}
+    if was == now: return
+    moved = [dict(ref=r, oldSha=was.get(r), newSha=now.get(r)) for r in sorted({*was, *now})
+             if was.get(r) != now.get(r)] if old else []
     row.sha = now.get('refs/heads/main', row.sha)
     with hub.db.tx() as c:
         c.execute('INSERT OR REPLACE INTO seen VALUES(?,?)', (key, json.dumps(now)))
@@ -210,10 +210,10 @@ def compare_refs(hub:Hub, key:str):
     hub.wake.set() # only now, or the sender would look before there is something to see
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #b30b0672
-def look_around(hub:Hub, watched:list):
+def look_around(hub: Hub, watched: list):
     "Note where the refs of watched repos stand."
     for i in watched:
-        cond = 'owner=?' if i['type'] in ('user','org') else 'kind=? AND id=?'
+        cond = 'owner=?' if i['type'] in ('user', 'org') else 'kind=? AND id=?'
         rows = hub.db.all(f"SELECT key FROM repos WHERE kind<>'bucket' AND {cond}",
                           *([i['type']] if 'kind' in cond else []), i['name'])
         for r in rows:
@@ -222,7 +222,7 @@ def look_around(hub:Hub, watched:list):
             except HubError: pass # deleted meanwhile
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #d47c2789
-def watch(hub:Hub):
+def watch(hub: Hub):
     "Let a Hub write what happens into the queue of its webhooks."
     hub.wake = threading.Event()
     def heard(row, scope, action, **more):
@@ -240,14 +240,14 @@ def watch(hub:Hub):
     hub.store.on_write = left
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #9048f5a5
-def reach(host:str, port:int, timeout:float, # seconds
-          local:bool # whether only this machine can reach this Hub
-         )->socket.socket:
+def reach(host: str, port: int, timeout: float, # seconds
+          local: bool # whether only this machine can reach this Hub
+         ) -> socket.socket:
     "Connect to a receiver."
     error = OSError('it has no address')
-    for *_,addr in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+    for *_, addr in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
         ip = ipaddress.ip_address(addr[0].partition('%')[0])
-        ip = getattr(ip,'ipv4_mapped',None) or ip
+        ip = getattr(ip, 'ipv4_mapped', None) or ip
         if not local and (ip.is_loopback or ip.is_link_local or ip.is_unspecified
                           or ip.is_multicast or ip.is_reserved):
             error = OSError('it is an address of the machine that the Hub runs on')
@@ -257,12 +257,12 @@ def reach(host:str, port:int, timeout:float, # seconds
     raise error
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #766d81b4
-def post(url:str, body:bytes, headers:dict, timeout:float, local:bool, # as `reach`
-         live:set=None # holds the socket meanwhile, so that somebody else can end it
-        )->int: # status
+def post(url: str, body: bytes, headers: dict, timeout: float, local: bool, # as `reach`
+         live: set = None # holds the socket meanwhile, so that somebody else can end it
+        ) -> int: # status
     "Call a receiver; a redirect is not followed, what it says beyond the status is not read."
-    u,live = urlsplit(url),set() if live is None else live
-    tls = u.scheme=='https'
+    u, live = urlsplit(url), set() if live is None else live
+    tls = u.scheme == 'https'
     sock = reach(u.hostname, u.port or (443 if tls else 80), timeout, local)
     live.add(sock)
     # a receiver that sends a byte now and then would never time out
@@ -272,7 +272,7 @@ def post(url:str, body:bytes, headers:dict, timeout:float, local:bool, # as `rea
         conn.sock = ssl.create_default_context().wrap_socket(sock, server_hostname=u.hostname) \
             if tls else sock
         conn.request('POST', (u.path or '/')+(f'?{u.query}' if u.query else ''), body,
-                     {'Host':u.netloc, **headers})
+                     {'Host': u.netloc, **headers})
         return conn.getresponse().status
     finally: end.cancel(); live.discard(sock); sock.close()
 
@@ -283,13 +283,13 @@ def _hang_up(sock):
 # %% ../../nbs/localhub/08e_webhooks.ipynb #cc3884f6
 class Deliverer:
     "Sends what waits in the queue, until it is stopped."
-    def __init__(self, hub:Hub, url:str, # address under which the Hub is reached
-                 pauses:tuple=(1,5,25,125), # seconds before each further try
-                 timeout:float=10, # seconds that a receiver has
-                 most:int=4 # calls at once
+    def __init__(self, hub: Hub, url: str, # address under which the Hub is reached
+                 pauses: tuple = (1, 5, 25, 125), # seconds before each further try
+                 timeout: float = 10, # seconds that a receiver has
+                 most: int = 4 # calls at once
                 ):
-        self.hub,self.url,self.pauses,self.timeout,self.most = hub,url,pauses,timeout,most
-        self.busy,self.live,self.ended = set(),set(),False
+        self.hub, self.url, self.pauses, self.timeout, self.most = hub, url, pauses, timeout, most
+        self.busy, self.live, self.ended = set(), set(), False
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def run(self):
@@ -313,15 +313,15 @@ class Deliverer:
         self.thread.join(self.timeout)
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #d62eb37f
-def step(self, pool)->float: # seconds until something is due
+def step(self, pool) -> float: # seconds until something is due
     "Start what is due and may start."
     # whose entry is being delivered now may be out of date in the list: it has another look after
-    now,wait,busy = time.time(),60,set(self.busy)
-    for r in self.hub.db.all("SELECT d.*, url, secret FROM deliveries d JOIN webhooks w ON "
-            "d.webhook=w.id WHERE seq IN (SELECT min(seq) FROM deliveries WHERE "
+    now, wait, busy = time.time(), 60, set(self.busy)
+    for r in self.hub.db.all('SELECT d.*, url, secret FROM deliveries d JOIN webhooks w ON '
+            'd.webhook=w.id WHERE seq IN (SELECT min(seq) FROM deliveries WHERE '
             "status='waiting' GROUP BY webhook) ORDER BY due"):
-        if r['webhook'] in busy or len(self.busy)>=self.most: continue
-        if r['due']>now: wait = min(wait, r['due']-now); continue
+        if r['webhook'] in busy or len(self.busy) >= self.most: continue
+        if r['due'] > now: wait = min(wait, r['due']-now); continue
         self.busy.add(r['webhook'])
         pool.submit(self.deliver, r)
     return wait
@@ -332,34 +332,34 @@ def deliver(self, r):
     "Try one entry of the queue, and write down what came of it."
     try:
         body = json.dumps(absolute(json.loads(r['payload']), self.url)).encode()
-        headers = {'Content-Type':'application/json', 'User-Agent':'hfflow-webhook',
-                   **({'X-Webhook-Secret':r['secret']} if r['secret'] else {})}
+        headers = {'Content-Type': 'application/json', 'User-Agent': 'hfflow-webhook',
+                   **({'X-Webhook-Secret': r['secret']} if r['secret'] else {})}
         try:
             status = post(r['url'], body, headers, self.timeout, self.hub.local, self.live)
-            answer,again = str(status),status in (408,429) or status>=500
-        except (OSError,http.client.HTTPException) as e:
-            status,answer,again = 0,str(e) or 'it did not answer',True
+            answer, again = str(status), status in (408, 429) or status >= 500
+        except (OSError, http.client.HTTPException) as e:
+            status, answer, again = 0, str(e) or 'it did not answer', True
         if self.ended: return
         tries = r['tries']+1
-        done = 'delivered' if 200<=status<300 else 'failed' if not again or tries>len(self.pauses) \
+        done = 'delivered' if 200 <= status < 300 else 'failed' if not again or tries > len(self.pauses) \
             else 'waiting'
-        due = time.time()+self.pauses[min(tries,len(self.pauses))-1]
+        due = time.time()+self.pauses[min(tries, len(self.pauses))-1]
         with self.hub.db.tx() as c:
-            c.execute("UPDATE deliveries SET status=?, tries=?, answer=?, due=? WHERE seq=? AND "
+            c.execute('UPDATE deliveries SET status=?, tries=?, answer=?, due=? WHERE seq=? AND '
                       "status='waiting'", (done, tries, answer[:200], due, r['seq']))
     except Exception: traceback.print_exc(); time.sleep(1) # else it would be tried without end
     finally: self.busy.discard(r['webhook']); self.hub.wake.set()
 Deliverer.deliver = deliver
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #6c74a979
-def absolute(payload:dict, base:str # address of the Hub
-            )->dict:
+def absolute(payload: dict, base: str # address of the Hub
+            ) -> dict:
     "Put the Hub's address before the paths of a payload."
-    return {k:v|dict(url={n:base+p for n,p in v['url'].items()})
-            if isinstance(v,dict) and 'url' in v else v for k,v in payload.items()}
+    return {k: v|dict(url={n: base+p for n, p in v['url'].items()})
+            if isinstance(v, dict) and 'url' in v else v for k, v in payload.items()}
 
 @contextmanager
-def delivering(hub:Hub, url:str, **kw):
+def delivering(hub: Hub, url: str, **kw):
     "Send what waits in the queue, as long as the block runs."
     d = Deliverer(hub, url, **kw)
     d.thread.start()
@@ -367,7 +367,7 @@ def delivering(hub:Hub, url:str, **kw):
     finally: d.stop()
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #720e78fb
-def deliveries_of(hub:Hub, id:str, most:int=50)->list:
+def deliveries_of(hub: Hub, id: str, most: int = 50) -> list:
     "List the newest entries of a webhook's queue."
     return [dict(id=r['seq'], createdAt=iso(r['created']), status=r['status'], tries=r['tries'],
                  answer=r['answer'], payload=json.loads(r['payload'])) for r in
@@ -375,16 +375,16 @@ def deliveries_of(hub:Hub, id:str, most:int=50)->list:
                        most)]
 
 @webhook_routes('GET', '/api/settings/webhooks/{id}/deliveries')
-def list_deliveries(call:Call)->list:
+def list_deliveries(call: Call) -> list:
     "Tell what a webhook has sent, newest first."
-    return deliveries_of(call.hub, find_webhook(call,'user.webhooks.read')['id'])
+    return deliveries_of(call.hub, find_webhook(call, 'user.webhooks.read')['id'])
 
 @webhook_routes('POST', '/api/settings/webhooks/{id}/deliveries/{seq}/replay')
-def replay(call:Call)->dict:
+def replay(call: Call) -> dict:
     "Send something again, to where the webhook leads now."
-    w,seq = find_webhook(call),call.p['seq']
+    w, seq = find_webhook(call), call.p['seq']
     r = call.hub.db.one('SELECT * FROM deliveries WHERE seq=? AND webhook=?', int(seq),
-                        w['id']) if re.fullmatch(r'\d{1,15}',seq) else None
+                        w['id']) if re.fullmatch(r'\d{1,15}', seq) else None
     if r is None: raise HubError(404, 'this webhook has sent no such thing.')
     payload = json.loads(r['payload'])
     with call.hub.db.tx() as c: enqueue(call.hub, c, [w], payload)

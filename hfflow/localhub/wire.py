@@ -40,11 +40,11 @@ from .store import Entry, HubError, Repo, Store
 @dataclass(frozen=True)
 class Limits:
     "How much one request may send, in bytes."
-    body:int=32<<20 # a JSON or form body
-    commit:int=4<<30 # a commit with its small files
-    line:int=256<<20 # one line of a commit
-    lfs:int=1<<40 # one LFS object
-    part:int=64<<20 # LFS objects above this arrive in parts of this size
+    body: int = 32<<20 # a JSON or form body
+    commit: int = 4<<30 # a commit with its small files
+    line: int = 256<<20 # one line of a commit
+    lfs: int = 1<<40 # one LFS object
+    part: int = 64<<20 # LFS objects above this arrive in parts of this size
 
 # %% ../../nbs/localhub/05_wire.ipynb #0974c98c
 class Hub:
@@ -52,15 +52,15 @@ class Hub:
     on_index = [] # what else wants to know of a new commit: functions of the hub and the row
     def space_facts(self, row, base): return {} # where a Space answers and how it is: see `apps`
 
-    def __init__(self, data:Path, limits:Limits=Limits()):
-        self.data,self.limits = Path(data),limits
+    def __init__(self, data: Path, limits: Limits = Limits()):
+        self.data, self.limits = Path(data), limits
         self.url = None # where it answers
-        self.may,self.programs = frozenset(),{} # `spaces`, `jobs`, `asked`: whether it may start programs, and those that run
+        self.may, self.programs = frozenset(), {} # `spaces`, `jobs`, `asked`: whether it may start programs, and those that run
         self.stopping = threading.Event() # set when it ends
         self.apps = {} # Spaces that were started, by the key of their repo
-        self.turns,self.turn = {},threading.RLock() # of endpoints: the launch that counts
+        self.turns, self.turn = {}, threading.RLock() # of endpoints: the launch that counts
         self.data.mkdir(parents=True, exist_ok=True)
-        self.store,self.db = Store(data),Db(Path(data)/'hub.sqlite3')
+        self.store, self.db = Store(data), Db(Path(data)/'hub.sqlite3')
         self.listeners = [] # functions that `announce` calls
         self.local = True # whether only this machine can reach this Hub
         self.uploads = {} # those in parts that are under way
@@ -70,35 +70,35 @@ class Hub:
 
     def _undo(self, key, repo): # what `together`, below, had begun
         notes = self.db.all('SELECT ref,old FROM undo WHERE key=?', key)
-        for name,old in notes: repo._set(name, old)
+        for name, old in notes: repo._set(name, old)
         if notes:
             with self.db.tx() as c: c.execute('DELETE FROM undo WHERE key=?', (key,))
 
-    def open_file(self, e:Entry, repo:Repo):
+    def open_file(self, e: Entry, repo: Repo):
         "Open a file of a repo, wherever its bytes are."
         from io import BytesIO
         return self.store.lfs.open(e.lfs.oid) if e.lfs else BytesIO(repo.read(e.oid))
 
-    def lfs_size(self, key:str, oid:str, who:Caller)->int: # None where a commit may not name it
+    def lfs_size(self, key: str, oid: str, who: Caller) -> int: # None where a commit may not name it
         "As `Db.borrow_lfs`, of an object whose bytes are here."
         size = self.db.borrow_lfs(key, oid, who)
         return None if size is None or self.store.lfs.size(oid) is None else size
 
-    def announce(self, row:RepoRow,
-                 scope:str, # as webhooks name it: repo, repo.config, discussion, …
-                 action:str, # create | update | move | delete
+    def announce(self, row: RepoRow,
+                 scope: str, # as webhooks name it: repo, repo.config, discussion, …
+                 action: str, # create | update | move | delete
                  **more):
         "Tell whoever listens what has happened to a repo."
         for f in self.listeners: f(row, scope, action, **more)
 
-    def describe(self, repo:Repo, commit, kind:str)->dict:
+    def describe(self, repo: Repo, commit, kind: str) -> dict:
         "As `cards.describe`; a card that it stumbles over must not make the repo unreadable."
-        try: return describe(repo, commit, kind, lambda e: self.open_file(e,repo))
+        try: return describe(repo, commit, kind, lambda e: self.open_file(e, repo))
         except Exception:
             traceback.print_exc()
             return dict(cardData={}, tags=['region:us'])
 
-    def index(self, row:RepoRow)->RepoRow:
+    def index(self, row: RepoRow) -> RepoRow:
         "Bring the database up to date with a repo's newest commit."
         with self.store.lock(row.key) as repo:
             commit = repo.resolve('main')
@@ -108,13 +108,13 @@ class Hub:
         return self.db.by_key(row.key)
 
 # %% ../../nbs/localhub/05_wire.ipynb #bbfb70ca
-def make_repo(self, kind:str, # model | dataset | space
-              id:str, # owner/name
-              author:str, private:bool=False, sdk:str=None,
-              files:dict=None # besides `.gitattributes`
-             )->RepoRow:
+def make_repo(self, kind: str, # model | dataset | space
+              id: str, # owner/name
+              author: str, private: bool = False, sdk: str = None,
+              files: dict = None # besides `.gitattributes`
+             ) -> RepoRow:
     "Make a repo with its first commit."
-    key = self.store.create({'.gitattributes':gitattributes(kind).encode(), **(files or {})},
+    key = self.store.create({'.gitattributes': gitattributes(kind).encode(), **(files or {})},
         author)
     try: self.db.add_repo(key, kind, id, private, sdk)
     except BaseException: self.store.delete(key); raise
@@ -126,7 +126,7 @@ Hub.make_repo = make_repo
 
 # %% ../../nbs/localhub/05_wire.ipynb #02bece10
 @contextmanager
-def together(self, key:str, *names:str): # yields the locked `Repo`
+def together(self, key: str, *names: str): # yields the locked `Repo`
     "Let refs move and rows change as one: all of it, or, after an error or a kill, nothing."
     with self.store.lock(key) as repo:
         refs = repo.git.references
@@ -143,28 +143,28 @@ Hub.together = together
 
 
 # %% ../../nbs/localhub/05_wire.ipynb #da0dbe3c
-def iso(t:float # Unix time
-       )->str:
+def iso(t: float # Unix time
+       ) -> str:
     "Write a time as the Hub does."
     return datetime.fromtimestamp(t,
-        timezone.utc).isoformat(timespec='milliseconds').replace('+00:00','Z')
+        timezone.utc).isoformat(timespec='milliseconds').replace('+00:00', 'Z')
 
-def truthy(value:str)->bool: return str(value).lower() in ('true','1','yes','on')
+def truthy(value: str) -> bool: return str(value).lower() in ('true', '1', 'yes', 'on')
 
 # %% ../../nbs/localhub/05_wire.ipynb #3a6b8422
 class Json(JSONResponse):
     "A JSON response; only what every client can read."
     def render(self, content):
         return json.dumps(content, ensure_ascii=False, allow_nan=False,
-            separators=(',',':')).encode('utf-8','replace')
+            separators=(',', ':')).encode('utf-8', 'replace')
 
-def _header_text(s): return re.sub(r'[^\x20-\x7e]+',' ',s)[:500].strip()
+def _header_text(s): return re.sub(r'[^\x20-\x7e]+', ' ', s)[:500].strip()
 
-def error(e:HubError)->Response:
+def error(e: HubError) -> Response:
     "Put an error into the form that the official clients understand."
-    h = {**e.headers, 'X-Error-Message':_header_text(e.message)}
+    h = {**e.headers, 'X-Error-Message': _header_text(e.message)}
     if e.code: h['X-Error-Code'] = e.code
-    return Json({'error':e.message, **e.body}, e.status, h)
+    return Json({'error': e.message, **e.body}, e.status, h)
 
 # %% ../../nbs/localhub/05_wire.ipynb #da8e16cf
 class Moved(Exception):
@@ -173,88 +173,88 @@ class Moved(Exception):
 
 class Call:
     "One request, with what handlers ask of it."
-    def __init__(self, hub:Hub, request:Request):
-        self.hub,self.request,self.q = hub,request,request.query_params
-        self.p = {k:unquote(v) for k,v in request.path_params.items()}
-        self.body,self.who = b'',NOBODY
+    def __init__(self, hub: Hub, request: Request):
+        self.hub, self.request, self.q = hub, request, request.query_params
+        self.p = {k: unquote(v) for k, v in request.path_params.items()}
+        self.body, self.who = b'', NOBODY
 
     @property
-    def base(self)->str:
+    def base(self) -> str:
         "The address under which the caller reached this Hub."
         return str(self.request.base_url).rstrip('/')
 
-    def json(self)->dict:
+    def json(self) -> dict:
         "Read the body as a JSON object."
         try:
             d = json.loads((self.body or b'{}').decode('utf-8-sig'))
             # half a surrogate pair is no text
             if b'\\u' in self.body: json.dumps(d, ensure_ascii=False).encode()
-        except (ValueError,RecursionError): raise HubError(400, 'the body is no JSON.') from None
-        if not isinstance(d,dict): raise HubError(400, 'the body must be a JSON object.')
+        except (ValueError, RecursionError): raise HubError(400, 'the body is no JSON.') from None
+        if not isinstance(d, dict): raise HubError(400, 'the body must be a JSON object.')
         return d
 
-    def form(self)->dict: # {name: [values]}
+    def form(self) -> dict: # {name: [values]}
         "Read the body as a form, or as JSON where the client says so."
-        if 'json' in self.request.headers.get('content-type',''):
-            return {k:[str(x) for x in (v if isinstance(v,list) else [v])]
-                for k,v in self.json().items() if v is not None}
+        if 'json' in self.request.headers.get('content-type', ''):
+            return {k: [str(x) for x in (v if isinstance(v, list) else [v])]
+                for k, v in self.json().items() if v is not None}
         try: return parse_qs(self.body.decode(), keep_blank_values=True, max_num_fields=200_000)
         except ValueError: raise HubError(400, 'the form cannot be read.') from None
 
 # %% ../../nbs/localhub/05_wire.ipynb #276d5aca
-def text(self, d:dict, key:str, default=None, limit:int=10_000)->str:
+def text(self, d: dict, key: str, default=None, limit: int = 10_000) -> str:
     "Take a text field of a JSON body."
     v = d.get(key, default)
     if v is None: v = default
-    if v is not None and not (isinstance(v,str) and len(v)<=limit and '\0' not in v):
+    if v is not None and not (isinstance(v, str) and len(v) <= limit and '\0' not in v):
         raise HubError(400, f'`{key}` must be text of at most {limit} characters, without NUL.')
     return v
 
-def int_(self, key:str, default:int, low:int=0, high:int=1_000_000)->int:
+def int_(self, key: str, default: int, low: int = 0, high: int = 1_000_000) -> int:
     "Take a number from the query."
     v = self.q.get(key)
-    if v is None or v=='': return default
+    if v is None or v == '': return default
     if not re.fullmatch(r'\d{1,12}', v): raise HubError(400, f'`{key}` must be a number.')
-    return min(max(int(v),low),high)
+    return min(max(int(v), low), high)
 
-Call.text,Call.int = text,int_
+Call.text, Call.int = text, int_
 
 
 # %% ../../nbs/localhub/05_wire.ipynb #55709b85
-def user(self, permission:str=None, # as `collection.write`; None where any token will do
-         owner:str=None # namespace; the caller's own where None
-        )->str: # user name
+def user(self, permission: str = None, # as `collection.write`; None where any token will do
+         owner: str = None # namespace; the caller's own where None
+        ) -> str: # user name
     "Refuse nobody, and a token that may not do this."
     if self.who.name is None: raise HubError(401, 'Invalid username or password.')
     if permission and not self.who.may(permission, owner or self.who.name):
         raise HubError(403, f"You don't have the rights for this: it needs a token with "
-            f"`{permission}` for `{owner or self.who.name}`.")
+            f'`{permission}` for `{owner or self.who.name}`.')
     return self.who.name
 Call.user = user
 
-def get_repo(self, write:bool=False,
-             content:bool=False # whether files are asked for, which a gated repo refuses
-            )->RepoRow:
+def get_repo(self, write: bool = False,
+             content: bool = False # whether files are asked for, which a gated repo refuses
+            ) -> RepoRow:
     "Find the repo that the URL names, and check that the caller may do this with it."
     kind = self.p['kind']
     id = f"{self.p['ns']}/{self.p['name']}"
     row = self.hub.db.find(kind, id)
     if row is None:
         row = self.hub.db.moved_to(kind, id)
-        if row is None or not self.hub.db.visible(row,self.who): raise no_repo(self.who)
+        if row is None or not self.hub.db.visible(row, self.who): raise no_repo(self.who)
         raise Moved(row)
-    if not self.hub.db.visible(row,self.who): raise no_repo(self.who)
+    if not self.hub.db.visible(row, self.who): raise no_repo(self.who)
     if row.disabled: raise HubError(403, 'Access to this resource is disabled.')
     if write and not self.who.can_write(row.owner, row.key):
         self.user()
         raise HubError(403, f"You don't have the rights to write to {row.id}: use a write token "
-            f"of `{row.owner}`.")
+            f'of `{row.owner}`.')
     if content and row.gated: self.check_gate(row)
     return self.hub.index(row) if row.stale else row
 Call.repo = get_repo
 
 # %% ../../nbs/localhub/05_wire.ipynb #eb58afb6
-def check_gate(self, row:RepoRow):
+def check_gate(self, row: RepoRow):
     "Let only people in to whom access was granted."
     if self.hub.db.gate_open(row, self.who): return
     if self.who.name is None:
@@ -267,72 +267,72 @@ Call.check_gate = check_gate
 # %% ../../nbs/localhub/05_wire.ipynb #c49b3db5
 class Routes(list):
     "Collects handlers; `{T}` in a path stands for models, datasets, spaces and kernels, `{P}` for a page's prefix."
-    def __call__(self, methods:str, *paths:str):
+    def __call__(self, methods: str, *paths: str):
         def add(f):
             for path in paths:
-                for p,kind in _variants(path): self.append((p, tuple(methods.split()), f, kind))
+                for p, kind in _variants(path): self.append((p, tuple(methods.split()), f, kind))
             return f
         return add
 
 def _variants(path):
-    if '{T}' in path: return [(path.replace('{T}',t),k) for k,t in KINDS.items()]
-    if '{P}' in path: return [(path.replace('{P}',PREFIX[k]),k)
-            for k in ('dataset','space','kernel','model')]
-    return [(path,None)]
+    if '{T}' in path: return [(path.replace('{T}', t), k) for k, t in KINDS.items()]
+    if '{P}' in path: return [(path.replace('{P}', PREFIX[k]), k)
+            for k in ('dataset', 'space', 'kernel', 'model')]
+    return [(path, None)]
 
 # %% ../../nbs/localhub/05_wire.ipynb #9c6bed74
 class RawPath:
     "Lets routes see the path as it was sent, so that `refs%2Fpr%2F1` stays one segment; refuses foreign host names."
-    def __init__(self, app, hosts:set=None # host names under which this Hub may be reached; None for any
-                ): self.app,self.hosts = app,hosts
+    def __init__(self, app, hosts: set = None # host names under which this Hub may be reached; None for any
+                ): self.app, self.hosts = app, hosts
 
     async def __call__(self, scope, receive, send):
-        if scope['type'] in ('http','websocket'):
+        if scope['type'] in ('http', 'websocket'):
             raw = scope.get('raw_path') or quote(scope['path']).encode()
-            scope = {**scope, 'path':raw.split(b'?')[0].decode('ascii','replace')}
-            host = dict(scope['headers']).get(b'host',b'').decode('latin1')
-            name = re.sub(r':\d+$','',host).strip('[]').lower()
+            scope = {**scope, 'path': raw.split(b'?')[0].decode('ascii', 'replace')}
+            host = dict(scope['headers']).get(b'host', b'').decode('latin1')
+            name = re.sub(r':\d+$', '', host).strip('[]').lower()
             if name.startswith('datasets-server.'): # the clients' name for the viewer
                 scope['path'] = '/api/viewer'+scope['path']
             if self.hosts is not None and name not in self.hosts and not name.endswith('.localhost'):
                 return await error(HubError(421, f'this Hub is not called `{name[:80]}`.'))(scope,
-                    receive,send)
+                    receive, send)
         await self.app(scope, receive, send)
 
 # %% ../../nbs/localhub/05_wire.ipynb #92a12f35
 def _token(request):
     auth = request.headers.get('authorization')
     if auth is None: return None
-    scheme,_,value = auth.partition(' ')
-    if scheme.lower()=='bearer': return value.strip()
-    if scheme.lower()=='basic':
+    scheme, _, value = auth.partition(' ')
+    if scheme.lower() == 'bearer': return value.strip()
+    if scheme.lower() == 'basic':
         try: return base64.b64decode(value).decode().partition(':')[2]
         except ValueError: pass
     raise HubError(401, 'Invalid credentials in Authorization header')
 
-async def read_body(request:Request, limit:int)->bytes:
+async def read_body(request: Request, limit: int) -> bytes:
     "Read a body that must fit in memory."
-    if int(request.headers.get('content-length') or 0)>limit:
+    if int(request.headers.get('content-length') or 0) > limit:
         raise HubError(413, f'the body is larger than the {limit} bytes allowed here.')
-    chunks,n = [],0
+    chunks, n = [], 0
     async for c in request.stream():
         n += len(c)
-        if n>limit: raise HubError(413, f'the body is larger than the {limit} bytes allowed here.')
+        if n > limit: raise HubError(413, f'the body is larger than the {limit} bytes allowed here.')
         chunks.append(c)
     return b''.join(chunks)
 
 # %% ../../nbs/localhub/05_wire.ipynb #cd3ccfc9
 def _moved(call, row):
-    p,url = call.request.path_params,call.request.url
+    p, url = call.request.path_params, call.request.url
     if 'ns' not in p: # the body named it
         return error(HubError(404, f'this repo is called {row.id} now.', 'RepoNotFound'))
     path = url.path.replace(f"/{p['ns']}/{p['name']}", f'/{row.id}', 1)
-    return Response(status_code=307, headers={'Location':f'{call.base}{path}'+(f'?{url.query}'
+    return Response(status_code=307, headers={'Location': f'{call.base}{path}'+(f'?{url.query}'
         if url.query else '')})
 
-def _response(res): return res if isinstance(res,Response) else Json(res)
+def _response(res): return res if isinstance(res, Response) else Json(res)
 
-def _caller(f, call): return getattr(f,'identify',Call.identify)(call)
+def _caller(f, call): return getattr(f, 'identify', Call.identify)(call)
 
 def _handle(f, call, first=False):
     if first: call.who = _caller(f, call)
@@ -344,7 +344,7 @@ async def _answer(f, kind, request):
     try:
         if '\0' in ''.join(call.p.values()) or '\ufffd' in ''.join(call.p.values()):
             raise HubError(400, 'the address is no valid UTF-8.')
-        if request.method in ('GET','HEAD') and not inspect.iscoroutinefunction(f):
+        if request.method in ('GET', 'HEAD') and not inspect.iscoroutinefunction(f):
             return await run_in_threadpool(_handle, f, call, True) # one hop to a thread, not two
         call.who = await run_in_threadpool(_caller, f, call)
         if inspect.iscoroutinefunction(f): return _response(await f(call))
@@ -354,31 +354,31 @@ async def _answer(f, kind, request):
     except Moved as e: return _moved(call, e.row)
 
 # %% ../../nbs/localhub/05_wire.ipynb #3c5178a6
-def seal(hub:Hub, purpose:str, text:str)->str:
+def seal(hub: Hub, purpose: str, text: str) -> str:
     "Make a mark that only this Hub can make."
-    return hmac.new(hub.db.secret, f'{purpose}:{text}'.encode('utf-8','replace'),
+    return hmac.new(hub.db.secret, f'{purpose}:{text}'.encode('utf-8', 'replace'),
                     sha256).hexdigest()
 
-def session(hub:Hub, who:Caller, exp:int=None # Unix time; in 30 days where None
-           )->str: # value of the cookie
+def session(hub: Hub, who: Caller, exp: int = None # Unix time; in 30 days where None
+           ) -> str: # value of the cookie
     "Make the cookie by which a browser is known: it stands for the token of the login."
     text = f'{exp or int(time.time())+30*86400}:{who.id}'
-    return f'{text}:{seal(hub,"session",text)}'
+    return f'{text}:{seal(hub, "session", text)}'
 
-def browser_user(call:Call)->Caller: # None where nobody is logged in
+def browser_user(call: Call) -> Caller: # None where nobody is logged in
     "Read the cookie; with its token it ends."
-    text,_,mark = call.request.cookies.get('hub','').rpartition(':')
-    if not hmac.compare_digest(mark.encode('utf-8','replace'),
-                               seal(call.hub,'session',text).encode()):
+    text, _, mark = call.request.cookies.get('hub', '').rpartition(':')
+    if not hmac.compare_digest(mark.encode('utf-8', 'replace'),
+                               seal(call.hub, 'session', text).encode()):
         return None
-    exp,_,id = text.partition(':')
-    return call.hub.db.holder(id) if int(exp)>time.time() else None
+    exp, _, id = text.partition(':')
+    return call.hub.db.holder(id) if int(exp) > time.time() else None
 
 def identify(self):
     "Find out who calls: by token or, where a page is only read, by the browser's cookie."
     token = _token(self.request)
     if token is None and self.request.method in ('GET',
-            'HEAD') and not self.request.url.path.startswith('/api/') and (who:=browser_user(self)):
+            'HEAD') and not self.request.url.path.startswith('/api/') and (who := browser_user(self)):
         return who
     return self.hub.db.caller(token)
 Call.identify = identify
@@ -387,32 +387,32 @@ Call.identify = identify
 def same_origin(self):
     "Refuse a form that another site made a browser send."
     h = self.request.headers
-    site,origin = h.get('sec-fetch-site'),h.get('origin')
-    if site not in (None,'same-origin') or origin and origin.partition('://')[2]!=h.get('host'):
+    site, origin = h.get('sec-fetch-site'), h.get('origin')
+    if site not in (None, 'same-origin') or origin and origin.partition('://')[2] != h.get('host'):
         raise HubError(403, 'this form was sent from another site.')
 
-def csrf(self)->str:
+def csrf(self) -> str:
     "Make the mark that a form of this browser carries."
-    return seal(self.hub, 'form', self.request.cookies.get('hub',''))
+    return seal(self.hub, 'form', self.request.cookies.get('hub', ''))
 
-def browser_form(self)->dict: # {name: [values]}
+def browser_form(self) -> dict: # {name: [values]}
     "Read a form that a page of this Hub sent; from here on, the call is the logged-in person's."
     self.same_origin()
-    who,form = browser_user(self),self.form()
+    who, form = browser_user(self), self.form()
     if who is None: raise HubError(401, 'Log in first.')
-    mark = str((form.get('csrf') or [''])[0]).encode('utf-8','replace')
+    mark = str((form.get('csrf') or [''])[0]).encode('utf-8', 'replace')
     if not hmac.compare_digest(mark, self.csrf.encode()):
         raise HubError(403, 'this form does not come from a page of this Hub, or somebody has '
                             'logged in since: load the page again.')
     self.who = who
     return form
-Call.same_origin,Call.csrf,Call.browser_form = same_origin,property(csrf),browser_form
+Call.same_origin, Call.csrf, Call.browser_form = same_origin, property(csrf), browser_form
 
 # %% ../../nbs/localhub/05_wire.ipynb #0bb201dc
 def _full(e):
     "Tell whether the disk is full: Python, SQLite and git each say it in their own way."
-    return getattr(e,'errno',None) in (errno.ENOSPC,errno.EDQUOT,errno.EFBIG) or getattr(e,
-        'sqlite_errorcode',None)==sqlite3.SQLITE_FULL or 'No space left' in str(e)
+    return getattr(e, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or getattr(e,
+        'sqlite_errorcode', None) == sqlite3.SQLITE_FULL or 'No space left' in str(e)
 
 async def _guarded(f, kind, request):
     rid = request.headers.get('x-amzn-trace-id') or token_hex(8)
@@ -421,7 +421,7 @@ async def _guarded(f, kind, request):
     except RecursionError: res = error(HubError(400, 'this is nested too deeply.'))
     except sqlite3.IntegrityError:
         res = error(HubError(409, 'somebody else has just made the same: look again.'))
-    except (OSError,sqlite3.OperationalError,pygit2.GitError) as e:
+    except (OSError, sqlite3.OperationalError, pygit2.GitError) as e:
         full = _full(e)
         if not full: traceback.print_exc()
         res = error(HubError(507 if full else 500,
@@ -436,57 +436,57 @@ async def _guarded(f, kind, request):
     return res
 
 @lru_cache(maxsize=None)
-def make_route(path:str, methods:tuple, f, kind:str)->Route:
+def make_route(path: str, methods: tuple, f, kind: str) -> Route:
     "Turn a collected handler into Starlette's route, once in a process."
-    return Route(path, partial(_guarded,f,kind), methods=methods)
+    return Route(path, partial(_guarded, f, kind), methods=methods)
 
 # %% ../../nbs/localhub/05_wire.ipynb #830b1a37
 def _begin(path):
     "The first two segments of a route; None for one that fits anything."
-    a,b = (path[1:].split('/',2)+[''])[:2]
+    a, b = (path[1:].split('/', 2)+[''])[:2]
     return None if '{' in a else a, None if '{' in b or ':path}' in a else b
 
 class Table(Router):
     "A router that makes and tries only the routes whose beginning fits the path."
-    def __init__(self, routes:list # what `Routes` collect; routes that look at a request themselves
+    def __init__(self, routes: list # what `Routes` collect; routes that look at a request themselves
                 ):
-        whole = [isinstance(r,BaseRoute) for r in routes]
-        super().__init__([r for r,w in zip(routes,whole) if w], redirect_slashes=False)
-        self.collected,self.groups = routes,{}
-        self.begins = [(None,None) if w else _begin(r[0]) for r,w in zip(routes,whole)]
+        whole = [isinstance(r, BaseRoute) for r in routes]
+        super().__init__([r for r, w in zip(routes, whole) if w], redirect_slashes=False)
+        self.collected, self.groups = routes, {}
+        self.begins = [(None, None) if w else _begin(r[0]) for r, w in zip(routes, whole)]
         self.known = [set(s) for s in zip(*self.begins)]
 
-    def group(self, path:str)->Router:
+    def group(self, path: str) -> Router:
         "Choose the routes for a path."
         key = tuple(s if s in k else None for s,
-                    k in zip((path[1:].split('/',2)+[''])[:2], self.known))
+                    k in zip((path[1:].split('/', 2)+[''])[:2], self.known))
         if key not in self.groups:
-            fits = lambda begin: all(s in (None,k) for s,k in zip(begin,key))
-            self.groups[key] = Router([r if isinstance(r,BaseRoute) else make_route(*r)
-                for r,b in zip(self.collected,self.begins) if fits(b)], redirect_slashes=False)
+            fits = lambda begin: all(s in (None, k) for s, k in zip(begin, key))
+            self.groups[key] = Router([r if isinstance(r, BaseRoute) else make_route(*r)
+                for r, b in zip(self.collected, self.begins) if fits(b)], redirect_slashes=False)
         return self.groups[key]
 
     async def app(self, scope, receive, send):
-        if scope['type']!='http': return await super().app(scope, receive, send)
+        if scope['type'] != 'http': return await super().app(scope, receive, send)
         await self.group(scope['path']).app(scope, receive, send)
 
 # %% ../../nbs/localhub/05_wire.ipynb #1dc1d015
-LOOPBACK = {'127.0.0.1','localhost','::1'}
+LOOPBACK = {'127.0.0.1', 'localhost', '::1'}
 
 async def _not_found(request, exc): return error(HubError(exc.status_code,
-    'Not Found' if exc.status_code==404 else str(exc.detail), headers=dict(exc.headers or {})))
+    'Not Found' if exc.status_code == 404 else str(exc.detail), headers=dict(exc.headers or {})))
 
-def make_app(hub:Hub, routes:list, # `Routes`, the first that fits answers
-             hosts:set=LOOPBACK|{'testserver'}):
+def make_app(hub: Hub, routes: list, # `Routes`, the first that fits answers
+             hosts: set = LOOPBACK|{'testserver'}):
     "Make the ASGI application."
-    app = Starlette(exception_handlers={404:_not_found, 405:_not_found})
+    app = Starlette(exception_handlers={404: _not_found, 405: _not_found})
     app.router = Table([r for rs in routes for r in rs])
     app.state.hub = hub
     return RawPath(app, hosts)
 
 # %% ../../nbs/localhub/05_wire.ipynb #3bcee01e
 @contextmanager
-def serving(app, host:str='127.0.0.1', port:int=0 # 0 for any free one
+def serving(app, host: str = '127.0.0.1', port: int = 0 # 0 for any free one
            ): # yields the URL
     "Serve an application from a thread, for notebooks and tests."
     import uvicorn
@@ -504,32 +504,32 @@ def serving(app, host:str='127.0.0.1', port:int=0 # 0 for any free one
         thread.join(5)
 
 # %% ../../nbs/localhub/05_wire.ipynb #4e48a3a9
-def sign(hub:Hub, seconds:int=6*3600, **fields)->str: # query string
+def sign(hub: Hub, seconds: int = 6*3600, **fields) -> str: # query string
     "Sign a URL's fields, so that it works without a token until it expires."
     fields['exp'] = str(int(time.time())+seconds)
     q = urlencode(sorted(fields.items()))
     return f'{q}&sig={hmac.new(hub.db.secret, q.encode(), sha256).hexdigest()}'
 
-def read_signed(hub:Hub, query:str)->dict: # None where the signature is wrong or too old
+def read_signed(hub: Hub, query: str) -> dict: # None where the signature is wrong or too old
     "Read what `sign` has signed."
     d = dict(parse_qsl(query, keep_blank_values=True))
-    sig = d.pop('sig','')
+    sig = d.pop('sig', '')
     good = hmac.new(hub.db.secret, urlencode(sorted(d.items())).encode(), sha256).hexdigest()
-    ok = hmac.compare_digest(sig.encode('utf-8','replace'),good.encode())
-    return d if ok and int(d['exp'])>=time.time() else None
+    ok = hmac.compare_digest(sig.encode('utf-8', 'replace'), good.encode())
+    return d if ok and int(d['exp']) >= time.time() else None
 
-def check_signed(call:Call, *names:str # fields that it must have; those in the path as there
-                )->dict:
+def check_signed(call: Call, *names: str # fields that it must have; those in the path as there
+                ) -> dict:
     "Return the fields of a signed URL."
     d = read_signed(call.hub, call.request.url.query)
     if d is None:
         raise HubError(403, 'this address has expired or was altered: start again.')
-    if any(n not in d or d[n]!=call.p.get(n,d[n]) for n in names):
+    if any(n not in d or d[n] != call.p.get(n, d[n]) for n in names):
         raise HubError(403, 'this address is for another object.')
     return d
 
 # %% ../../nbs/localhub/05_wire.ipynb #4cff4e1e
-def next_link(call:Call, **change)->dict: # headers
+def next_link(call: Call, **change) -> dict: # headers
     "Point to the next page of a list."
-    q = [(k,v) for k,v in call.q.multi_items() if k not in change]+list(change.items())
+    q = [(k, v) for k, v in call.q.multi_items() if k not in change]+list(change.items())
     return {'Link': f'<{call.base}{call.request.url.path}?{urlencode(q)}>; rel="next"'}

@@ -33,29 +33,29 @@ from .wire import Call, Json, Routes, check_signed, read_signed, sign
 xet_routes = Routes()
 LIFE = 900 # seconds that a token lives; clients ask for the next one a minute before
 
-def cas_url(call:Call)->str:
+def cas_url(call: Call) -> str:
     "Say where this caller's chunks are served."
     who = f'{call.hub.chunks.epoch()}:{(call.who.name or "").lower()}'
     return f'{call.base}/api/xet/'+blake2b(who.encode(), key=call.hub.db.secret,
                                            digest_size=12).hexdigest()
 
-def xet_token(call:Call, key:str, # of the repo, or of whatever else has files
-              write:bool=False)->Json:
+def xet_token(call: Call, key: str, # of the repo, or of whatever else has files
+              write: bool = False) -> Json:
     "Give the caller a token for the files of one repo."
     token = sign(call.hub, LIFE, xet='write' if write else 'read', key=key,
                  user=call.who.name or '')
     exp = int(parse_qs(token)['exp'][0])
     return Json(dict(accessToken=token, exp=exp, casUrl=cas_url(call)),
-        headers={'X-Xet-Access-Token':token, 'X-Xet-Token-Expiration':str(exp),
-                 'X-Xet-Cas-Url':cas_url(call), 'Cache-Control':'no-store'})
+        headers={'X-Xet-Access-Token': token, 'X-Xet-Token-Expiration': str(exp),
+                 'X-Xet-Cas-Url': cas_url(call), 'Cache-Control': 'no-store'})
 
 @xet_routes('GET', '/api/{T}/{ns}/{name}/xet-write-token/{rev}')
-def write_token(call:Call)->Json:
+def write_token(call: Call) -> Json:
     "Give a token that may send chunks to a repo."
     return xet_token(call, committable(call).key, write=True)
 
 @xet_routes('GET', '/api/{T}/{ns}/{name}/xet-read-token/{rev}')
-def read_token(call:Call)->Json:
+def read_token(call: Call) -> Json:
     "Give a token that may fetch a repo's chunks."
     return xet_token(call, call.repo(content=True).key)
 
@@ -66,19 +66,19 @@ def _may_enter(call, key):
     if row.gated: call.check_gate(row)
     return True
 
-def identify(call:Call, write:bool=False)->Caller:
+def identify(call: Call, write: bool = False) -> Caller:
     "Find out who calls, by a Xet token."
-    kind,_,token = call.request.headers.get('authorization','').partition(' ')
-    d = read_signed(call.hub, token) if kind.lower()=='bearer' else None
+    kind, _, token = call.request.headers.get('authorization', '').partition(' ')
+    d = read_signed(call.hub, token) if kind.lower() == 'bearer' else None
     if d is None or 'xet' not in d:
         raise HubError(401, 'this is no Xet token, or an old one: ask for a new one.')
-    if write and d['xet']!='write': raise HubError(403, 'this Xet token may only read.')
-    call.key,call.who = d['key'],call.hub.db.person(d['user'], d['xet']) if d['user'] else NOBODY
+    if write and d['xet'] != 'write': raise HubError(403, 'this Xet token may only read.')
+    call.key, call.who = d['key'], call.hub.db.person(d['user'], d['xet']) if d['user'] else NOBODY
     if not _may_enter(call, call.key):
         raise HubError(404, 'Repository not found', 'RepoNotFound')
     return call.who
 
-def cas(methods:str, *paths:str, write:bool=False):
+def cas(methods: str, *paths: str, write: bool = False):
     "Make a handler a route of the CAS."
     def add(f):
         f.identify = partial(identify, write=write)
@@ -87,11 +87,11 @@ def cas(methods:str, *paths:str, write:bool=False):
 
 # %% ../../nbs/localhub/07b_xet.ipynb #f851474d
 @cas('POST', '/v1/xorbs/{prefix}/{xorb}', write=True)
-async def put_xorb(call:Call)->dict:
+async def put_xorb(call: Call) -> dict:
     "Take a xorb."
-    chunks,xorb = call.hub.chunks,call.p['xorb']
+    chunks, xorb = call.hub.chunks, call.p['xorb']
     from_hex(xorb)
-    with open(chunks.tmp/token_hex(12),'x+b') as f:
+    with open(chunks.tmp/token_hex(12), 'x+b') as f:
         try:
             await receive(call, f.write, XORB+(4<<20)) # heads, and what the client appends
             new = await run_in_threadpool(chunks.keep, f, xorb, call.who.name)
@@ -99,32 +99,32 @@ async def put_xorb(call:Call)->dict:
     return dict(was_inserted=new)
 
 @cas('POST', '/v1/xorb-grants/{prefix}/{xorb}', write=True)
-def no_grants(call:Call):
+def no_grants(call: Call):
     "Send the client to the plain way."
     raise HubError(404, 'this Hub takes xorbs as they come: POST to /v1/xorbs.')
 
 @cas('POST', '/v1/telemetry')
-def telemetry(call:Call)->dict:
+def telemetry(call: Call) -> dict:
     "Forget how it went."
     return {}
 
 # %% ../../nbs/localhub/07b_xet.ipynb #4ddecbaa
 _tag = b'HFRepoMetaData\0'+bytes.fromhex('556967456a7b815783a5bdd95ccdd14aa9')
-_row,_end = Struct('<32sIIII'),b'\xff'*32
+_row, _end = Struct('<32sIIII'), b'\xff'*32
 SHARD = 68<<20 # most bytes of a shard
 
 def read_shard(f, # open at its start
-               size:int # its bytes
+               size: int # its bytes
               ): # yields (Xet hash, terms, sha256 or None)
     "Read the files that a shard names."
     def take(n):
-        if n>size-f.tell(): raise HubError(400, 'the shard is cut off.')
+        if n > size-f.tell(): raise HubError(400, 'the shard is cut off.')
         return f.read(n)
     head = take(48)
-    if head[:32]!=_tag or head[32:40]!=pack('<Q',2):
+    if head[:32] != _tag or head[32:40] != pack('<Q', 2):
         raise HubError(400, 'this is no shard of version 2.')
-    while (head:=_row.unpack(take(48)))[0]!=_end:
-        hash,flags,n,_,_ = head
+    while (head := _row.unpack(take(48)))[0] != _end:
+        hash, flags, n, _, _ = head
         if not n and any(hash): raise HubError(400, f'the file {to_hex(hash)} has no terms.')
         terms = take(48*n)
         if flags>>31: take(48*n) # a second hash of each term; that of the file says as much
@@ -133,9 +133,9 @@ def read_shard(f, # open at its start
 
 # %% ../../nbs/localhub/07b_xet.ipynb #54a03651
 @cas('POST', '/v1/shards', '/v2/shards', write=True)
-async def put_shard(call:Call)->Response:
+async def put_shard(call: Call) -> Response:
     "Make the files that a shard names: all of them, or none."
-    with open(call.hub.chunks.tmp/token_hex(12),'x+b') as f:
+    with open(call.hub.chunks.tmp/token_hex(12), 'x+b') as f:
         try:
             size = await receive(call, f.write, SHARD)
             f.seek(0)
@@ -146,10 +146,10 @@ async def put_shard(call:Call)->Response:
     return Json(dict(result=1))
 
 def _make_files(call, f, size):
-    chunks,files = call.hub.chunks,list(read_shard(f, size))
-    chunks.claim(call.who.name, set().union(*(xorbs_of(terms) for _,terms,_ in files)))
-    chunks.add(call.key, [File(to_hex(hash), oid, chunks.check(hash,terms,oid), terms)
-                          for hash,terms,oid in files])
+    chunks, files = call.hub.chunks, list(read_shard(f, size))
+    chunks.claim(call.who.name, set().union(*(xorbs_of(terms) for _, terms, _ in files)))
+    chunks.add(call.key, [File(to_hex(hash), oid, chunks.check(hash, terms, oid), terms)
+                          for hash, terms, oid in files])
 
 # %% ../../nbs/localhub/07b_xet.ipynb #5ada3b3a
 def _open_chunks(chunks, key, xorb):
@@ -157,20 +157,20 @@ def _open_chunks(chunks, key, xorb):
     rows = chunks.db.all('SELECT DISTINCT f.hash,f.terms FROM xet_uses u JOIN xet_files f ON '
         'f.hash=u.file JOIN lfs l ON l.oid=f.oid JOIN repos r ON r.key=l.key WHERE u.xorb=? AND '
         '(r.key=? OR (r.private=0 AND r.gated IS NULL AND r.disabled=0)) LIMIT 20', xorb, key)
-    return {i for r in rows for x,_,a,b in TERM.iter_unpack(r['terms']) if to_hex(x)==xorb
-            for i in range(a,b)}
+    return {i for r in rows for x, _, a, b in TERM.iter_unpack(r['terms']) if to_hex(x) == xorb
+            for i in range(a, b)}
 
-def may_know(chunks:Chunks, user:str, key:str, xorb:str)->bool:
+def may_know(chunks: Chunks, user: str, key: str, xorb: str) -> bool:
     "Tell whether a user may learn of a xorb, and note it."
     if chunks.db.one('SELECT 1 FROM xet_known WHERE xorb=? AND user=?', xorb, user): return True
-    if len(_open_chunks(chunks, key, xorb))<len(chunks.index(xorb).raw)-1: return False
+    if len(_open_chunks(chunks, key, xorb)) < len(chunks.index(xorb).raw)-1: return False
     chunks.know(xorb, user)
     return True
 
 # %% ../../nbs/localhub/07b_xet.ipynb #b94c8b8a
-def write_shard(chunks:Chunks, xorbs:list)->bytes:
+def write_shard(chunks: Chunks, xorbs: list) -> bytes:
     "Write a shard that lists the chunks of xorbs."
-    out = [_tag, pack('<QQ',2,200), _end, bytes(16)]
+    out = [_tag, pack('<QQ', 2, 200), _end, bytes(16)]
     for xorb in xorbs:
         x = chunks.index(xorb)
         n = len(x.raw)-1
@@ -178,16 +178,16 @@ def write_shard(chunks:Chunks, xorbs:list)->bytes:
         out += [_row.pack(x.hashes[32*i:32*i+32], x.raw[i], x.raw[i+1]-x.raw[i], 0, 0)
                 for i in range(n)]
     out += [_end, bytes(16)]
-    at,now = sum(map(len,out)),int(time.time())
+    at, now = sum(map(len, out)), int(time.time())
     # the foot: version, where each part begins, no key, made when, good for a day
     return b''.join(out)+pack('<9Q32s2Q6Q4Q', 1, 48, 96, at, 0, at, 0, at, 0, bytes(32), now,
                               now+86400, *[0]*6, 0, 0, 0, at)
 
 # %% ../../nbs/localhub/07b_xet.ipynb #eac2d341
 @cas('GET', '/v1/chunks/{prefix}/{chunk}', write=True)
-def find_chunk(call:Call)->Response:
+def find_chunk(call: Call) -> Response:
     "Say in which xorbs a chunk and its neighbours lie."
-    chunks,db = call.hub.chunks,call.hub.db
+    chunks, db = call.hub.chunks, call.hub.db
     from_hex(call.p['chunk'])
     have = [r['xorb'] for r in db.all('SELECT xorb FROM xet_asked WHERE chunk=? LIMIT 20',
                                       call.p['chunk'])]
@@ -200,66 +200,66 @@ def find_chunk(call:Call)->Response:
                     media_type='application/octet-stream')
 
 # %% ../../nbs/localhub/07b_xet.ipynb #6ed1bdd2
-def cut_terms(chunks:Chunks, terms:bytes, start:int, end:int # bytes of the file
-             )->tuple: # (bytes to skip, [(xorb, first chunk, end, bytes)])
+def cut_terms(chunks: Chunks, terms: bytes, start: int, end: int # bytes of the file
+             ) -> tuple: # (bytes to skip, [(xorb, first chunk, end, bytes)])
     "Cut the terms of a file down to a piece of it."
-    res,at,skip = [],0,0
-    for raw,n,a,b in TERM.iter_unpack(terms):
-        if at>=end: break
-        if at+n>start:
+    res, at, skip = [], 0, 0
+    for raw, n, a, b in TERM.iter_unpack(terms):
+        if at >= end: break
+        if at+n > start:
             xorb = to_hex(raw)
             x = chunks.index(xorb).raw
             at0 = at-x[a] # where the xorb would begin in the file
-            while at0+x[a+1]<=start: a += 1
-            while at0+x[b-1]>=end: b -= 1
+            while at0+x[a+1] <= start: a += 1
+            while at0+x[b-1] >= end: b -= 1
             if not res: skip = start-at0-x[a]
             res.append((xorb, a, b, x[b]-x[a]))
         at += n
-    return skip,res
+    return skip, res
 
 # %% ../../nbs/localhub/07b_xet.ipynb #374ba5ae
-def runs(terms:list)->dict: # xorb -> [[first chunk, end]]
+def runs(terms: list) -> dict: # xorb -> [[first chunk, end]]
     "Join the terms of each xorb where they touch."
     res = {}
-    for xorb,a,b,_ in sorted(terms):
-        of = res.setdefault(xorb,[])
-        if of and a<=of[-1][1]: of[-1][1] = max(of[-1][1],b)
-        else: of.append([a,b])
+    for xorb, a, b, _ in sorted(terms):
+        of = res.setdefault(xorb, [])
+        if of and a <= of[-1][1]: of[-1][1] = max(of[-1][1], b)
+        else: of.append([a, b])
     return res
 
 # %% ../../nbs/localhub/07b_xet.ipynb #8eb6311f
 @cas('GET', '/v1/reconstructions/{hash}', '/v2/reconstructions/{hash}')
-def reconstruction(call:Call)->dict:
+def reconstruction(call: Call) -> dict:
     "Say what a file is made of, and where to get it."
-    chunks,hash = call.hub.chunks,call.p['hash']
+    chunks, hash = call.hub.chunks, call.p['hash']
     from_hex(hash)
     row = chunks.row(hash) if chunks.may_read(call.key, hash) else None
     if row is None: raise HubError(404, f'there is no file {hash} here.')
-    part = read_range(call.request.headers.get('range'), row['size']) or (0,row['size'])
-    skip,terms = cut_terms(chunks, row['terms'], *part)
-    v2,fetch = '/v2/' in call.request.url.path,{}
-    for xorb,of in runs(terms).items():
+    part = read_range(call.request.headers.get('range'), row['size']) or (0, row['size'])
+    skip, terms = cut_terms(chunks, row['terms'], *part)
+    v2, fetch = '/v2/' in call.request.url.path, {}
+    for xorb, of in runs(terms).items():
         packed = chunks.index(xorb).packed
-        fetch[xorb] = [_offer(call, xorb, a, b, packed[a], packed[b]-1, v2) for a,b in of]
-    return {'offset_into_first_range':skip, 'xorbs' if v2 else 'fetch_info':fetch,
-            'terms':[dict(hash=x, unpacked_length=n, range=dict(start=a,end=b))
-                     for x,a,b,n in terms]}
+        fetch[xorb] = [_offer(call, xorb, a, b, packed[a], packed[b]-1, v2) for a, b in of]
+    return {'offset_into_first_range': skip, 'xorbs' if v2 else 'fetch_info': fetch,
+            'terms': [dict(hash=x, unpacked_length=n, range=dict(start=a, end=b))
+                     for x, a, b, n in terms]}
 
 def _offer(call, xorb, a, b, first, last, v2):
     url = f'{call.base}/api/xet/{xorb}?'+sign(call.hub, 3600, xorb=xorb, bytes=f'{first}-{last}')
-    chunks,at = dict(start=a,end=b),dict(start=first,end=last)
+    chunks, at = dict(start=a, end=b), dict(start=first, end=last)
     if v2: return dict(url=url, ranges=[dict(chunks=chunks, bytes=at)])
     return dict(url=url, range=chunks, url_range=at)
 
 # %% ../../nbs/localhub/07b_xet.ipynb #bd742c75
 @xet_routes('GET', '/api/xet/{xorb}')
-def get_xorb(call:Call)->Response:
+def get_xorb(call: Call) -> Response:
     "Send the piece of a xorb for which an address was signed."
     d = check_signed(call, 'xorb', 'bytes')
-    first,last = map(int, d['bytes'].split('-'))
-    if call.request.headers.get('range','').strip()!=f'bytes={first}-{last}':
+    first, last = map(int, d['bytes'].split('-'))
+    if call.request.headers.get('range', '').strip() != f'bytes={first}-{last}':
         raise HubError(403, f'this address is for the bytes {first} to {last}.')
-    try: f = open(call.hub.chunks.xorbs.path(call.p['xorb']),'rb')
+    try: f = open(call.hub.chunks.xorbs.path(call.p['xorb']), 'rb')
     except FileNotFoundError: raise HubError(404, 'this xorb has been removed.') from None
-    return StreamingResponse(file_range(f, first, last+1), 206, {'Content-Length':str(last+1-first),
-        'Content-Range':f'bytes {first}-{last}/*'}, 'application/octet-stream')
+    return StreamingResponse(file_range(f, first, last+1), 206, {'Content-Length': str(last+1-first),
+        'Content-Range': f'bytes {first}-{last}/*'}, 'application/octet-stream')
