@@ -6,11 +6,11 @@ Docs: https://hfflow.github.io/hfflow/localhub/apps.html.md"""
 
 # %% auto #0
 __all__ = ['BUILD_SECONDS', 'START_SECONDS', 'DRAIN', 'SETTLE', 'app_routes', 'ENV_NAME', 'subdomain', 'settings_of', 'set_app',
-           'App', 'begin', 'halt', 'free_port', 'app_env', 'listening', 'answers', 'app_of', 'trouble', 'is_static',
-           'stage', 'may_begin', 'new_commit', 'remove', 'runtime', 'space_facts', 'get_runtime', 'restart_app',
-           'pause_app', 'restart', 'pause', 'hardware', 'request_hardware', 'sleep_time', 'dev_mode', 'set_env',
-           'drop_env', 'list_env', 'env_calls', 'env_changed', 'volumes', 'logs', 'log_of', 'create_space',
-           'duplicate_space', 'delete_space', 'templates', 'quota', 'find_spaces']
+           'App', 'free_port', 'app_env', 'listening', 'answers', 'app_of', 'trouble', 'is_static', 'stage',
+           'may_begin', 'new_commit', 'remove', 'runtime', 'get_runtime', 'restart_app', 'pause_app', 'restart',
+           'pause', 'hardware', 'request_hardware', 'sleep_time', 'dev_mode', 'set_env', 'drop_env', 'list_env',
+           'env_calls', 'env_changed', 'volumes', 'logs', 'log_of', 'create_space', 'duplicate_space', 'delete_space',
+           'templates', 'quota', 'find_spaces']
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00005
 import http.client, json, os, re, shutil, socket, sys, threading, time, traceback
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import psutil
 from starlette.responses import StreamingResponse
+from fastcore.basics import patch
 
 from .copies import copy_of, duplicate
 from .people import RepoRow
@@ -87,7 +88,8 @@ class App:
             self.stage, self.message = stage, message
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00012
-def begin(self, settle: float = 0, # seconds in which more commits may come
+@patch
+def begin(self: App, settle: float = 0, # seconds in which more commits may come
           factory: bool = False # forget packages and caches
          ):
     "Build and start the newest commit; what runs goes on until that is up."
@@ -99,19 +101,19 @@ def begin(self, settle: float = 0, # seconds in which more commits may come
         self.build_log = self._log('build')
         threading.Thread(target=self._bring_up, args=(self.turn, settle, factory),
                          daemon=True).start()
-App.begin = begin
 
-def _next(self):
+@patch
+def _next(self: App):
     self.turn += 1
     self.visited = time.monotonic()
     for f in self.folder.glob('logs/*'):
         if int(f.name.split('.')[0]) < self.turn-1: f.unlink(missing_ok=True)
     for name, p in list(self.hub.programs.items()): # what an earlier turn was doing
         if name.startswith(f'space {self.key} ') and p is not self.live: p.stop()
-App._next = _next
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00013
-def halt(self, stage: str, # PAUSED | SLEEPING | STOPPED | NO_APP_FILE | CONFIG_ERROR
+@patch
+def halt(self: App, stage: str, # PAUSED | SLEEPING | STOPPED | NO_APP_FILE | CONFIG_ERROR
          message: str = None):
     "Stop whatever runs."
     with self.lock:
@@ -119,9 +121,9 @@ def halt(self, stage: str, # PAUSED | SLEEPING | STOPPED | NO_APP_FILE | CONFIG_
         self.stage, self.message, live = stage, message, self.live
         self.live = self.port = None
     if live: live.stop()
-App.halt = halt
 
-def _bring_up(self, turn, settle, factory):
+@patch
+def _bring_up(self: App, turn, settle, factory):
     log = self.build_log
     try:
         time.sleep(settle)
@@ -136,11 +138,11 @@ def _bring_up(self, turn, settle, factory):
         log.add(f'{e.stage}: {e.message}')
         with self.lock:
             if turn == self.turn: self.halt(e.stage, e.message)
-App._bring_up = _bring_up
 _builds = threading.Semaphore(2) # builds at once
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00014
-def _clear(self):
+@patch
+def _clear(self: App):
     "Remove the folders and programs of turns that are over."
     with self.lock: turn, live = self.turn, self.live.turn if self.live else None
     for d in self.folder.glob('run/*'):
@@ -148,12 +150,12 @@ def _clear(self):
         if int(d.name) < turn and d.name != live: shutil.rmtree(d, ignore_errors=True)
     for name, p in list(self.hub.programs.items()):
         if name.startswith(f'space {self.key} ') and not p.running: self.hub.programs.pop(name, None)
-App._clear = _clear
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00016
 BUILD_SECONDS = 1800 # for pip
 
-def _build(self, turn, factory, log):
+@patch
+def _build(self: App, turn, factory, log):
     "Prepare a folder and a command."
     self.at(turn, self.stage)
     row = self.hub.db.by_key(self.key)
@@ -175,7 +177,6 @@ def _build(self, turn, factory, log):
     log.add(f'===== Build ended at {_now()} =====')
     return plan.command(where, port, python), dict(plan=plan, row=row, where=where, port=port,
         python=python, sha=str(commit.id), home=home)
-App._build = _build
 
 def _now(): return datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M:%S')
 
@@ -185,7 +186,8 @@ def free_port() -> int:
     with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00018
-def _packages(self, turn, plan, where, home, log) -> str: # the Python to run with
+@patch
+def _packages(self: App, turn, plan, where, home, log) -> str: # the Python to run with
     "See that the Space has its packages."
     lacking = missing(plan, where)
     if not lacking:
@@ -204,10 +206,10 @@ def _packages(self, turn, plan, where, home, log) -> str: # the Python to run wi
                                      log)
     (env/'done').touch()
     return python
-App._packages = _packages
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00019
-def _pip(self, turn, python, args, where, home, log):
+@patch
+def _pip(self: App, turn, python, args, where, home, log):
     log.add(f'pip install {" ".join(args)}'.replace(str(where), '.'))
     with self.lock:
         self.at(turn, self.stage)
@@ -219,7 +221,6 @@ def _pip(self, turn, python, args, where, home, log):
     if code:
         raise Trouble('BUILD_ERROR', f'pip ended with exit code {code}: the build log says why.'
         if p.why != 'timeout' else f'pip took longer than {BUILD_SECONDS} s.')
-App._pip = _pip
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00021
 def app_env(hub: Hub, row: RepoRow, plan: Plan, where: Path, home: Path, port: int, python: str) -> dict:
@@ -264,7 +265,8 @@ def answers(port: int) -> bool:
     finally: c.close()
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00023
-def _start(self, turn, argv, kw):
+@patch
+def _start(self: App, turn, argv, kw):
     "Start the program and wait until it answers."
     plan, row, where, port = kw['plan'], kw['row'], kw['where'], kw['port']
     with self.lock: # an app that insists on its port must have gone before its successor comes
@@ -291,7 +293,6 @@ def _start(self, turn, argv, kw):
             raise Trouble('RUNTIME_ERROR', f'nothing answered on port {plan.port} (here {port}) '
                           f'for {START_SECONDS} s.')
         time.sleep(.1)
-App._start = _start
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00024
 def _ended(p): return f'Exit code: {p.code}. The run log may say why.'
@@ -299,7 +300,8 @@ def _ended(p): return f'Exit code: {p.code}. The run log may say why.'
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00025
 DRAIN = 5 # seconds that an old program has to finish its answers
 
-def _watch(self, turn, p, port, sha):
+@patch
+def _watch(self: App, turn, p, port, sha):
     "Send visitors to a program until it ends, or sleeps."
     with self.lock:
         if turn != self.turn: p.stop(); raise _Stale
@@ -320,7 +322,6 @@ def _watch(self, turn, p, port, sha):
         if self.live is not p: raise _Stale
         self.live = self.port = None
         if p.why is None: self.at(turn, 'RUNTIME_ERROR', _ended(p))
-App._watch = _watch
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00027
 SETTLE = 1 # seconds
@@ -395,12 +396,12 @@ def runtime(hub: Hub, row: RepoRow) -> dict:
     if (sha := app_of(hub, row).sha) and on: d['sha'] = sha
     return d
 
-def space_facts(self, row: RepoRow, base: str # the address of this Hub, as the caller knows it
+@patch
+def space_facts(self: Hub, row: RepoRow, base: str # the address of this Hub, as the caller knows it
                ) -> dict:
     "Say where a Space answers and how it is, for its info page."
     return dict(subdomain=subdomain(self, row), host=f'{base}/spaces/{row.id}/app/',
                 runtime=runtime(self, row))
-Hub.space_facts = space_facts
 
 # %% ../../nbs/localhub/08h_apps.ipynb #08h00031
 app_routes = Routes()

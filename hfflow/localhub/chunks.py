@@ -6,9 +6,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/chunks.html.md"""
 
 # %% auto #0
 __all__ = ['CHUNK', 'XORB', 'CHUNKS', 'Index', 'TERM', 'FILE', 'File', 'to_hex', 'from_hex', 'chunk_hash', 'xorb_hash',
-           'file_hash', 'unpack_chunk', 'read_chunks', 'Chunks', 'know', 'keep', 'ChunkedFile', 'xorbs_of', 'claim',
-           'check', 'leaves', 'row', 'add', 'may_read', 'size', 'open_file', 'open_oid', 'hashes', 'drop_files',
-           'collect', 'epoch', 'intact', 'forget']
+           'file_hash', 'unpack_chunk', 'read_chunks', 'Chunks', 'ChunkedFile', 'xorbs_of', 'open_oid']
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #2c091230
 import io, json, re, time
@@ -21,6 +19,7 @@ from struct import Struct, error as StructError, pack, unpack
 
 from blake3 import blake3
 from lz4.frame import LZ4FrameDecompressor
+from fastcore.basics import patch
 
 from .people import Db
 from .store import HubError, LfsStore, Store, keep_file
@@ -138,6 +137,7 @@ class Chunks:
             return Index(f.read(32*n), *((0, *unpack(f'<{n}I', f.read(4*n))) for _ in range(2)))
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #2ff6e9a4
+@patch
 def know(self: Chunks, xorb: str, user: str, chunks: list = () # hashes by which others will ask for it
         ):
     "Note that a user may build files from a xorb."
@@ -146,7 +146,6 @@ def know(self: Chunks, xorb: str, user: str, chunks: list = () # hashes by which
                   'created=excluded.created', (xorb, user, time.time()))
         c.executemany('INSERT OR IGNORE INTO xet_asked VALUES(?,?)',
                       [(to_hex(h), xorb) for h in chunks])
-Chunks.know = know
 
 def _walk(chunks, xorb):
     "Read a xorb to its end; it must have this name."
@@ -157,6 +156,7 @@ def _walk(chunks, xorb):
         raise _bad(f'its chunks do not have the name {xorb}')
     return hashes, packed, raw
 
+@patch
 def keep(self: Chunks, f, # temporary file, open for reading and writing
          xorb: str, # its name
          user: str # who sent it
@@ -172,7 +172,6 @@ def keep(self: Chunks, f, # temporary file, open for reading and writing
     f.write(b''.join(hashes)+pack(f'<{2*n+1}I', *packed, *raw[1:], n))
     keep_file(self.xorbs, f, f.name, xorb)
     return True
-Chunks.keep = keep
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #91c1b85b
 TERM = Struct('<32s4xIII') # xorb, bytes, first chunk, end
@@ -207,7 +206,8 @@ class ChunkedFile(io.RawIOBase):
         return n
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #17d3d877
-def _chunk(self):
+@patch
+def _chunk(self: ChunkedFile):
     "The chunk at the present position, and the position in it."
     t = bisect_right(self.ends, self.pos)
     xorb, n, a, _ = TERM.unpack_from(self.terms, t*TERM.size)
@@ -217,21 +217,21 @@ def _chunk(self):
     if self._last is None or self._last[:2] != (xorb, i):
         self._last = xorb, i, self._read(xorb, x, i)
     return self._last[2], at-x.raw[i]
-ChunkedFile._chunk = _chunk
 
-def _read(self, xorb, x, i):
+@patch
+def _read(self: ChunkedFile, xorb, x, i):
     if xorb != self._xorb:
         if self._file: self._file.close()
         self._file, self._xorb = open(self.chunks.xorbs.path(to_hex(xorb)), 'rb'), xorb
     self._file.seek(x.packed[i])
     return next(read_chunks(self._file))[0]
-ChunkedFile._read = _read
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #4e0a0115
 def xorbs_of(terms: bytes) -> set: # names
     "Tell from which xorbs a file is made."
     return {to_hex(t[0]) for t in TERM.iter_unpack(terms)}
 
+@patch
 def claim(self: Chunks, user: str, xorbs: set # names
          ):
     "Check that a user may build files from these xorbs, and keep the cleaner away from them."
@@ -240,11 +240,11 @@ def claim(self: Chunks, user: str, xorbs: set # names
             if not c.execute('UPDATE xet_known SET created=? WHERE xorb=? AND user=?',
                              (time.time(), xorb, user)).rowcount:
                 raise HubError(400, f'the xorb {xorb} has not been uploaded.')
-Chunks.claim = claim
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #cbae18b3
 FILE = 1<<40 # most bytes in a file
 
+@patch
 def check(self: Chunks, hash: bytes, # the file's Xet hash
           terms: bytes, oid: str = None # its sha256, if it has to have one
          ) -> int: # size
@@ -262,31 +262,31 @@ def check(self: Chunks, hash: bytes, # the file's Xet hash
     if oid and (got['oid'] if got and got['oid'] else self._sha256(terms)) != oid:
         raise HubError(400, f'the file {to_hex(hash)} does not have the announced sha256 {oid}.')
     return size
-Chunks.check = check
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #57e9cc28
+@patch
 def leaves(self: Chunks, terms: bytes): # yields (hash, size)
     "Walk through the chunks of a file."
     for xorb, _, a, b in TERM.iter_unpack(terms):
         x = self.index(to_hex(xorb))
         for i in range(a, b): yield x.hashes[32*i:32*i+32], x.raw[i+1]-x.raw[i]
-Chunks.leaves = leaves
 
-def _sha256(self, terms):
+@patch
+def _sha256(self: Chunks, terms):
     h, buf = sha256(), bytearray(1<<20)
     with ChunkedFile(self, terms) as f:
         while n := f.readinto(buf): h.update(memoryview(buf)[:n])
     return h.hexdigest()
-Chunks._sha256 = _sha256
 
+@patch
 def row(self: Chunks, hash: str): # None where there is no such file
     "Look a file up by its Xet hash."
     return self.db.one('SELECT * FROM xet_files WHERE hash=?', hash)
-Chunks.row = row
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #0d316f84
 File = namedtuple('File', 'hash oid size terms') # names as text
 
+@patch
 def add(self: Chunks, key: str, # of the repo, or of whatever else may use them
         files: list # of `File`, each checked
        ):
@@ -307,27 +307,26 @@ def add(self: Chunks, key: str, # of the repo, or of whatever else may use them
             if f.oid: c.execute('INSERT OR IGNORE INTO lfs VALUES(?,?,?,?)',
                                 (key, f.oid, f.size, now))
             else: c.execute('INSERT OR IGNORE INTO xet_links VALUES(?,?)', (key, f.hash))
-Chunks.add = add
 
+@patch
 def may_read(self: Chunks, key: str, hash: str) -> bool:
     "Tell whether a repo, or whatever else has this key, may use a file."
     return self.db.one('SELECT 1 FROM xet_links WHERE key=? AND file=? UNION ALL SELECT 1 FROM '
         'xet_files f JOIN lfs ON lfs.oid=f.oid WHERE key=? AND hash=?',
         key, hash, key, hash) is not None
-Chunks.may_read = may_read
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #ab2c0782
+@patch
 def size(self: Chunks, oid: str # sha256
         ) -> int: # None where no file of chunks has it
     "Tell the size of a file."
     r = self.db.one('SELECT size FROM xet_files WHERE oid=?', oid)
     return r['size'] if r else None
-Chunks.size = size
 
+@patch
 def open_file(self: Chunks, terms: bytes) -> io.BufferedReader:
     "Open a file by its terms."
     return io.BufferedReader(ChunkedFile(self, terms), 1<<18)
-Chunks.open_file = open_file
 
 def open_oid(self: Chunks, oid: str) -> io.BufferedReader:
     "Open a file by its sha256."
@@ -336,27 +335,28 @@ def open_oid(self: Chunks, oid: str) -> io.BufferedReader:
     return self.open_file(r['terms'])
 Chunks.open = open_oid
 
+@patch
 def hashes(self: Chunks, key: str, oids: list) -> dict: # sha256 -> Xet hash
     "Find the files that a repo holds in chunks."
     rows = self.db.all('SELECT f.oid,f.hash FROM xet_files f JOIN lfs ON lfs.oid=f.oid AND '
         'lfs.key=? WHERE f.oid IN (SELECT value FROM json_each(?))', key, json.dumps(oids))
     return {r['oid']: r['hash'] for r in rows}
-Chunks.hashes = hashes
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #ec6014a0
 def _dead(c, xorb, cutoff):
     return not c.execute('SELECT 1 FROM xet_uses WHERE xorb=? UNION ALL SELECT 1 FROM xet_known '
                          'WHERE xorb=? AND created>=?', (xorb, xorb, cutoff)).fetchone()
+@patch
 def drop_files(self: Chunks, where: str, *args):
     "Take out files, by a condition on their rows; their bytes stay."
     with self.db.tx() as c:
         c.execute(f'DELETE FROM xet_files WHERE {where}', args)
         c.execute('DELETE FROM xet_uses WHERE file NOT IN (SELECT hash FROM xet_files)')
-Chunks.drop_files = drop_files
 
 def _next_epoch(c):
     c.execute("INSERT INTO meta VALUES('xet_epoch','1') ON CONFLICT DO UPDATE SET value=value+1")
 
+@patch
 def collect(self: Chunks, grace: float = 86400, # seconds for which anything new is kept
             dry: bool = False # only count
            ) -> tuple: # how many xorbs went, and their bytes
@@ -386,15 +386,15 @@ def collect(self: Chunks, grace: float = 86400, # seconds for which anything new
     if freed:
         with self.db.tx() as c: _next_epoch(c)
     return len(freed), sum(freed)
-Chunks.collect = collect
 
+@patch
 def epoch(self: Chunks) -> int:
     "Tell how often xorbs have been removed."
     r = self.db.one("SELECT value FROM meta WHERE key='xet_epoch'")
     return int(r['value']) if r else 0
-Chunks.epoch = epoch
 
 # %% ../../nbs/localhub/02a_chunks.ipynb #c85a9939
+@patch
 def intact(self: Chunks, xorb: str) -> bool:
     "Tell whether a xorb that lies here is what its name and its index say."
     try:
@@ -403,8 +403,8 @@ def intact(self: Chunks, xorb: str) -> bool:
             hashes, packed, raw = _walk(islice(read_chunks(f), len(x.raw)-1), xorb)
     except (HubError, OSError, StructError): return False
     return x == Index(b''.join(hashes), (0, *packed), tuple(raw))
-Chunks.intact = intact
 
+@patch
 def forget(self: Chunks, xorb: str):
     "Remove a xorb, and the files that need it, so that they can be sent again."
     self.drop_files('hash IN (SELECT file FROM xet_uses WHERE xorb=?)', xorb)
@@ -412,4 +412,3 @@ def forget(self: Chunks, xorb: str):
         for t in ('known', 'asked'): c.execute(f'DELETE FROM xet_{t} WHERE xorb=?', (xorb,))
         _next_epoch(c)
     self.xorbs.path(xorb).unlink(missing_ok=True)
-Chunks.forget = forget

@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/commit.html.md"""
 # %% auto #0
 __all__ = ['Header', 'LOOSE', 'DEFAULT_LFS', 'MEDIA_LFS', 'check_path', 'Change', 'CommitRequest', 'Pack', 'Blobs', 'lines_of',
            'read_commit', 'edit_tree', 'matches', 'wants_lfs', 'ignored', 'gitattributes', 'upload_mode', 'text_of',
-           'check_parent', 'Quarantine', 'release', 'make_commit']
+           'check_parent', 'Quarantine', 'make_commit']
 
 # %% ../../nbs/localhub/01_commit.ipynb #4dfbc29e
 import base64, binascii, json, os, re, shutil, struct, zlib
@@ -23,6 +23,7 @@ from secrets import token_hex
 
 import pygit2
 from pygit2.enums import FileMode, ObjectType
+from fastcore.basics import patch
 
 from .store import HubError, Repo, Store, bare, fsync_dir, no_revision, signature, write_pointer
 
@@ -435,7 +436,8 @@ def _move(files):
             os.replace(f, folder/f.name)
         list(pool.map(fsync_dir, {d for folder in files.values() for d in (folder, folder.parent)}))
 
-def release(self):
+@patch
+def release(self: Quarantine):
     "Hand the new objects to the real repository, each on its own or, if they are many, in a pack."
     objects, dest = self.folder/'objects', self.main/'objects'
     loose = [f for d in objects.iterdir() if len(d.name) == 2 for f in d.iterdir()]
@@ -447,8 +449,6 @@ def release(self):
     # the index comes last: it makes the pack visible
     packs = sorted((objects/'pack').glob('pack-*'), key=lambda f: f.suffix == '.idx')
     _move({f: dest/'pack' for f in packs} | {f: dest/f.parent.name for f in loose})
-Quarantine.release = release
-
 
 # %% ../../nbs/localhub/01_commit.ipynb #30a8fcdf
 def make_commit(store: Store, key: str, # repository

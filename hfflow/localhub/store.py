@@ -6,9 +6,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/store.html.md"""
 
 # %% auto #0
 __all__ = ['Pointer', 'Entry', 'HubError', 'lacking', 'write_pointer', 'read_pointer', 'LfsStore', 'LfsWriter', 'fsync_dir',
-           'keep_file', 'keep', 'bare', 'signature', 'Repo', 'no_revision', 'readable', 'resolve', 'new_ref', 'point',
-           'entry', 'walk', 'history', 'refs', 'last_commits', 'Store', 'fsync_all', 'doubt', 'sure', 'create', 'using',
-           'alone', 'lock', 'delete', 'sweep']
+           'keep_file', 'bare', 'signature', 'Repo', 'no_revision', 'readable', 'Store', 'fsync_all']
 
 # %% ../../nbs/localhub/00_store.ipynb #62dcface
 import fcntl, os, re, shutil, threading, time
@@ -21,6 +19,7 @@ from secrets import token_hex
 
 import pygit2
 from pygit2.enums import ObjectType, SortMode
+from fastcore.basics import patch
 
 # %% ../../nbs/localhub/00_store.ipynb #225692de
 class HubError(Exception):
@@ -133,7 +132,8 @@ def keep_file(store, file, tmp, oid):
     os.replace(tmp, dest)
     for d in (dest.parent, dest.parent.parent, store.objects): fsync_dir(d)
 
-def keep(self, oid: str, # the sha256 that the sender announced
+@patch
+def keep(self: LfsWriter, oid: str, # the sha256 that the sender announced
          size: int = None, # the size that the sender announced
         ):
     "Check the bytes against their announced hash and size, then move them to their place."
@@ -142,7 +142,6 @@ def keep(self, oid: str, # the sha256 that the sender announced
     if size is not None and size != self.size:
         raise HubError(400, f'{self.size} bytes arrived, {size} were announced.')
     if self.store.size(oid) is None: keep_file(self.store, self.file, self.file.name, oid)
-LfsWriter.keep = keep
 
 # %% ../../nbs/localhub/00_store.ipynb #4d382118
 _config = '[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n'
@@ -192,7 +191,8 @@ def readable(commit: pygit2.Commit) -> bool:
     except (LookupError, ValueError, pygit2.GitError): return False
     return 0 <= commit.commit_time < 253_402_300_800 and not re.search('[\ud800-\udfff]', words)
 
-def resolve(self, rev: str # branch, tag, `refs/...` or 7 to 40 hex digits of a commit
+@patch
+def resolve(self: Repo, rev: str # branch, tag, `refs/...` or 7 to 40 hex digits of a commit
            ) -> pygit2.Commit:
     "Find the commit that a revision names."
     for name in (f'refs/heads/{rev}', f'refs/tags/{rev}', rev if rev.startswith('refs/') else None):
@@ -203,10 +203,10 @@ def resolve(self, rev: str # branch, tag, `refs/...` or 7 to 40 hex digits of a 
         except (ValueError, pygit2.GitError): obj = None # several begin so, or it is broken
         if isinstance(obj, pygit2.Commit) and readable(obj): return obj
     raise no_revision(rev)
-Repo.resolve = resolve
 
 # %% ../../nbs/localhub/00_store.ipynb #242bfd87
-def new_ref(self, kind: str, # heads | tags
+@patch
+def new_ref(self: Repo, kind: str, # heads | tags
             name: str) -> str: # full name
     "Refuse the name of a branch or tag that cannot be, or that stands in the way of another."
     full = f'refs/{kind}/{name}'
@@ -217,10 +217,10 @@ def new_ref(self, kind: str, # heads | tags
         or r.startswith(f'{full}/')), None)
     if other: raise HubError(409, f'`{name}` stands in the way of `{other}`: choose another name.')
     return full
-Repo.new_ref = new_ref
 
 # %% ../../nbs/localhub/00_store.ipynb #96531b66
-def point(self, name: str, oid=None # None removes the ref
+@patch
+def point(self: Repo, name: str, oid=None # None removes the ref
          ):
     "Let a ref name an object, new or old, so that both survive a power cut."
     old = self.git.references.get(name)
@@ -229,36 +229,36 @@ def point(self, name: str, oid=None # None removes the ref
         with suppress(OSError): self._set(name, old and old.target)
         raise
 
-def _set(self, name, oid):
+@patch
+def _set(self: Repo, name, oid):
     if oid: self.git.references.create(name, oid, force=True)
     elif name in self.git.references: self.git.references.delete(name)
     folders = [d for d in (self.path/name).parents if self.path in d.parents and d.is_dir()]
     for d in (*folders, self.path/'objects'): fsync_dir(d)
-Repo._set = _set
-Repo.point = point
 
 # %% ../../nbs/localhub/00_store.ipynb #501aa889
-def _entry(self, obj, path):
+@patch
+def _entry(self: Repo, obj, path):
     if obj.type == ObjectType.TREE: return Entry(path, 'directory', str(obj.id), 0, None)
     if obj.type == ObjectType.COMMIT: return None # a submodule
     _, size = self.git.odb.read_header(obj.id)
     lfs = self.pointer(obj.id, size)
     return Entry(path, 'file', str(obj.id), lfs.size if lfs else size, lfs)
-Repo._entry = _entry
 
-def entry(self, commit: pygit2.Commit, path: str # '' is the root folder
+@patch
+def entry(self: Repo, commit: pygit2.Commit, path: str # '' is the root folder
          ) -> Entry: # None where nothing has that path
     "Find one file or folder of a commit."
     if not path: return self._entry(commit.tree, '')
     if not _is_path(path): return None
     try: return self._entry(commit.tree[path], path)
     except KeyError: return None
-Repo.entry = entry
 
 def _is_path(path): return not (path.startswith('/') or '//' in path or '\0' in path)
 
 # %% ../../nbs/localhub/00_store.ipynb #7c8cb608
-def walk(self, commit: pygit2.Commit, path: str = '', # folder to start from
+@patch
+def walk(self: Repo, commit: pygit2.Commit, path: str = '', # folder to start from
          recursive: bool = False, # also what lies in folders below
          after: str = '' # go on behind this path; a folder's ends in a slash
         ): # yields `Entry`, folders before their content
@@ -276,14 +276,12 @@ def walk(self, commit: pygit2.Commit, path: str = '', # folder to start from
         if e is None: continue
         yield e
         if recursive and e.type == 'directory': stack.append((e.path+'/', iter(obj)))
-Repo.walk = walk
 
 def _folder(tree, path):
     if not path or tree is None: return tree
     try: obj = tree[path] if _is_path(path) else None
     except KeyError: return None
     return obj if isinstance(obj, pygit2.Tree) else None
-
 
 # %% ../../nbs/localhub/00_store.ipynb #389dbd61
 def _order(obj): return obj.raw_name+b'/' if obj.type == ObjectType.TREE else obj.raw_name
@@ -299,22 +297,23 @@ def _behind(tree, prefix, rest, recursive):
     return stack+([(prefix, iter(tree))] if tree is not None else [])
 
 # %% ../../nbs/localhub/00_store.ipynb #2b0a93c6
-def history(self, commit: pygit2.Commit):
+@patch
+def history(self: Repo, commit: pygit2.Commit):
     "Walk the commits that led to `commit`, newest first."
     return self.git.walk(commit.id, SortMode.TOPOLOGICAL)
-Repo.history = history
 
-def refs(self) -> dict: # {'heads': {name: oid}, 'tags': …, 'pr': …, 'convert': …}
+@patch
+def refs(self: Repo) -> dict: # {'heads': {name: oid}, 'tags': …, 'pr': …, 'convert': …}
     "List what each branch, tag and pull request points to."
     res = {'heads': {}, 'tags': {}, 'pr': {}, 'convert': {}}
     for ref in self.git.references.iterator():
         _, group, *name = ref.name.split('/', 2)
         if name and group in res: res[group][name[0]] = str(ref.peel(pygit2.Commit).id)
     return res
-Repo.refs = refs
 
 # %% ../../nbs/localhub/00_store.ipynb #c65e4612
-def last_commits(self, commit: pygit2.Commit, paths: list # paths that exist in `commit`
+@patch
+def last_commits(self: Repo, commit: pygit2.Commit, paths: list # paths that exist in `commit`
                 ) -> dict: # path -> the newest commit that changed it
     "Find, for each path, the commit that gave it its present content."
     res, names = {}, {}
@@ -335,10 +334,8 @@ def last_commits(self, commit: pygit2.Commit, paths: list # paths that exist in 
                 del oids[n]
             if not oids: del todo[folder]
     return res
-Repo.last_commits = last_commits
 
 def _oid(tree, name): return tree[name].id if tree is not None and name in tree else None
-
 
 # %% ../../nbs/localhub/00_store.ipynb #ad1899b4
 _key_re = re.compile('[0-9a-f]{24}')
@@ -383,20 +380,21 @@ def fsync_all(folder: Path):
         fsync_dir(d)
 
 # %% ../../nbs/localhub/00_store.ipynb #a2ccf944
-def doubt(self, key: str):
+@patch
+def doubt(self: Store, key: str):
     "Note that whoever keeps the names is being told of a repository, or told to forget it."
     (self.repos/'doubt').mkdir(exist_ok=True)
     (self.repos/'doubt'/key).touch()
     fsync_dir(self.repos/'doubt')
-Store.doubt = doubt
 
-def sure(self, key: str):
+@patch
+def sure(self: Store, key: str):
     "Note that they have been told."
     (self.repos/'doubt'/key).unlink(missing_ok=True)
-Store.sure = sure
 
 # %% ../../nbs/localhub/00_store.ipynb #a0a4663e
-def create(self, files: dict, # {path: bytes} of the first commit
+@patch
+def create(self: Store, files: dict, # {path: bytes} of the first commit
            author: str, # user name
            message: str = 'initial commit',
           ) -> str: # the new repository's key
@@ -415,28 +413,28 @@ def create(self, files: dict, # {path: bytes} of the first commit
         fsync_all(tmp)
         self._place(tmp, key)
     return key
-Store.create = create
 
-def _place(self, tmp, key):
+@patch
+def _place(self: Store, tmp, key):
     dest = self.path(key)
     dest.parent.mkdir(parents=True, exist_ok=True)
     self.doubt(key)
     os.replace(tmp, dest)
     for d in (dest.parent, self.repos): fsync_dir(d)
-Store._place = _place
 
 # %% ../../nbs/localhub/00_store.ipynb #6b307562
+@patch
 @contextmanager
-def using(self):
+def using(self: Store):
     "Keep the cleaner out while what lies here becomes part of a commit."
     if self._cleaner == threading.get_ident(): yield; return
     with open(self.folder/'gate', 'a') as f: # closing it lets go
         fcntl.flock(f, fcntl.LOCK_SH)
         yield
-Store.using = using
 
+@patch
 @contextmanager
-def alone(self, limit: float = 60 # seconds to wait for the others
+def alone(self: Store, limit: float = 60 # seconds to wait for the others
          ): # yields the open file: a child that gets it holds the gate too
     "Keep every writer out, those of other processes too."
     with open(self.folder/'gate', 'a') as f:
@@ -451,11 +449,11 @@ def alone(self, limit: float = 60 # seconds to wait for the others
         self._cleaner = threading.get_ident()
         try: yield f
         finally: self._cleaner = None
-Store.alone = alone
 
 # %% ../../nbs/localhub/00_store.ipynb #2a97c3a4
+@patch
 @contextmanager
-def lock(self, key: str):
+def lock(self: Store, key: str):
     "Let one writer at a time into a repository; yields its `Repo`. `on_write` hears of the end."
     with self._guard: guard = self._locks.setdefault(key, threading.RLock())
     with self.using(), guard:
@@ -468,19 +466,19 @@ def lock(self, key: str):
         finally:
             self._depth[key] -= 1
             if not self._depth[key]: self.on_write(key)
-Store.lock = lock
 
 # %% ../../nbs/localhub/00_store.ipynb #dc9137e4
-def delete(self, key: str):
+@patch
+def delete(self: Store, key: str):
     "Remove a repository; its LFS objects stay, others may use them."
     with self.lock(key):
         tmp = self.lfs.tmp/token_hex(12)
         os.replace(self.path(key), tmp)
     self.sure(key)
     shutil.rmtree(tmp, ignore_errors=True)
-Store.delete = delete
 
-def sweep(self, named=lambda key: True # whether a repository has a name
+@patch
+def sweep(self: Store, named=lambda key: True # whether a repository has a name
          ):
     "Remove what a killed server left behind: temporary files, and repositories made or deleted by halves."
     for f in self.lfs.tmp.iterdir(): shutil.rmtree(f,
@@ -488,4 +486,3 @@ def sweep(self, named=lambda key: True # whether a repository has a name
     for f in (self.repos/'doubt').glob('*'):
         if self.path(f.name).exists() and not named(f.name): self.delete(f.name)
         else: f.unlink()
-Store.sweep = sweep

@@ -7,8 +7,8 @@ Docs: https://hfflow.github.io/hfflow/localhub/webhooks.html.md"""
 # %% auto #0
 __all__ = ['webhook_routes', 'DOMAINS', 'WATCHED', 'MOST', 'DAILY', 'check_url', 'webhook_fields', 'webhook_json', 'find_webhook',
            'list_webhooks', 'add_webhook', 'webhook', 'switch_webhook', 'watchers', 'enqueue', 'payload_of',
-           'compare_refs', 'look_around', 'watch', 'reach', 'post', 'Deliverer', 'step', 'deliver', 'absolute',
-           'delivering', 'deliveries_of', 'list_deliveries', 'replay']
+           'compare_refs', 'look_around', 'watch', 'reach', 'post', 'Deliverer', 'absolute', 'delivering',
+           'deliveries_of', 'list_deliveries', 'replay']
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #5d781aa3
 import http.client, ipaddress, json, re, socket, ssl, threading, time, traceback
@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from secrets import token_hex
 from urllib.parse import urlsplit
+from fastcore.basics import patch
 
 from .people import KINDS, RepoRow
 from .store import HubError
@@ -313,7 +314,8 @@ class Deliverer:
         self.thread.join(self.timeout)
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #d62eb37f
-def step(self, pool) -> float: # seconds until something is due
+@patch
+def step(self: Deliverer, pool) -> float: # seconds until something is due
     "Start what is due and may start."
     # whose entry is being delivered now may be out of date in the list: it has another look after
     now, wait, busy = time.time(), 60, set(self.busy)
@@ -325,10 +327,10 @@ def step(self, pool) -> float: # seconds until something is due
         self.busy.add(r['webhook'])
         pool.submit(self.deliver, r)
     return wait
-Deliverer.step = step
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #e8490ace
-def deliver(self, r):
+@patch
+def deliver(self: Deliverer, r):
     "Try one entry of the queue, and write down what came of it."
     try:
         body = json.dumps(absolute(json.loads(r['payload']), self.url)).encode()
@@ -349,7 +351,6 @@ def deliver(self, r):
                       "status='waiting'", (done, tries, answer[:200], due, r['seq']))
     except Exception: traceback.print_exc(); time.sleep(1) # else it would be tried without end
     finally: self.busy.discard(r['webhook']); self.hub.wake.set()
-Deliverer.deliver = deliver
 
 # %% ../../nbs/localhub/08e_webhooks.ipynb #6c74a979
 def absolute(payload: dict, base: str # address of the Hub
