@@ -281,8 +281,8 @@ def smaller(made, hub, monkeypatch):
     "A machine on which a batch of 4 does not fit, and fewer rows do; the flow on it, and a base that nobody has downloaded."
     from hfflow.engine import case, devices, planning
     made["base"] = tinychat.publish(f"{made['name']}-base"[:60])
-    monkeypatch.setattr(planning, "probe", lambda *args: 1e9)
-    monkeypatch.setattr(case.Case, "process", lambda case: 0)
+    monkeypatch.setattr(case, "probe", lambda *args: 1e9)
+    monkeypatch.setattr(case.Case, "process", property(lambda case: 0))
     cfg, rows = load(made), stages.task_rows(data.prepare(made["data"], progress=False).splits["train"])
     need = [planning.plan(made["base"], rows, cfg.lora, replace(cfg.train, batch=b)).total_bytes for b in (1, 4)]
     monkeypatch.setattr(planning, "gpu_here", lambda: devices.Gpu("this machine (CPU)", sum(need) / 2 / 2**30, kind="cpu"))

@@ -143,13 +143,14 @@ def test_gpus_are_found_however_they_are_spelled(name):
     (dict(base="config", gpu="H20"), "take H200"),
     (dict(base="config", train=dict(max_len=4096)), "reads 512 tokens at most"),
     (dict(base="config", rows=0), "rows is 0"),
-    (dict(base="config", train=dict(batch=10**6, max_len=512)), "more than any device"),
+    (dict(base="config", train=dict(batch=10**6, max_len=512)), "between 1 and 4096"),
+    (dict(base="long", train=dict(batch=4096, max_len=8192)), "more than any device"),
     (dict(base="./nowhere"), "does not exist"),
     (dict(base="config", data=[]), "no rows to train on"),
     (dict(base="config", preset="fast"), "only auto, cpu"),
 ])
 def test_bad_input_is_one_sentence(args, message):
-    base = llama() if args["base"] == "config" else args["base"]
+    base = {"config": llama(), "long": llama(max_position_embeddings=8192)}.get(args["base"], args["base"])
     with pytest.raises(UserError, match=message) as e:
         pl.plan(base, args.get("data"), train=TrainConfig(**args.get("train", {})), gpu=args.get("gpu"), rows=args.get("rows"), preset=args.get("preset"))
     assert "\n" not in str(e.value)

@@ -96,7 +96,7 @@ def test_a_file_is_found_by_artifact_by_name_and_in_a_folder(made):
 
 @pytest.mark.parametrize("where, name, more, says", [
     ("{id}", "nothing.json", dict(needed=True), "has no file nothing.json"), ("{run}", "nothing.json", dict(needed=True), "has no file nothing.json"),
-    ("{id}", "README.md", dict(revision="v9"), "no revision 'v9'"), ("nobody/nothing", "README.md", {}, "is not on"), ("a b/c d", "README.md", {}, "is not on")])
+    ("{id}", "README.md", dict(revision="v9"), "no revision 'v9'"), ("nobody/nothing", "README.md", {}, "was not found"), ("a b/c d", "README.md", {}, "was not found")])
 def test_what_is_missing_is_said(made, where, name, more, says):
     with pytest.raises(UserError, match=says):
         files.file_of(where.format(id=made.model.repo_id, run=made.run), name, **more)

@@ -16,7 +16,7 @@ from .process import ensure, folder_of, local_token
 from .runner import at_end
 
 # %% ../../nbs/engine/76a_local_job.ipynb #96dd3d47
-def here_api() -> 'HfApi':
+def here_api() -> "'HfApi'":
     "Return the official client, set to the embedded Hub, whichever Hub is connected."
     hub = connect()
     if hub.embedded: return hub.api

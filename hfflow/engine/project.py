@@ -85,8 +85,8 @@ class Project:
     "The project of a folder, as this run carries it out."
     mode: str      # rehearsal, runner or jobs
     config: str    # name of the settings file
-    cfg: 'FlowConfig'
-    hub: 'Hub'
+    cfg: "'FlowConfig'"
+    hub: "'Hub'"
 
     @property
     def dataset_id(self) -> str: return _repos(self.cfg, self.hub).dataset_id

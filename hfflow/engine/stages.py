@@ -80,7 +80,7 @@ def predict(
     base,                                  # of the run: an Artifact, or a folder
     dataset=None,                          # training rows, as for `plan`
     **settings,                            # of `plan`: gpu, rows, labels
-) -> 'Plan':
+) -> "'Plan'":
     "Plan the training of a flow, with the nearest setting that fits where the config leaves that to the machine."
     from hfflow.engine import planning
     rows = settings.get('rows') or (None if dataset is None else len(dataset))
