@@ -10,7 +10,7 @@ Three bases are trained at several rates each, everything else being what hfflow
 
 A row is one rate. `ours` is the figure at the rate that hfflow takes where none is named, `peer` that at the rate of the row: right labels among
 1,000 held-out reviews in percent, or the loss of 120 held-out answers in nats per token. A ratio above 1 means that hfflow's rate is better. Encoder
-and reviews come from where `hfflow.examples` finds them.
+and reviews come from where `hfflow.engine.examples` finds them.
 """
 import argparse
 import json

@@ -61,7 +61,7 @@ def test_a_job_outlives_its_prediction(flavor, seconds):
     minutes = int(job.call["timeout"].removesuffix("m"))
     assert minutes >= 60 and minutes * 60 >= 2 * (seconds or 0) and job.cost == round(FLAVORS[flavor] * minutes / 60, 2)
     header = "".join(line.removeprefix("#").removeprefix(" ") for line in re.search(r"# /// script\n(.*?)# ///\n", job.script, re.S)[1].splitlines(True))
-    assert tomllib.loads(header)["dependencies"] == ["hfflow"]
+    assert tomllib.loads(header)["dependencies"] == ["hfflow[all]"]
     ast.parse(job.script)
     ast.parse(job.python())
     assert "secrets" not in job.script and "HF_TOKEN" not in job.script

@@ -61,7 +61,7 @@ def hf_job(
     config: dict,                          # a flow's config, as in flow.yaml
     flavor: str = 't4-small',              # hardware; see FLAVORS
     seconds: 'float|None' = None,          # of training, as `plan` predicts them; None allows two hours
-    package: str = 'hfflow',               # what pip installs: a version, or git+https://...@commit
+    package: str = 'hfflow[all]',          # what pip installs: a version, or git+https://...@commit
     path: str = 'flow_job.py',             # name of the script's file
 ) -> Job:
     "Write the uv script and the official client's call that run a flow as a job on huggingface.co."
@@ -93,7 +93,7 @@ def skypilot_task(
     spot: bool = False,                    # a machine that may be taken away, at about a third of the price
     bucket: 'str|None' = None,             # keeps the run's folder: s3://..., gs://...
     config: str = 'flow.yaml',             # in the folder that is sent along
-    package: str = 'hfflow',               # what pip installs
+    package: str = 'hfflow[all]',          # what pip installs
 ) -> str:                                  # text of task.yaml
     "Write a SkyPilot task that runs a flow on a cloud or on Kubernetes."
     if spot and not bucket:

@@ -120,7 +120,7 @@ def refusal(
     name = getattr(cls, 'short', {}).get(path, '.'.join(path))
     key, first = name.rpartition('.')[2], kind.split('_')[0]
     if kind == 'literal_error': end = _among(key, value, field)
-    elif kind == 'string_too_short': end = 'but must not be empty: write a name, or leave it out'
+    elif kind == 'string_too_short' and field.default is None: end = 'but must not be empty: write a name, or leave it out'
     elif kind.endswith('_than_equal'): end = _between(key, kind, field)
     elif first in ('int', 'float', 'finite', 'number', 'bool', 'string'): end = _of_type(key, first,
                                                                                          value,
