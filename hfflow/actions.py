@@ -8,6 +8,7 @@ Docs: https://hfflow.github.io/hfflow/actions.html.md"""
 __all__ = ['TEMPLATE', 'init', 'choose_mode', 'Project', 'open_project', 'summarize', 'steps', 'rehearse']
 
 # %% ../nbs/17_actions.ipynb #c9e905ff
+from .core import UserError
 from .engine.project import TEMPLATE, init, choose_mode, Project, open_project, summarize, steps, rehearse
 _all_ = ['TEMPLATE', 'init', 'choose_mode', 'Project', 'open_project', 'summarize', 'steps',
          'rehearse']

@@ -12,6 +12,7 @@ __all__ = ['COMPUTE', 'SCRIPT', 'FLAVORS', 'ACCELERATORS', 'Done', 'local', 'tor
 from .engine.show import Table
 
 # %% ../nbs/18_compute.ipynb #6f98fdc8
+from .core import UserError
 from .engine.launch import SCRIPT, Done, local, torchrun
 from .engine.rented import FLAVORS, ACCELERATORS, Job, hf_job, skypilot_task, colab_url
 _all_ = ['SCRIPT', 'FLAVORS', 'ACCELERATORS', 'Done', 'local', 'torchrun', 'Job', 'hf_job',

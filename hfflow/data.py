@@ -10,6 +10,7 @@ __all__ = ['SPLIT_WORDS', 'PROMPT', 'COMPLETION', 'MESSAGES', 'REASONS', 'Table'
            'dataset_card', 'register', 'load', 'stream']
 
 # %% ../nbs/04_prepare.ipynb #854af40d
+from .core import UserError
 from .engine.cleaning import REASONS, key, DataConfig, CleanReport, clean, by_number
 from .engine.columns import PROMPT, COMPLETION, MESSAGES, match_columns
 from .engine.prepare import Prepared, prepare, need_prompts, label_names

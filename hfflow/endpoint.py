@@ -8,6 +8,7 @@ Docs: https://hfflow.github.io/hfflow/endpoint.html.md"""
 __all__ = ['stream_text', 'app', 'serve', 'Endpoint', 'start', 'EndpointSpec', 'endpoint_spec']
 
 # %% ../nbs/15_endpoint.ipynb #c3ec69c9
+from .core import UserError
 import sys
 from .engine.openai import app, main, serve
 from .engine.serving import Endpoint, start, EndpointSpec, endpoint_spec

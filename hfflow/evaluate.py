@@ -10,6 +10,7 @@ __all__ = ['UNSPACED', 'PALETTE', 'wilson', 'Score', 'score', 'squad_words', 'to
            'generate', 'model_system', 'Loss', 'held_out_loss']
 
 # %% ../nbs/12_evaluate.ipynb #8ec19e13
+from .core import UserError
 from .engine.generation import dense, generate, model_system, Loss, held_out_loss
 from .engine.show import PALETTE
 from .engine.reports import Paired, shown, metric_columns, Report, evaluate, paired, PairedF1, paired_f1, plot_report

@@ -10,6 +10,7 @@ __all__ = ['PRESETS', 'SHORT', 'ASKED', 'STAGES', 'gpu_gib', 'auto_preset', 'Eva
            'Stage', 'stage', 'Interrupted', 'run', 'FlowReport', 'fingerprint', 'settle']
 
 # %% ../nbs/16_flow.ipynb #cbbbdb79
+from .core import UserError
 from .engine.faults import explain
 from .engine.files import fingerprint
 from .engine.flowconfig import PRESETS, SHORT, ASKED, gpu_gib, auto_preset, EvaluateConfig, PublishConfig, SpaceConfig, ModelConfig, FlowConfig, load

@@ -11,6 +11,7 @@ __all__ = ['METRICS', 'Metric', 'find_metrics', 'Measure', 'measure', 'per_row',
            'figures_of', 'eval_results', 'eval_results_yaml']
 
 # %% ../nbs/12a_metrics.ipynb #40f7dd6e
+from .core import UserError
 from .engine.confusion import Confusion, confusion, plot_confusion
 from .engine.controls import copy_control, controls, tfidf_control, nearest_control, task_controls
 from .engine.figures import Difference, compare, Figures, by_name, figures, difference, figures_of, eval_results, eval_results_yaml

@@ -9,6 +9,7 @@ __all__ = ['GPUS', 'EFFICIENCY', 'PROCESS', 'SLACK', 'KERNELS', 'LONG', 'SETTING
            'probe', 'Fit', 'Plan', 'plan', 'largest_model', 'compare', 'plot_memory']
 
 # %% ../nbs/11_plan.ipynb #df86b237
+from .core import UserError
 from .engine.case import EFFICIENCY, PROCESS, SLACK, KERNELS, kind_and_size, probe
 from .engine.devices import GPUS, Gpu, job_minutes
 from .engine.planning import LONG, SETTINGS, Fit, Plan, plan, largest_model, compare, plot_memory

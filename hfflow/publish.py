@@ -10,6 +10,7 @@ __all__ = ['PICKLED', 'PIPELINES', 'NEAR', 'WHOLE', 'pickled', 'read_note', 'pur
            'Lineage', 'lineage']
 
 # %% ../nbs/13_publish.ipynb #8455a13a
+from .core import UserError
 from .engine.card import card_data, model_card
 from .engine.commits import commit
 from .engine.files import read_note

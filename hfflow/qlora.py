@@ -9,6 +9,7 @@ __all__ = ['device', 'compute_dtype', 'QloraConfig', 'load_base', 'load_tokenize
            'load_model', 'merge']
 
 # %% ../nbs/08_qlora.ipynb #738e9bac
+from .core import UserError
 from .engine.adapters import QloraConfig, add_lora, save_adapter
 from .engine.device import device, compute_dtype
 from .engine.loading import load_base, load_tokenizer, dense_weight

@@ -8,6 +8,7 @@ Docs: https://hfflow.github.io/hfflow/spaces.html.md"""
 __all__ = ['SDKS', 'SDKS_OF', 'build', 'App', 'start', 'push']
 
 # %% ../nbs/14_spaces.ipynb #c3184f44
+from .core import UserError
 from .engine.runner import App, start
 from .engine.spacefiles import SDKS, SDKS_OF, build, push
 _all_ = ['SDKS', 'SDKS_OF', 'build', 'App', 'start', 'push']

@@ -8,6 +8,7 @@ Docs: https://hfflow.github.io/hfflow/train.html.md"""
 __all__ = ['TrainConfig', 'lr_at', 'threads_for', 'Run', 'plot_loss', 'fit']
 
 # %% ../nbs/10_train.ipynb #af9331b4
+from .core import UserError
 from .engine.optimizer import threads_for
 from .engine.progress import Run, plot_loss
 from .engine.settings import TrainConfig, lr_at

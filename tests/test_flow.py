@@ -183,7 +183,7 @@ def start(made, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_interrupted_while_training(made, hub, tmp_path):
-    made["train"] |= dict(max_steps=400, save_every=20)
+    made["train"] |= dict(max_steps=1000, save_every=20)
     p = start(made, tmp_path)
     p.send_signal(signal.SIGKILL)
     p.communicate()
