@@ -9,12 +9,13 @@ __all__ = ['PATTERN', 'CHAT_TEMPLATE', 'CONFIG', 'train_tokenizer', 'wrap_tokeni
            'in_request', 'rounded', 'encode_documents', 'pretrain', 'save_base']
 
 # %% ../../nbs/engine/23_base.ipynb #d8cb2372
-import hashlib, itertools, json, time
+import itertools, json, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..core import provenance
 from .corpus import ASSISTANT, EOS, PAD, USER
+from .files import sha256
 
 # %% ../../nbs/engine/23_base.ipynb #e25aea68
 PATTERN = r' ?\p{L}+(?![\p{L}\p{N}/_\-]|\.[\p{L}\p{N}])|\p{L}+|\p{N}|\n+|[ \t]+(?=\S)|[ \t]+|[^\s\p{L}\p{N}]'
@@ -193,6 +194,6 @@ def save_base(model, tokenizer: "'tokenizers.Tokenizer'", folder: 'str | Path', 
     (folder/'training.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in log))
     (folder/'lineage.json').write_text(json.dumps(provenance('model',
         config={'architecture': CONFIG, **log[-1]}), indent=1) + '\n')
-    digest = hashlib.sha256((folder/'model.safetensors').read_bytes()).hexdigest()
+    digest = sha256(folder/'model.safetensors')
     (folder/'README.md').write_text(card.format(sha256=digest), encoding='utf-8')
     return digest

@@ -9,7 +9,7 @@ __all__ = ['force_to_disk', 'step_name', 'prune', 'save_checkpoint', 'damage', '
            'push_target', 'Branch', 'Pusher', 'pull_checkpoint']
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #a06e4e87
-import hashlib, json, os, re, shutil, threading
+import json, os, re, shutil, threading
 from concurrent.futures import ThreadPoolExecutor
 from fastcore.basics import patch
 from importlib.metadata import PackageNotFoundError, version
@@ -17,11 +17,9 @@ from pathlib import Path
 
 import hfflow
 from .errors import UserError
+from .files import sha256
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #075d3054
-def _sha256(path):
-    with open(path, 'rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
-
 def force_to_disk(path):
     "Have what was written to a file, or the names in a folder, reach the disk before anything else happens."
     fd = os.open(path, os.O_RDONLY)
@@ -47,7 +45,7 @@ def _write(stage, tensors, state):
         save_file({k: t.detach().contiguous().cpu() for k, t in part.items()}, stage/name)
     (stage/'state.json').write_text(json.dumps(state))
     files = sorted(p.name for p in stage.iterdir())
-    (stage/'manifest.json').write_text(json.dumps({n: _sha256(stage/n) for n in files}, indent=1))
+    (stage/'manifest.json').write_text(json.dumps({n: sha256(stage/n) for n in files}, indent=1))
     for name in [*files, 'manifest.json']: force_to_disk(stage/name)
     force_to_disk(stage)
 
@@ -87,7 +85,7 @@ def damage(path: Path,    # of one checkpoint
     "Compare a checkpoint's files with its manifest."
     try:
         manifest = json.loads((path/'manifest.json').read_text())
-        return [n for n, sha in manifest.items() if not (path/n).exists() or _sha256(path/n) != sha]
+        return [n for n, sha in manifest.items() if not (path/n).exists() or sha256(path/n) != sha]
     except (OSError, ValueError, AttributeError): return ['manifest.json']
 
 def find_checkpoint(folder: Path,      # of all checkpoints

@@ -15,39 +15,24 @@ from pathlib import Path
 import hfflow
 from .commands import HubOpt, Json, app, print_table
 from .errors import UserError
-from .extras import extra_of
+from .extras import extra_of, stated
 
 # %% ../../nbs/engine/93_doctor.ipynb #d4218bf5
 CHECKED = ('torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'datasets',
-            'huggingface_hub', 'safetensors',
-            'gradio', 'starlette', 'uvicorn', 'pygit2', 'pydantic', 'yaml', 'matplotlib')
-
-def _needed() -> dict:
-    "Return the lowest version of each package, from the installed package's own metadata."
-    import re
-    from importlib import metadata
-    try: lines = metadata.requires('hfflow') or []
-    except metadata.PackageNotFoundError: return {}
-    found = (re.match(r'([\w.-]+?)\s*>=\s*([\d.]+)', x) for x in lines)
-    return {m[1].lower().replace('_', '-'): m[2] for m in found if m}
-
-def _numbers(version) -> tuple:
-    "The first three numbers of a version, to compare."
-    import re
-    return tuple(int(n) for n in re.findall(r'\d+', version.split('+')[0])[:3])
+           'huggingface_hub', 'safetensors',
+           'gradio', 'starlette', 'uvicorn', 'pygit2', 'pydantic', 'yaml', 'matplotlib')
 
 # %% ../../nbs/engine/93_doctor.ipynb #4978446f
-def _package(name, lowest) -> tuple:
-    "The row of one package."
+def _package(name, asked) -> tuple:
+    "The row of one package; `asked`: what hfflow asks for, as `stated` says."
     from importlib import metadata
-    dist = {'yaml': 'pyyaml'}.get(name, name).replace('_', '-')
-    lowest = lowest.get(dist)
-    extra = extra_of(name)
-    wish = f"pip install 'hfflow[{extra}]'" if extra else f"pip install '{dist}" + (f">={lowest}'" if lowest else "'")
+    dist, extra = {'yaml': 'pyyaml'}.get(name, name).replace('_', '-'), extra_of(name)
+    lowest = asked[dist].specifier if dist in asked else ''
+    wish = f"pip install 'hfflow[{extra}]'" if extra else f"pip install '{dist}{lowest}'"
     try: version = metadata.version(dist)
     except metadata.PackageNotFoundError:
         return name, 'note' if extra else 'missing', 'not installed', wish
-    old = lowest and _numbers(version) < _numbers(lowest)
+    old = lowest and not lowest.contains(version, prereleases=True)
     return name, 'missing' if old else 'ok', version, f'too old: {wish}' if old else ''
 
 def _python() -> list:
@@ -59,8 +44,8 @@ def _python() -> list:
 
 def _packages() -> list:
     "The rows of the packages."
-    needed = _needed()
-    return [_package(name, needed) for name in CHECKED]
+    asked = stated()
+    return [_package(name, asked) for name in CHECKED]
 
 # %% ../../nbs/engine/93_doctor.ipynb #de57bb6e
 def _cpu() -> list:

@@ -116,13 +116,12 @@ def _spawn(data, port=0, may=()):
     local_token(data)
     log = data/'hub.log'
     if log.exists(): log.replace(data/'hub.log.1')
-    env = {k: v for k, v in os.environ.items() if k not in ('HF_TOKEN', 'HUGGING_FACE_HUB_TOKEN')}
     argv = [str(package().parent), str(data), str(port), *(f'--{m}' for m in may)]
     with open(log, 'ab') as out:
         p = subprocess.Popen([sys.executable, '-c', _LAUNCH, *argv], cwd=data,
                              stdin=subprocess.DEVNULL, stdout=out, stderr=out,
                              start_new_session=True,
-                             env=env | {'PYTHONUNBUFFERED': '1', 'PYTHONIOENCODING': 'utf-8'})
+                             env=os.environ | {'PYTHONUNBUFFERED': '1', 'PYTHONIOENCODING': 'utf-8'})
     _write_state(data, pid=p.pid, birth=_birth(p.pid), port=port, url=None, may=list(may))
     p.returncode = 0  # it is meant to outlive us: no warning when this object goes
     return p.pid

@@ -9,6 +9,7 @@ __all__ = ['at_end', 'App', 'closed', 'start']
 
 # %% ../../nbs/engine/76_runner.ipynb #cd7a6e5e
 import json, os, subprocess, sys, tempfile, uuid, weakref
+from fastcore.basics import patch
 from pathlib import Path
 
 from ..core import Artifact
@@ -207,7 +208,8 @@ def _newest(hub, space: Artifact) -> bool:
     return space.repo_id.split('/')[0] in mine and hub.api.space_info(space.repo_id).sha == space.revision
 
 # %% ../../nbs/engine/76_runner.ipynb #1d1fa84f
-def _ask(app: App,
+@patch
+def ask(app: App,
         text: str,  # the request
         ) -> 'str|dict':  # the answer; of a classifier how sure it is of each label, the surest first
     "Ask a Gradio Space over HTTP, through its API named /ask."
@@ -225,4 +227,3 @@ def _ask(app: App,
     if not isinstance(answer, dict): return answer
     sure = answer.get('confidences')
     return {c['label']: c['confidence'] for c in sure} if sure else answer['label']
-App.ask = _ask

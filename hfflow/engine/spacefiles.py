@@ -16,8 +16,8 @@ from . import card, modelfiles, verify
 from .commits import commit
 from .connection import connect
 from .errors import UserError
-from .extras import need
-from .files import read_note
+from .extras import need, stated
+from .files import file_of, json_bytes, read_note
 from .process import package
 from .pushing import sealed, trace
 
@@ -86,10 +86,9 @@ def _facts(model, title, examples, about, max_new_tokens) -> dict:
                 max_new_tokens=max_new_tokens, report=report, samples=samples, chain=chain)
 
 # %% ../../nbs/engine/75_spacefiles.ipynb #ba17451c
-def _gradio_version(sdk):
-    "Return the version of Gradio that is installed, to which a Gradio Space is pinned; None for others."
+def _gradio_version():
+    "Return the version of Gradio that is installed, to which a Gradio Space is pinned."
     from importlib import metadata
-    if sdk != 'gradio': return None
     need('gradio')
     return metadata.version('gradio')
 
@@ -97,19 +96,18 @@ def _front_matter(sdk, facts) -> str:
     "Return the metadata of a Space's README.md: what the Hub needs to run it, and which model and data it shows."
     import yaml
     meta = dict(title=facts['title'], colorFrom='blue', colorTo='green', sdk=sdk)
-    meta |= dict(gradio=dict(sdk_version=_gradio_version(sdk), app_file='app.py'), docker=dict(app_port=7860),
-                 static=dict(app_file='index.html'))[sdk]
+    if sdk == 'gradio': meta |= dict(sdk_version=_gradio_version(), app_file='app.py')
+    elif sdk == 'docker': meta |= dict(app_port=7860)
+    else: meta |= dict(app_file='index.html')
     meta |= dict(pinned=False, models=[facts['model']])
     if 'data' in facts['chain']: meta['datasets'] = [facts['chain']['data']['repo_id']]
     return yaml.safe_dump(meta | dict(tags=['hfflow']), sort_keys=False, allow_unicode=True).strip()
 
 def _requirements(sdk, task) -> bytes:
     "Return requirements.txt, with the lower bounds that this package states for the libraries."
-    from importlib import metadata
     names = ['torch', 'transformers', 'peft', *['pyyaml'] * (task == 'causal'), *['streamlit'] * (sdk == 'docker')]
-    stated = {re.split(r'[^\w.-]', r)[0].lower(): r.split(';')[0].strip()
-              for r in metadata.requires('hfflow') or []}
-    return ('\n'.join(stated.get(n, n) for n in names) + '\n').encode()
+    asked = stated()
+    return ('\n'.join(f'{n}{asked[n].specifier}' if n in asked else n for n in names) + '\n').encode()
 
 # %% ../../nbs/engine/75_spacefiles.ipynb #86d30a00
 def _table(report) -> list:  # of rows of the static page
@@ -135,10 +133,7 @@ def _links(facts) -> list:  # of {role, text, url}
 # %% ../../nbs/engine/75_spacefiles.ipynb #dceeb41b
 def _curve(facts):
     "Return the loss curve of the model's repo as a file, or None."
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError
-    try: return Path(hf_hub_download(facts['model'], 'loss.png', revision=facts['revision']))
-    except EntryNotFoundError: return None
+    return file_of(facts['model'], 'loss.png', facts['revision'])
 
 def _filled(path, sdk, facts) -> str:
     "Fill one template."
@@ -150,7 +145,7 @@ def _filled(path, sdk, facts) -> str:
     right, wrong = ([s for s in facts['samples'] if s['right'] is x] for x in (True, False))
     usage = card.usage(facts['model'], facts['revision'], not facts['adapter'], facts['task'], facts['labels'])
     return env.from_string(path.read_text(encoding='utf-8')).render(
-        **facts, front_matter=_front_matter(sdk, facts), sdk_version=_gradio_version(sdk),
+        **facts, front_matter=_front_matter(sdk, facts), sdk_version=_gradio_version() if sdk == 'gradio' else None,
         first_example=facts['placeholder'], client_src='http://127.0.0.1:7860',
         rows=_table(facts['report']), shown=right[:2] + wrong[:1], links=_links(facts),
         usage=usage.split('\n', 1)[1].rsplit('\n```', 1)[0], curve=_curve(facts) is not None)
@@ -176,7 +171,7 @@ def build(model: Artifact,  # the published model, at the commit the Space will 
     elif curve := _curve(facts): files['loss.png'] = curve.read_bytes()
     config = dict(sdk=sdk, **{k: facts[k] for k in ('title', 'examples', 'about', 'max_new_tokens')})
     note = provenance('space', [model], config) | {'chain': facts['chain']}
-    files['lineage.json'] = (json.dumps(note, indent=2, ensure_ascii=False, sort_keys=True) + '\n').encode()
+    files['lineage.json'] = json_bytes(note)
     for name, content in files.items(): (folder/name).write_bytes(content)
     return folder
 

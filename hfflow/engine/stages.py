@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/stages.html.md"""
 __all__ = ['HELD_OUT', 'STAGES', 'Cleaned', 'Pushed', 'predict', 'Planned', 'task_rows', 'Trained', 'Evaluated', 'Shown']
 
 # %% ../../nbs/engine/85_stages.ipynb #b8c0150f
-import hashlib, tempfile, time
+import tempfile, time
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -168,7 +168,7 @@ class Trained:
 def _sum(folder) -> str:
     "Sum the bytes of what was trained: an adapter is one file, a large model may be several."
     sums = [sha256_of(p) for p in sorted((folder/'adapter').glob('*.safetensors'))]
-    return sums[0] if len(sums) == 1 else hashlib.sha256(''.join(sums).encode()).hexdigest()
+    return sums[0] if len(sums) == 1 else sha256_of(''.join(sums).encode())
 
 def _device() -> str:
     "Name what computes."
