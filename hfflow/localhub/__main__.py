@@ -12,6 +12,12 @@ import argparse, socket, sys
 from pathlib import Path
 
 from .environment import begin_anew
+
+# %% ../../nbs/localhub/11_main.ipynb #3e39e123
+_run = globals().get('__package__') == 'hfflow.localhub' and __name__ == '__main__'
+if _run: begin_anew()
+
+# %% ../../nbs/localhub/11_main.ipynb #e2e7d671
 from .server import all_routes, open_hub, own, working
 from .store import HubError
 from .wire import LOOPBACK, make_app
@@ -90,7 +96,4 @@ def main(args=None) -> int:
     return 0
 
 # %% ../../nbs/localhub/11_main.ipynb #286c8acc
-# `__package__` is another in the notebook, so nothing starts there
-if globals().get('__package__') == 'hfflow.localhub' and __name__ == '__main__':
-    begin_anew()
-    sys.exit(main())
+if _run: sys.exit(main())
