@@ -9,9 +9,7 @@ __all__ = ['PACKAGE_OF', 'stated', 'extra_of', 'lacking', 'need']
 
 # %% ../../nbs/engine/00a_extras.ipynb #0e0bd190
 import re
-from importlib.metadata import PackageNotFoundError, requires
 from importlib.util import find_spec
-from packaging.requirements import Requirement
 
 from .errors import UserError
 
@@ -23,6 +21,9 @@ PACKAGE_OF = {'sklearn': 'scikit-learn', 'rouge_score': 'rouge-score', 'gradio_c
 
 def stated() -> dict:           # package -> packaging's Requirement; empty in a checkout never installed
     "Return what hfflow asks for, as its metadata says."
+    # here, since every command loads this module and few ask
+    from importlib.metadata import PackageNotFoundError, requires
+    from packaging.requirements import Requirement
     try: asked = map(Requirement, requires('hfflow') or [])
     except PackageNotFoundError: return {}
     return {r.name.replace('_', '-').lower(): r for r in asked}
