@@ -39,7 +39,7 @@ def flavors() -> list:
     return res
 
 # %% ../../nbs/localhub/08i_jobspec.ipynb #a18dd38b
-JOB_LIMITS = dict(seconds=7*86400, attempts=10, text=100_000, all=1<<20) # of one Job; texts in bytes
+JOB_LIMITS = dict(seconds=7*86400, attempts=10, text=100_000, all=1<<20) # of one Job
 _default_seconds = 30*60 # without a `timeoutSeconds`
 _env_name, _label = re.compile('[A-Za-z_][A-Za-z0-9_]*'), re.compile('[A-Za-z0-9._-]{0,100}')
 

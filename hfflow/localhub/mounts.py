@@ -91,7 +91,7 @@ def write_back(hub: Hub, j, # row of `jobs`
 
 # %% ../../nbs/localhub/08ia_mounts.ipynb #8ce27bef
 def fill_folder(hub: Hub, creator: str, spec: dict, work: Path
-               ) -> tuple: # (path of a mount -> its copy, what `write_back` needs of each that goes back)
+               ) -> tuple: # (path of a mount -> its copy, arguments of `write_back` where one goes back)
     "Copy what a Job mounts, and the Space that stands in place of an image, to its folder."
     who, mounts, back = hub.db.person(creator), {}, []
     space = [dict(type='space', source=spec['spaceId'])] if 'spaceId' in spec else []
