@@ -17,7 +17,7 @@ from secrets import token_hex
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import Response, StreamingResponse
 
-from .jobs import check_owner, hardware, readable
+from .jobspec import can_read, check_owner, flavors
 from .processes import Log, base_env, check_may, start
 from .store import HubError
 from .visits import from_app, relay, to_app
@@ -87,7 +87,7 @@ def _image(d):
 def _model(call, d):
     id, rev = call.text(d, 'repository', '', limit=200), call.text(d, 'revision', 'main', limit=200)
     row = call.hub.db.find('model', id)
-    if not readable(call.hub, row, call.who):
+    if not can_read(call.hub, row, call.who):
         raise HubError(404, f'there is no model `{id}` that you can read.')
     for k in ('command', 'args'):
         if d.get(k):
@@ -338,7 +338,7 @@ def update_endpoint(call: Call) -> dict:
 def list_providers(call: Call) -> dict:
     "List what can compute an endpoint: this machine."
     check_owner(call, 'inference.endpoints.read')
-    h = hardware()[-1]
+    h = flavors()[-1]
     acc = h['accelerator'] or {}
     number = lambda s: int(s.split()[0])
     compute = dict(id='local-here-'+h['name'], accelerator='gpu' if acc else 'cpu',

@@ -13,9 +13,11 @@ from urllib.parse import urlencode
 
 from starlette.responses import RedirectResponse, Response
 
-from .jobs import (ACTIVE, STAGES, check_owner, find_job, find_jobs, job_json,
-                                  job_log, list_schedules, log_stream, stop_job)
+from .jobs import (ACTIVE, STAGES, find_job, find_jobs, job_json, job_log,
+                                  log_stream, stop_job)
+from .jobspec import check_owner
 from .pages import CSP, html, page, templates
+from .schedules import list_schedules
 from .wire import Call, Routes
 
 # %% ../../nbs/localhub/09b_jobspage.ipynb #894b6f12
@@ -41,11 +43,10 @@ def jobs_page(call: Call) -> Response:
     "List the Jobs and schedules of a namespace."
     owner, stage = check_owner(call, 'job.read')['name'], call.q.get('stage', '').upper()
     rows, cursor = find_jobs(call, owner)
-    more = [('cursor', cursor)]+[('stage', stage)]*bool(stage)
+    more = cursor and urlencode([('cursor', cursor)]+[('stage', stage)]*bool(stage))
     return html(call, 'jobs.html', title=f'Jobs of {owner}', owner=owner, stage=stage,
         jobs=[job_json(call.hub, j) for j in rows], schedules=list_schedules(call),
-        stages=STAGES[:5],
-        more=urlencode(more) if cursor else None, allowed=bool({'jobs', 'asked'}&set(call.hub.may)))
+        stages=STAGES[:5], more=more, allowed=bool({'jobs', 'asked'}&set(call.hub.may)))
 
 # %% ../../nbs/localhub/09b_jobspage.ipynb #f5ce281f
 _ansi = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
@@ -54,12 +55,11 @@ _ansi = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
 def job_page(call: Call) -> Response:
     "Show a Job and the end of its log."
     j = find_job(call)
-    active, log = j['stage'] in ACTIVE, job_log(call.hub, j['id']).lines(501)
-    res = html(call, 'job.html', title=f"Job {j['id']}", job=job_json(call.hub, j), active=active,
+    live, log = j['stage'] in ACTIVE, job_log(call.hub, j['id']).lines(501)
+    res = html(call, 'job.html', title=f"Job {j['id']}", job=job_json(call.hub, j), active=live,
         lines=[_ansi.sub('', l['data']) for l in log[-500:]], cut=len(log) > 500,
-        may=active and call.who.may('job.write', j['owner']))
-    if active:
-        res.headers['Content-Security-Policy'] = CSP+"; script-src 'self'; connect-src 'self'"
+        may=live and call.who.may('job.write', j['owner']))
+    if live: res.headers['Content-Security-Policy'] = CSP+"; script-src 'self'; connect-src 'self'"
     return res
 
 @page('/jobs/{ns}/{job}/log', routes=jobspage_routes)

@@ -7,11 +7,12 @@ Docs: https://hfflow.github.io/hfflow/localhub/server.html.md"""
 # %% auto #0
 __all__ = ['own', 'open_hub', 'catch_up', 'all_routes', 'working', 'running']
 
-# %% ../../nbs/localhub/10_server.ipynb #3ba81d99
+# %% ../../nbs/localhub/10_server.ipynb #eb275c86
 import fcntl
 from contextlib import contextmanager
 from pathlib import Path
 
+# %% ../../nbs/localhub/10_server.ipynb #3ba81d99
 from .apps import app_routes
 from .buckets import bucket_routes
 from .copies import copy_routes
@@ -26,6 +27,7 @@ from .pages import fallback_routes, page_routes
 from .processes import stop_all
 from .repos import repo_routes
 from .rowspage import rows_routes
+from .schedules import open_schedules, schedule_routes
 from .settingspages import settings_routes
 from .shelves import shelf_routes
 from .spacepage import space_routes
@@ -91,16 +93,15 @@ def catch_up(hub: Hub):
 def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
     return [visit_routes, git_routes, xet_routes, bucket_routes, token_routes, webhook_routes,
-        viewer_routes,
-        app_routes, job_routes, endpoint_routes, copy_routes, shelf_routes, repo_routes,
-        disc_routes, upload_routes, download_routes, settings_routes, jobspage_routes,
-        rows_routes, space_routes, page_routes, fallback_routes]
+        viewer_routes, app_routes, job_routes, schedule_routes, endpoint_routes, copy_routes,
+        shelf_routes, repo_routes, disc_routes, upload_routes, download_routes, settings_routes,
+        jobspage_routes, rows_routes, space_routes, page_routes, fallback_routes]
 
 @contextmanager
 def working(hub: Hub):
     "Do what a Hub does besides answering: run Jobs, deliver webhooks; no program outlives it."
     try:
-        open_jobs(hub); open_endpoints(hub)
+        open_jobs(hub); open_schedules(hub); open_endpoints(hub)
         with delivering(hub, hub.url): yield
     finally: stop_all(hub)
 
