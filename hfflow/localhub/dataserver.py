@@ -21,7 +21,8 @@ from .people import no_repo
 from .queries import filter_rows, search_rows, statistics
 from .store import HubError
 from .viewer import View, fit, image_size
-from .wire import Call, Json, Moved, Routes, check_signed, sign
+from .signed import check_signed, sign
+from .wire import Call, Json, Moved, Routes
 
 # %% ../../nbs/localhub/08f2_dataserver.ipynb #1ccaf3cc
 viewer_routes = Routes()

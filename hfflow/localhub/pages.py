@@ -33,8 +33,8 @@ from .render import highlight, render_card, resolve_url, url_path
 from .search import search
 from .store import HubError
 from .visits import app_url
-from .wire import (Call, Hub, Routes, check_signed, error, session, sign,
-                                  truthy)
+from .signed import check_signed, sign
+from .wire import Call, Hub, Routes, error, session, truthy
 
 # %% ../../nbs/localhub/09_pages.ipynb #653ffcc8
 def size_text(n: int) -> str:

@@ -23,7 +23,8 @@ from .commit import Quarantine, ignored, lines_of, make_commit, read_commit, tex
 from .discussions import add_event, committable, enter, new_branch, pr_number, signed_in
 from .download import send_file
 from .store import HubError, LfsWriter, keep_file
-from .wire import Call, Json, Routes, check_signed, sign, truthy
+from .signed import check_signed, sign
+from .wire import Call, Json, Routes, truthy
 
 # %% ../../nbs/localhub/07_upload.ipynb #882e5e77
 upload_routes = Routes()

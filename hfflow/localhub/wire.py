@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/localhub/wire.html.md"""
 # %% auto #0
 __all__ = ['LOOPBACK', 'Limits', 'Hub', 'iso', 'truthy', 'Json', 'error', 'Moved', 'Call', 'text', 'int_', 'get_repo', 'Routes',
            'RawPath', 'read_body', 'seal', 'session', 'browser_user', 'same_origin', 'csrf', 'browser_form',
-           'make_route', 'Table', 'make_app', 'serving', 'sign', 'read_signed', 'check_signed', 'next_link']
+           'make_route', 'make_app', 'serving', 'next_link']
 
 # %% ../../nbs/localhub/05_wire.ipynb #12964f84
 import base64, errno, hmac, inspect, json, re, sqlite3, sys, threading, time, traceback
@@ -19,20 +19,21 @@ from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
 from secrets import token_hex
-from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlencode
+from urllib.parse import parse_qs, quote, unquote, urlencode
 
 import pygit2
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import BaseRoute, Route, Router
+from starlette.routing import Route
 from fastcore.basics import patch
 
 from .cards import describe
 from .chunks import Chunks
 from .commit import gitattributes
 from .people import KINDS, NOBODY, PREFIX, Caller, Db, RepoRow, no_repo
+from .routing import Table
 from .search import set_index
 from .store import Entry, HubError, Repo, Store
 
@@ -439,36 +440,6 @@ def make_route(path: str, methods: tuple, f, kind: str) -> Route:
     "Turn a collected handler into Starlette's route, once in a process."
     return Route(path, partial(_guarded, f, kind), methods=methods)
 
-# %% ../../nbs/localhub/05_wire.ipynb #830b1a37
-def _begin(path):
-    "The first two segments of a route; None for one that fits anything."
-    a, b = (path[1:].split('/', 2)+[''])[:2]
-    return None if '{' in a else a, None if '{' in b or ':path}' in a else b
-
-class Table(Router):
-    "A router that makes and tries only the routes whose beginning fits the path."
-    def __init__(self, routes: list # what `Routes` collect; routes that look at a request themselves
-                ):
-        whole = [isinstance(r, BaseRoute) for r in routes]
-        super().__init__([r for r, w in zip(routes, whole) if w], redirect_slashes=False)
-        self.collected, self.groups = routes, {}
-        self.begins = [(None, None) if w else _begin(r[0]) for r, w in zip(routes, whole)]
-        self.known = [set(s) for s in zip(*self.begins)]
-
-    def group(self, path: str) -> Router:
-        "Choose the routes for a path."
-        key = tuple(s if s in k else None for s,
-                    k in zip((path[1:].split('/', 2)+[''])[:2], self.known))
-        if key not in self.groups:
-            fits = lambda begin: all(s in (None, k) for s, k in zip(begin, key))
-            self.groups[key] = Router([r if isinstance(r, BaseRoute) else make_route(*r)
-                for r, b in zip(self.collected, self.begins) if fits(b)], redirect_slashes=False)
-        return self.groups[key]
-
-    async def app(self, scope, receive, send):
-        if scope['type'] != 'http': return await super().app(scope, receive, send)
-        await self.group(scope['path']).app(scope, receive, send)
-
 # %% ../../nbs/localhub/05_wire.ipynb #1dc1d015
 LOOPBACK = {'127.0.0.1', 'localhost', '::1'}
 
@@ -479,7 +450,7 @@ def make_app(hub: Hub, routes: list, # `Routes`, the first that fits answers
              hosts: set = LOOPBACK|{'testserver'}):
     "Make the ASGI application."
     app = Starlette(exception_handlers={404: _not_found, 405: _not_found})
-    app.router = Table([r for rs in routes for r in rs])
+    app.router = Table([r for rs in routes for r in rs], make_route)
     app.state.hub = hub
     return RawPath(app, hosts)
 
@@ -501,31 +472,6 @@ def serving(app, host: str = '127.0.0.1', port: int = 0 # 0 for any free one
     finally:
         server.should_exit = True
         thread.join(5)
-
-# %% ../../nbs/localhub/05_wire.ipynb #4e48a3a9
-def sign(hub: Hub, seconds: int = 6*3600, **fields) -> str: # query string
-    "Sign a URL's fields, so that it works without a token until it expires."
-    fields['exp'] = str(int(time.time())+seconds)
-    q = urlencode(sorted(fields.items()))
-    return f'{q}&sig={hmac.new(hub.db.secret, q.encode(), sha256).hexdigest()}'
-
-def read_signed(hub: Hub, query: str) -> dict: # None where the signature is wrong or too old
-    "Read what `sign` has signed."
-    d = dict(parse_qsl(query, keep_blank_values=True))
-    sig = d.pop('sig', '')
-    good = hmac.new(hub.db.secret, urlencode(sorted(d.items())).encode(), sha256).hexdigest()
-    ok = hmac.compare_digest(sig.encode('utf-8', 'replace'), good.encode())
-    return d if ok and int(d['exp']) >= time.time() else None
-
-def check_signed(call: Call, *names: str # fields that it must have; those in the path as there
-                ) -> dict:
-    "Return the fields of a signed URL."
-    d = read_signed(call.hub, call.request.url.query)
-    if d is None:
-        raise HubError(403, 'this address has expired or was altered: start again.')
-    if any(n not in d or d[n] != call.p.get(n, d[n]) for n in names):
-        raise HubError(403, 'this address is for another object.')
-    return d
 
 # %% ../../nbs/localhub/05_wire.ipynb #4cff4e1e
 def next_link(call: Call, **change) -> dict: # headers

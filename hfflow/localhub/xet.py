@@ -27,7 +27,8 @@ from .download import file_range, read_range
 from .people import NOBODY, Caller
 from .store import HubError
 from .upload import receive
-from .wire import Call, Json, Routes, check_signed, read_signed, sign
+from .signed import check_signed, read_signed, sign
+from .wire import Call, Json, Routes
 
 # %% ../../nbs/localhub/07b_xet.ipynb #8ff353bc
 xet_routes = Routes()

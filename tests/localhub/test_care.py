@@ -19,7 +19,8 @@ from hfflow.localhub import care
 from hfflow.localhub.pages import sign_in_link
 from hfflow.localhub.server import running
 from hfflow.localhub.store import HubError
-from hfflow.localhub.wire import Hub, sign
+from hfflow.localhub.signed import sign
+from hfflow.localhub.wire import Hub
 
 needs_git = pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 AUTH = {"Authorization": f"Bearer {TOKENS['you']}"}

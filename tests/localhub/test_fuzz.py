@@ -323,7 +323,7 @@ def test_signed_addresses_hold_for_one_object(target):
     assert target("GET", href, user=None)[0] == 403 and target.post(href, {}, user=None)[0] == 403  # it is for uploading only
     for wrong in (data[:-1], data + b"x", b"", data[::-1]):
         assert target("PUT", href, wrong, user=None)[0] in (400, 413)
-    from hfflow.localhub.wire import sign
+    from hfflow.localhub.signed import sign
     key = target.hub.db.find("model", "you/open").key
     old = sign(target.hub, seconds=-1, key=key, oid=oid, size="2000")
     assert target("PUT", f"/lfs/{oid}?{old}", data, user=None)[0] == 403

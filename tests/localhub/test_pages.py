@@ -9,7 +9,7 @@ import pytest
 from hub_process import TOKENS
 
 from hfflow.localhub.server import running
-from hfflow.localhub.wire import sign
+from hfflow.localhub.signed import sign
 
 CARD = """---
 license: mit
