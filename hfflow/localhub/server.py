@@ -25,6 +25,7 @@ from .jobs import job_routes, open_jobs
 from .jobspage import jobspage_routes
 from .pages import fallback_routes, page_routes
 from .processes import stop_all
+from .access import access_routes
 from .repos import repo_routes
 from .rowspage import rows_routes
 from .schedules import open_schedules, schedule_routes
@@ -94,8 +95,8 @@ def all_routes():
     "Collect the routes of all modules, in the order in which they are tried."
     return [visit_routes, git_routes, xet_routes, bucket_routes, token_routes, webhook_routes,
         viewer_routes, app_routes, job_routes, schedule_routes, endpoint_routes, copy_routes,
-        shelf_routes, repo_routes, disc_routes, upload_routes, download_routes, settings_routes,
-        jobspage_routes, rows_routes, space_routes, page_routes, fallback_routes]
+        shelf_routes, repo_routes, access_routes, disc_routes, upload_routes, download_routes,
+        settings_routes, jobspage_routes, rows_routes, space_routes, page_routes, fallback_routes]
 
 @contextmanager
 def working(hub: Hub):
