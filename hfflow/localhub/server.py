@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 # %% ../../nbs/localhub/10_server.ipynb #3ba81d99
-from .apps import app_routes
+from .spaceapi import app_routes
 from .buckets import bucket_routes
 from .copies import copy_routes
 from .dataserver import viewer_routes

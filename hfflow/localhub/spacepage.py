@@ -10,11 +10,11 @@ __all__ = ['space_routes', 'manage', 'show_stage']
 # %% ../../nbs/localhub/09d_spacepage.ipynb #09c00005
 from starlette.responses import RedirectResponse, Response
 
-from .apps import (ENV_NAME, drop_env, env_changed, is_static, list_env, log_of,
-                                  pause_app, restart_app, runtime, set_env)
+from .apps import is_static, pause_app, restart_app, runtime
+from .spaceapi import ENV_NAME, drop_env, env_changed, list_env, log_of, set_env
 from .pages import page_head, html, page, space_frame
 from .store import HubError
-from .wire import Call, Hub, Json, Routes
+from .wire import Call, Json, Routes
 
 # %% ../../nbs/localhub/09d_spacepage.ipynb #09c00012
 space_routes = Routes()
