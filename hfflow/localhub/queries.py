@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from itertools import chain
 
 from .store import HubError, lacking
-from .viewer import Split, View
+from .splits import Split
+from .viewer import View
 
 # %% ../../nbs/localhub/08f1_queries.ipynb #9e1f6220
 _closed = dict(enable_external_access='false', python_enable_replacements='false',
