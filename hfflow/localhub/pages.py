@@ -6,9 +6,9 @@ Docs: https://hfflow.github.io/hfflow/localhub/pages.html.md"""
 
 # %% auto #0
 __all__ = ['CSP', 'page_routes', 'fallback_routes', 'size_text', 'count_text', 'when', 'templates', 'html', 'static', 'no_api',
-           'page', 'login', 'logout', 'sign_in_link', 'home', 'search_all', 'read_lineage', 'users_of', 'how_to_use',
-           'opened', 'page_head', 'space_frame', 'repo_page', 'crumbs', 'tree_page', 'blob_page', 'commits_page',
-           'commit_page', 'patches', 'discussions_page', 'discussion_page', 'owner_page', 'bucket_page', 'nothing']
+           'page', 'login', 'logout', 'sign_in_link', 'home', 'search_all', 'read_lineage', 'users_of', 'opened',
+           'page_head', 'space_frame', 'repo_page', 'crumbs', 'tree_page', 'blob_page', 'commits_page', 'commit_page',
+           'patches', 'discussions_page', 'discussion_page', 'owner_page', 'bucket_page', 'nothing']
 
 # %% ../../nbs/localhub/09_pages.ipynb #7e0bd158
 import json, re, time
@@ -24,13 +24,13 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 
 from .apps import stage
 from .buckets import bucket_json, find_bucket, list_buckets, list_level
-from .cards import auto_class, chats, read_safetensors, split_card
+from .cards import read_safetensors, split_card
 from .commit import text_of
 from .discussions import (PAGE, ends, find_discussion, fork_point, get_discussion,
                                          list_discussions)
+from .howto import how_to_use
 from .people import KINDS, PREFIX, RepoRow, no_repo
 from .render import highlight, render_card, resolve_url, url_path
-from .search import search
 from .store import HubError
 from .visits import app_url
 from .signed import check_signed, sign
@@ -258,137 +258,6 @@ def users_of(call: Call, row: RepoRow) -> list:
     if row.kind != 'space': res += db.search('space', call.who, linked={KINDS[row.kind]: [row.id]},
             limit=20)[0]
     return res
-
-# %% ../../nbs/localhub/09_pages.ipynb #fc17f734
-# an array and no file: to read a file the pipeline needs ffmpeg
-_sound = 'np.zeros(16_000, dtype="float32")  # one second: put yours here'
-_heard = '{"raw": sound, "sampling_rate": 16_000}'
-_asks = {'text-classification': ('classify', '"This film is a joy."'),
-    'token-classification': ('tag', '"Ada lives in London."'),
-    'fill-mask': ('fill', 'f"Paris is the {fill.tokenizer.mask_token} of France."'),
-    'text-generation': ('write', '"Once upon a time", max_new_tokens=40'),
-    'image-classification': ('classify', '"picture.jpg"'),
-    'object-detection': ('detect', '"picture.jpg"'), 'depth-estimation': ('measure', '"picture.jpg"'),
-    'image-segmentation': ('segment', '"picture.jpg"'),
-    'audio-classification': ('classify', _heard), 'automatic-speech-recognition': ('listen', _heard)}
-_chat = '[{"role": "user", "content": "Who are you?"}], max_new_tokens=40'
-_more = ('zero-shot-classification', 'zero-shot-image-classification', 'video-classification',
-    'zero-shot-object-detection', 'zero-shot-audio-classification', 'image-text-to-text',
-    'mask-generation', 'document-question-answering', 'table-question-answering', 'text-to-audio',
-    'any-to-any', 'image-feature-extraction')
-
-def _pipeline(row):
-    "The lines that ask a pipeline of transformers; none where it has no pipeline for the task."
-    task = row.info.get('pipeline_tag')
-    if task not in _asks and task not in _more: return None
-    name, ask = _asks.get(task, ('pipe', None))
-    if task == 'text-generation' and chats(row.info.get('config') or {}): ask = _chat
-    heard = ask == _heard
-    return '\n'.join(['import numpy as np']*heard+['from transformers import pipeline', '',
-        f'{name} = pipeline("{task}", model="{row.id}")']+[f'sound = {_sound}']*heard
-        +[f'print({name}({ask}))' if ask else f'print({name}.model.config)'])
-
-# %% ../../nbs/localhub/09_pages.ipynb #99fa58d8
-_read = 'inputs = tok("your text", return_tensors="pt")\n'
-_generate = ('output = model.generate(input_ids=inputs["input_ids"],\n'
-    '                        attention_mask=inputs["attention_mask"], max_new_tokens=40)\n'
-    'print(tok.decode(output[0], skip_special_tokens=True))')
-_template = ('chat = [{"role": "user", "content": "Who are you?"}]\n'
-    'inputs = tok.apply_chat_template(chat, add_generation_prompt=True, return_dict=True,\n'
-    '                                 return_tensors="pt")\n')
-_mean = ('vector = model(**inputs).last_hidden_state.mean(1)  # of all tokens\n'
-         'print(vector.shape)')
-_lines = {'text-generation': _read+_generate, 'text2text-generation': _read+_generate,
-    'summarization': _read+_generate, 'translation': _read+_generate,
-    'feature-extraction': _read+_mean, 'sentence-similarity': _read+_mean,
-    'text-classification': _read+'print(model(**inputs).logits.softmax(-1))  # one per label',
-    'token-classification': _read+'print(model(**inputs).logits.argmax(-1))  # a label per token',
-    'question-answering': 'inputs = tok("Who wrote it?", "Ada wrote it.", return_tensors="pt")\n'
-        'out = model(**inputs)\nstart, end = out.start_logits.argmax(), out.end_logits.argmax()\n'
-        'print("answer:", tok.decode(inputs["input_ids"][0, start:end + 1]))'}
-
-def _asked(row):
-    "The lines that ask a model by its class; none for a task of which they are not known."
-    task = row.info.get('pipeline_tag')
-    if not isinstance(task, str) or task not in _lines: return None
-    auto = auto_class(task, row.info.get('config') or {})
-    return (f'from transformers import {auto}, AutoTokenizer\n\n'
-        f'tok = AutoTokenizer.from_pretrained("{row.id}")\n'
-        f'model = {auto}.from_pretrained("{row.id}").eval()\n{_lines[task]}')
-
-# %% ../../nbs/localhub/09_pages.ipynb #63e1d6fc
-_peft_autos = dict(CAUSAL_LM='CausalLM', SEQ_CLS='SequenceClassification',
-    TOKEN_CLS='TokenClassification', SEQ_2_SEQ_LM='Seq2SeqLM', QUESTION_ANS='QuestionAnswering',
-    FEATURE_EXTRACTION='FeatureExtraction')
-_apart = '''from peft import PeftConfig, PeftModel
-from transformers import {auto}, {proc}
-
-adapter = PeftConfig.from_pretrained("{id}")
-base = {auto}.from_pretrained(
-    adapter.base_model_name_or_path, revision=adapter.revision{more})
-model = PeftModel.from_pretrained(base, "{id}").eval()
-'''
-_together = '''from peft import {auto}
-from transformers import {proc}
-
-model = {auto}.from_pretrained("{id}"{more}).eval()
-'''
-_pictures = ('inputs = processor(Image.open("picture.jpg"), return_tensors="pt")\n'
-             'print(model(**inputs).logits.softmax(-1))  # one per label')
-
-def _loader(task, kind, config):
-    "How an adapter is loaded: the lines and the class that they name."
-    if kind in _peft_autos and task != 'automatic-speech-recognition': # of sound peft knows no class
-        return _together, f'AutoPeftModelFor{_peft_autos[kind]}'
-    auto = auto_class(task, config)
-    if auto != 'AutoModel': return _apart, auto
-    mapped = (config.get('peft') or {}).get('auto_mapping')
-    return _together, 'AutoPeftModel' if mapped else 'AutoPeftModelForCausalLM'
-
-def _adapter(row):
-    "The lines that load an adapter with its base, and ask it something."
-    info, config = row.info, row.info.get('config') or {}
-    peft, n, task = config.get('peft') or {}, info.get('num_labels'), info.get('pipeline_tag')
-    kind, base = str(peft.get('task_type')), peft.get('base_model_name_or_path')
-    load, auto = _loader(task, kind, config)
-    proc = dict(image='AutoImageProcessor', audio='AutoFeatureExtractor',
-        automatic='AutoProcessor').get(str(task).split('-')[0], 'AutoTokenizer')
-    # the base's own head, where it has one, is for other labels
-    more = f',\n    num_labels={n}, ignore_mismatched_sizes=True' if isinstance(n, int) else ''
-    own = 'tokenizer_config' in config or not isinstance(base, str)
-    ask = _lines.get(task) or 'print(model)'
-    if n == 1: ask = ask.replace('.softmax(-1))  # one per label', ')  # a number, no label')
-    if task == 'text-generation' and own and chats(config): ask = _template+_generate
-    if task == 'image-classification': ask = _pictures
-    return ('from PIL import Image\n'*(task == 'image-classification')
-        +load.format(auto=auto, proc=proc, id=row.id, more=more)
-        +('tok' if proc == 'AutoTokenizer' else 'processor')
-        +f' = {proc}.from_pretrained({json.dumps(row.id if own else base[:300])})\n{ask}')
-
-# %% ../../nbs/localhub/09_pages.ipynb #9dd712b9
-_use = dict(
-    transformers='from transformers import {auto}, {proc}\n\nmodel = '
-        '{auto}.from_pretrained("{id}")\nprocessor = {proc}.from_pretrained("{id}")\n'
-        'print(model.config)',
-    sentences='from sentence_transformers import SentenceTransformer\n\nmodel = '
-        'SentenceTransformer("{id}")\nprint(model.encode(["a text", "another one"]).shape)',
-    dataset='from datasets import load_dataset\n\nds = load_dataset("{id}")',
-    gradio='from gradio_client import Client\n\nclient = Client("{id}")\nclient.view_api()',
-    other='from huggingface_hub import snapshot_download\n\nfolder = '
-          'snapshot_download("{id}"{kind})')
-
-def how_to_use(row: RepoRow) -> str:
-    "Write Python lines that fetch a repo and, where its task is known, ask it something."
-    lib, info = row.info.get('library_name'), row.info
-    if row.kind == 'model' and lib == 'transformers' and (code := _pipeline(row) or _asked(row)):
-        return code
-    if row.kind == 'model' and lib == 'peft': return _adapter(row)
-    which = dict(dataset='dataset', model={'sentence-transformers': 'sentences'}.get(lib, lib),
-                 space=info.get('sdk')).get(row.kind)
-    t = info.get('transformersInfo') or {}
-    return _use.get(which, _use['other']).format(id=row.id, auto=t.get('auto_model', 'AutoModel'),
-        proc=t.get('processor', 'AutoTokenizer'), kind='' if row.kind == 'model'
-        else f', repo_type="{row.kind}"')
 
 # %% ../../nbs/localhub/09_pages.ipynb #8b8fd484
 def opened(call, rev=None, content=True): # row, repository, commit

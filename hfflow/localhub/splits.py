@@ -138,6 +138,7 @@ def _config_splits(config, params, files, card):
     return [Split(config, s, module, [files[p] for p in ps if readable(p)], options, features)
             for s, ps in found.items() if any(map(readable, ps))]
 
+# %% ../../nbs/localhub/08e1_splits.ipynb #7993277e
 def _told_of(e):
     if isinstance(e, ModuleNotFoundError): return lacking(e)
     return f'{type(e).__name__}: {e}'[:500]
