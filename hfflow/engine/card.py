@@ -9,15 +9,15 @@ __all__ = ['plain_value', 'rows_of', 'systems_of', 'samples_of', 'card_data', 'p
            'table_line', 'fill', 'usage', 'plain_settings', 'flat_settings', 'model_card']
 
 # %% ../../nbs/engine/71_card.ipynb #f2cff85a
-import json, re
+import json, pprint, re
 from dataclasses import asdict, is_dataclass
-from functools import cache
+from functools import cache, partial
 
 from ..core import Artifact
 from .confusion import Confusion
 from .figures import figures_of
 from .process import package
-from .reports import ROLES, metric_columns
+from .reports import Report, metric_columns
 from .show import size_text
 
 # %% ../../nbs/engine/71_card.ipynb #7a1ed444
@@ -39,11 +39,8 @@ def systems_of(report,  # evaluate.Report, or its dict
                system: str = None,  # the tuned system's name, where it is none of the usual ones
                ) -> tuple:  # names of the base and of the tuned system; None where there is none
     "Find the base and the tuned system in a report."
-    report = plain_value(report)
-    names = list(dict.fromkeys(r['system'] for r in report.get('rows', [])))
-    pick = lambda role: ((report.get('roles') or {}).get(role)
-                         or next((n for n in names if n.lower() in ROLES[role]), None))
-    return pick('base'), system or pick('tuned')
+    found = Report.from_dict({'rows': [], **plain_value(report)})
+    return found.role('base'), system or found.role('tuned')
 
 def samples_of(report, system: str = None) -> list:
     "Return what the tuned system answered: dicts of split, prompt, reference, answer, right."
@@ -122,9 +119,9 @@ def _templates():
     "Return the package's templates, with the filters that they use."
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     env = Environment(loader=FileSystemLoader(package()/'templates'), undefined=StrictUndefined,
-                      trim_blocks=True, lstrip_blocks=True)
-    env.filters |= dict(percent=percent, page=page, language=language, fence=fence,
-                        table_line=table_line)
+                      trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+    env.filters |= dict(percent=percent, page=page, language=language, fence=fence, repr=repr,
+                        table_line=table_line, pretty=partial(pprint.pformat, width=100))
     return env
 
 def fill(template: str,  # its path below hfflow/templates
@@ -191,10 +188,6 @@ def _measured(plan, run):
                       f'{m / p:.2f}' if p and m else ''])
     return lines
 
-def _run_facts(plan, run):
-    "Return what a card says of a plan and a run."
-    return dict(measured=_measured(plan, run), device=run.get('device'))
-
 def _quantity(key, x):
     "Return a measured quantity with its unit."
     if key == 'seconds': return f'{x:,.{0 if x >= 10 else 1}f} s'
@@ -242,10 +235,11 @@ def model_card(repo_id: str,  # the Model repo
                ) -> str:  # the whole README.md
     "Write the card: metadata for the Hub; for people what it does, how to use it, and its limits."
     meta = card_data(repo_id, base, data, report, license, system, merged, task, full)
+    plan, run = plain_value(plan), plain_value(run)
     return fill('model_card.md', meta=meta.to_yaml(line_break='\n'), name=meta.model_name,
                 base=base, data=data, code=code or {}, about=about, merged=merged, curve=curve,
                 task=task, labels=list(labels), full=full, warning=warning, versions=list(_versions()),
                 use=usage(repo_id, tag, merged or full, task, labels),
                 settings=[(k, v) for k, v in flat_settings(config) if v is not None],
-                **_run_facts(plain_value(plan), plain_value(run)),
-                **_report_facts(report, system)) + '\n'
+                measured=_measured(plan, run), device=run.get('device'),
+                **_report_facts(report, system))
