@@ -162,14 +162,12 @@ def build(model: Artifact,  # the published model, at the commit the Space will 
 # %% ../../nbs/engine/75_spacefiles.ipynb #18a6988d
 def meta(folder: Path) -> dict:
     "Return the metadata of a Space's README.md."
-    import yaml
-    readme = folder/'README.md'
-    found = re.match(r'---\n(.*?)\n---', readme.read_text(encoding='utf-8'), re.S) if readme.exists() else None
-    said = yaml.safe_load(found[1]) if found else {}
-    if isinstance(said, dict) and said.get('sdk') in SDKS: return said
-    sdk = said.get('sdk') if isinstance(said, dict) else None
-    raise UserError(f'README.md names no sdk that can be run (it says {sdk!r}): write sdk: gradio, docker or '
-                    'static in its metadata.')
+    from huggingface_hub import metadata_load
+    try: said = metadata_load(folder/'README.md') or {}
+    except (OSError, ValueError): said = {}          # there is no README.md, or no mapping in it
+    if said.get('sdk') in SDKS: return said
+    raise UserError(f"README.md names no sdk that can be run (it says {said.get('sdk')!r}): write "
+                    'sdk: gradio, docker or static in its metadata.')
 
 def _files(folder):
     "Yield (path, file) of what belongs to a Space: no hidden files, no caches."
