@@ -65,6 +65,7 @@ def commit(kind: str,  # model, dataset or space
     hub, (head, there) = connect(), newest(kind, repo_id, private, sdk, branch)
     from huggingface_hub.errors import HfHubHTTPError
     old = [n for n in remove if n in there and n not in files]
-    try: made = commit_on(head, hub.api, repo_id, files, old, message, repo_type=kind, revision=branch)
+    where = dict(repo_type=kind, revision=branch)
+    try: made = commit_on(head, hub.api, repo_id, files, old, message, **where)
     except HfHubHTTPError as e: raise _refused(e, kind, repo_id, head) from None
     return Artifact(kind, repo_id, made, hub.repo_url(kind, repo_id, made))

@@ -199,7 +199,7 @@ def _no_warning():
     try: yield
     finally: log.setLevel(level)
 
-def commit_on(head: str,       # the commit that was read; the Hub refuses where it is not the newest any more
+def commit_on(head: str,       # the commit that was read; refused where it is not the newest
               api,             # `HfApi`
               repo_id: str,    # `owner/name`
               files: dict,     # path in the repo -> Path of a file, or bytes
@@ -212,7 +212,8 @@ def commit_on(head: str,       # the commit that was read; the Hub refuses where
     changes = [CommitOperationAdd(n, f) for n, f in files.items()]
     changes += [CommitOperationDelete(n) for n in remove]
     with _no_warning():
-        return api.create_commit(repo_id, changes, commit_message=message, parent_commit=head, **where).oid
+        return api.create_commit(repo_id, changes, commit_message=message, parent_commit=head,
+                                 **where).oid
 
 # %% ../../nbs/engine/02_connection.ipynb #17bc8b71
 def _seed(hub, folder, repo_id):

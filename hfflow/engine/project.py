@@ -9,6 +9,7 @@ __all__ = ['TEMPLATE', 'init', 'choose_mode', 'Project', 'open_project', 'summar
 
 # %% ../../nbs/engine/89_project.ipynb #9be0c5e1
 import csv, os, re, subprocess, sys, tempfile, time
+from itertools import islice
 from pathlib import Path
 
 import hfflow
@@ -28,8 +29,8 @@ def _name(text):
 
 def _fill(folder, name):
     "Write the template's files into `folder`."
-    for src in sorted(p for p in TEMPLATE.rglob('*')
-                      if p.is_file() and '__pycache__' not in p.parts):
+    for src in sorted(TEMPLATE.rglob('*')):
+        if not src.is_file() or '__pycache__' in src.parts: continue
         path = folder/src.relative_to(TEMPLATE).as_posix().replace('dot-', '.').removesuffix('.in')
         path.parent.mkdir(parents=True, exist_ok=True)
         text = src.read_text(encoding='utf-8').replace('@NAME@', name)
@@ -40,8 +41,7 @@ def _sample(folder, rows=300, tests=40):
     folder.mkdir()
     with open(RAW/'train-1.csv', newline='', encoding='utf-8') as src, \
          open(folder/'train.csv', 'w', newline='', encoding='utf-8') as out:
-        writer = csv.writer(out, lineterminator='\n')
-        for _, row in zip(range(rows + 1), csv.reader(src)): writer.writerow(row)
+        csv.writer(out, lineterminator='\n').writerows(islice(csv.reader(src), rows + 1))
     lines = (RAW/'test_values.jsonl').read_text(encoding='utf-8').splitlines()[:tests]
     (folder/'test.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
@@ -77,7 +77,7 @@ def choose_mode(namespace,   # of flow-hub.yaml; None: nobody to publish as
 
 # %% ../../nbs/engine/89_project.ipynb #737b3d69
 class Project(Place):
-    "The project of a folder, as this run carries it out; `Place` has its settings, its Hub and its repos' names."
+    "The project of a folder, as this run carries it out; its repos are those of `Place`."
     def __init__(self,
                  mode: str,                # rehearsal, runner or jobs
                  config: str,              # name of the settings file
@@ -127,8 +127,7 @@ def summarize(report,    # what `flow.run` returned
               project,   # what `open_project` returned
              ):
     "Print what a step did, and put it on the page of the workflow run."
-    done = ', '.join(f'{stage} {status}' for stage, status in report.status().items()
-                     if status != 'skipped')
+    done = ', '.join(f'{stage} {how}' for stage, how in report.status().items() if how != 'skipped')
     said = f'{project.mode} on {report.hub}: {done}'
     print(said)
     for a in report.artifacts: print(f'  {a}')

@@ -25,9 +25,11 @@ from .process import ask
 def _chat(url, text, **options):
     "Ask one question of a server that speaks OpenAI's protocol."
     import httpx
-    token, body = os.environ.get('HFFLOW_ENDPOINT_TOKEN'), dict(messages=[dict(role='user', content=text)], **options)
+    token = os.environ.get('HFFLOW_ENDPOINT_TOKEN')
     headers = {'Authorization': f'Bearer {token}'} if token else {}
-    try: r = httpx.post(url + '/v1/chat/completions', json=body, headers=headers, timeout=600, trust_env=False)
+    body = dict(messages=[dict(role='user', content=text)], **options)
+    try: r = httpx.post(f'{url}/v1/chat/completions', json=body, headers=headers, timeout=600,
+                        trust_env=False)
     except httpx.HTTPError as e:
         raise UserError(f'The endpoint at {url} does not answer ({e}): start it again') from e
     if r.is_error: raise UserError(r.json()['error']['message'])
