@@ -347,7 +347,8 @@ def test_what_another_version_kept_is_done_again(made, hub, tmp_path):
 
 def test_a_stage_reads_what_it_wrote(made, hub, tmp_path):
     "The JSON of each result makes the same object again."
-    from hfflow.engine.store import again, plain
+    from hfflow.engine.files import plain
+    from hfflow.engine.store import again
     report = run(made, hub, tmp_path, progress=False)
     for name, stage in flow.STAGES.items():
         found = again(stage.kind, report.result(name))

@@ -99,8 +99,8 @@ def _failed(e, debug) -> int:
     from hfflow.engine.faults import chain_of, explain
     if any(isinstance(x, KeyboardInterrupt) for x in chain_of(e)): return _fail(_STOPPED, 130)
     if debug: import traceback; traceback.print_exception(e)
-    if hasattr(e, 'format_message'): return _fail(_usage(e) if getattr(e, 'exit_code', 2) == 2
-                                                  else e.format_message())
+    if hasattr(e, 'format_message'):
+        return _fail(_usage(e) if getattr(e, 'exit_code', 2) == 2 else e.format_message())
     if isinstance(e, UserError): return _fail(e, getattr(e, 'code', 2))
     if isinstance(e, ModuleNotFoundError) and not (e.name or 'hfflow').startswith('hfflow'):
         return _fail(lacking(e.name.split('.')[0]))
@@ -159,13 +159,12 @@ def port_free(port, host='127.0.0.1'):
         if os.name != 'nt': s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try: s.bind((host, port))
         except OSError as e:
-            raise UserError({
-                errno.EADDRINUSE: f'port {port} is taken by another program: choose another with '
-                '--port, or --port 0 for any free one.',
-                errno.EACCES: f'port {port} is reserved for administrators: choose one from 1024 '
-                'up.',
-            }.get(e.errno, f'cannot listen on {host}:{port} ({e.strerror}): --host 127.0.0.1 is '
-                  'this machine.')) from None
+            why = {errno.EADDRINUSE: 'is taken by another program: choose another with --port, or '
+                                     '--port 0 for any free one.',
+                   errno.EACCES: 'is reserved for administrators: choose one from 1024 up.'}
+            if e.errno in why: raise UserError(f'port {port} {why[e.errno]}') from None
+            raise UserError(f'cannot listen on {host}:{port} ({e.strerror}): --host 127.0.0.1 is '
+                            'this machine.') from None
 
 def until_stopped(running):
     "Wait for Ctrl-C, or until the app ends by itself."

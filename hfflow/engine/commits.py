@@ -8,11 +8,8 @@ Docs: https://hfflow.github.io/hfflow/engine/commits.html.md"""
 __all__ = ['newest', 'commit']
 
 # %% ../../nbs/engine/72_commits.ipynb #b2cf9808
-import logging
-from contextlib import contextmanager
-
 from ..core import Artifact
-from .connection import connect
+from .connection import commit_on, connect
 from .errors import UserError
 
 # %% ../../nbs/engine/72_commits.ipynb #9cc151a5
@@ -66,22 +63,9 @@ def commit(kind: str,  # model, dataset or space
            ) -> Artifact:  # the new commit, or the old one when nothing differs
     "Put files into a repo in one commit that names its parent; make none when nothing differs."
     hub, (head, there) = connect(), newest(kind, repo_id, private, sdk, branch)
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
     from huggingface_hub.errors import HfHubHTTPError
-    changes = [CommitOperationAdd(n, f) for n, f in files.items()]
-    changes += [CommitOperationDelete(n) for n in remove if n in there and n not in files]
-    try:
-        with _no_warning():
-            made = hub.api.create_commit(repo_id, changes, commit_message=message, repo_type=kind,
-                                         parent_commit=head, revision=branch).oid
+    old = [n for n in remove if n in there and n not in files]
+    where = dict(repo_type=kind, revision=branch)
+    try: made = commit_on(head, hub.api, repo_id, files, old, message, **where)
     except HfHubHTTPError as e: raise _refused(e, kind, repo_id, head) from None
     return Artifact(kind, repo_id, made, hub.repo_url(kind, repo_id, made))
-
-@contextmanager
-def _no_warning():
-    "Without the client's warning that a commit would be empty: here that is what is wanted."
-    log = logging.getLogger('huggingface_hub.hf_api')
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try: yield
-    finally: log.setLevel(level)

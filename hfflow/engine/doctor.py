@@ -19,8 +19,8 @@ from .extras import extra_of, stated
 
 # %% ../../nbs/engine/93_doctor.ipynb #d4218bf5
 CHECKED = ('torch', 'transformers', 'peft', 'bitsandbytes', 'accelerate', 'datasets',
-           'huggingface_hub', 'safetensors',
-           'gradio', 'starlette', 'uvicorn', 'pygit2', 'pydantic', 'yaml', 'matplotlib')
+           'huggingface_hub', 'safetensors', 'gradio', 'starlette', 'uvicorn', 'pygit2', 'pydantic',
+           'yaml', 'matplotlib')
 
 # %% ../../nbs/engine/93_doctor.ipynb #4978446f
 def _package(name, asked) -> tuple:
@@ -38,8 +38,8 @@ def _package(name, asked) -> tuple:
 def _python() -> list:
     "The rows of Python and of hfflow."
     ok = sys.version_info >= (3, 10)
-    return [('python', 'ok' if ok else 'missing', sys.version.split()[0], '' if ok
-             else 'hfflow needs Python 3.10 or newer'),
+    todo = '' if ok else 'hfflow needs Python 3.10 or newer'
+    return [('python', 'ok' if ok else 'missing', sys.version.split()[0], todo),
             ('hfflow', 'ok', hfflow.__version__, '')]
 
 def _packages() -> list:
@@ -56,10 +56,9 @@ def _cpu() -> list:
     if not find_spec('torch'): return [('cpu', 'note', f'{os.cpu_count()} cores', 'without torch it trains nothing')]
     units = ('amx_bf16', 'avx512_bf16', 'avx512f', 'avx2', 'asimd')
     best = next((f for f in units if f in cpu_flags()), 'no vector unit that we know')
-    bf16 = compute_dtype('cpu').itemsize == 2
+    slow = 'no bf16 hardware: the CPU computes in fp32, which is slower but right'
     return [('cpu', 'ok', f'{threads_for(TrainConfig())} cores, {best}',
-             '' if bf16 else 'no bf16 hardware: the CPU computes in fp32, which is slower but '
-             'right')]
+             '' if compute_dtype('cpu').itemsize == 2 else slow)]
 
 def _gpu() -> list:
     "The row of the GPU."
@@ -83,19 +82,19 @@ def _enough(name, gib, need) -> tuple:
 def _memory() -> list:
     "The row of the memory."
     import psutil
-    return [_enough('memory', psutil.virtual_memory().available / 2**30,
-                    'the default flow needs about 2 GiB')]
+    free = psutil.virtual_memory().available / 2**30
+    return [_enough('memory', free, 'the default flow needs about 2 GiB')]
 
 def _disk() -> list:
     "The rows of the disk, and of the home folder where nobody may write there."
     import shutil
     from hfflow.engine.process import home
     place = next(p for p in [home(), *home().parents] if p.exists())
-    rows = [_enough('disk', shutil.disk_usage(place).free / 2**30, 'the default flow needs about 1 '
-                    'GiB; a 8B base 16 GiB')]
+    rows = [_enough('disk', shutil.disk_usage(place).free / 2**30,
+                    'the default flow needs about 1 GiB; a 8B base 16 GiB')]
     if os.access(place, os.W_OK): return rows
-    return rows + [('home', 'missing', 'not writable', 'set HFFLOW_HOME to a folder that belongs '
-                    'to you')]
+    todo = 'set HFFLOW_HOME to a folder that belongs to you'
+    return rows + [('home', 'missing', 'not writable', todo)]
 
 # %% ../../nbs/engine/93_doctor.ipynb #86945f17
 def _hub(remote) -> tuple:
@@ -111,11 +110,10 @@ def _hub(remote) -> tuple:
 def _hub_rows(hub) -> list:
     "The rows of the Hub and of the token."
     home = Path(os.environ.get('HF_HOME') or '~/.cache/huggingface').expanduser()
-    token = bool(os.environ.get('HF_TOKEN')) or (home/'token').is_file()
-    return [_hub(hub or os.environ.get('HFFLOW_HUB')),
-            ('token', 'ok', 'there is one', '') if token else
-            ('token', 'note', 'none', 'needed only for huggingface.co: set HF_TOKEN, or `hf auth '
-             'login`')]
+    none = ('note', 'none', 'needed only for huggingface.co: set HF_TOKEN, or `hf auth login`')
+    token = os.environ.get('HF_TOKEN') or (home/'token').is_file()
+    said = ('ok', 'there is one', '') if token else none
+    return [_hub(hub or os.environ.get('HFFLOW_HUB')), ('token', *said)]
 
 # %% ../../nbs/engine/93_doctor.ipynb #a6f9f637
 @app.command()
@@ -126,16 +124,14 @@ def doctor(hub: HubOpt = None, as_json: Json = False):
       hfflow doctor
       hfflow doctor --hub https://huggingface.co
     '''
-    rows = [r for check in (_python, _packages, _cpu, _gpu, _memory, _disk)
-            for r in check()] + _hub_rows(hub)
+    rows = [*_python(), *_packages(), *_cpu(), *_gpu(), *_memory(), *_disk(), *_hub_rows(hub)]
     bad = [r[0] for r in rows if r[1] == 'missing']
-    if as_json: print(json.dumps([dict(zip(('check', 'status', 'found', 'todo'), r)) for r in rows],
-                                 indent=1))
+    keys = ('check', 'status', 'found', 'todo')
+    if as_json: print(json.dumps([dict(zip(keys, r)) for r in rows], indent=1))
     else: print_table(rows)
     if bad:
         raise UserError(f"{len(bad)} of {len(rows)} checks failed ({', '.join(bad)}): do what "
-                        'stands beside them, '
-                        'then run `hfflow doctor` again.')
+                        'stands beside them, then run `hfflow doctor` again.')
 
 @app.command()
 def version():

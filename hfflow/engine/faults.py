@@ -28,8 +28,8 @@ def _names(e): return {c.__name__ for c in type(e).__mro__}
 def _disk(e, where, later):
     "Say what is wrong with files and ports, or None."
     name, number = getattr(e, 'filename', None), getattr(e, 'errno', None)
-    if number == errno.ENOSPC or any(x in str(e) for x in ('No space left on device',
-                                                           'os error 28')):
+    full = 'No space left on device', 'os error 28'
+    if number == errno.ENOSPC or any(x in str(e) for x in full):
         return f'the disk is full while writing below {Path(where)}: free some space and {later}'
     if number == errno.EADDRINUSE:
         return 'the port is taken by another program: choose another one, or 0 for any free port.'

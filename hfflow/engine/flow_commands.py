@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import List, Optional
 
 from .commands import (HubOpt, Json, app, argument, find, number, option, port_free,
-                                    print_table,
-                                    switch, terminal, until_stopped)
+                                    print_table, switch, terminal, until_stopped)
 from .errors import UserError
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #8ad58834
@@ -44,8 +43,9 @@ def overrides(
             raise UserError(f'--set {pair} has no value: write it as --set key=value, for example '
                             '--set train.max_steps=50')
         *section, last = key.strip().split('.')
-        if len(section) > 1: raise UserError(f'--set {key} is too deep: a key has at most one dot, '
-                                             'as in train.max_steps')
+        if len(section) > 1:
+            raise UserError(f'--set {key} is too deep: a key has at most one dot, as in '
+                            'train.max_steps')
         try: value = yaml.safe_load(value)
         except yaml.YAMLError: pass
         (found.setdefault(section[0], {}) if section else found)[last] = value
@@ -56,8 +56,8 @@ def _loaded(source, pairs, hub, example=None):
     "Load the config that a command was given."
     from hfflow.engine import connection, examples, flowconfig
     given = overrides(pairs)
-    if example and source: raise UserError(f'both {source} and --example {example} were given: '
-                                           'keep one of them')
+    if example and source:
+        raise UserError(f'both {source} and --example {example} were given: keep one of them')
     if example:
         # base and data of the user's own take the place of the example's
         source = examples.example(example, connection.connect(hub), given.pop('base', None),
@@ -70,8 +70,7 @@ def _flow(config, hub, report, workdir, pairs, force, quiet, until=None, example
     "Run the flow up to a stage and print its report."
     from hfflow.engine import gate, running
     cfg = _loaded(config, pairs, hub, example)
-    try: made = running.run(cfg, hub, workdir, report, progress=not quiet, stages=until,
-                            force=force)
+    try: made = running.run(cfg, hub, workdir, report, not quiet, until, force)
     except gate.NotLearned as e:
         print(f'\n{e.report}\n')          # the figures that say so
         raise
@@ -138,8 +137,8 @@ def _base_and_rows(cfg, with_data, hub):
     is_path = base.is_dir() or cfg.base.startswith(('.', '/', '~'))
     if is_path and not with_data: return base, known
     # a plan writes nothing, so nobody has to be signed in
-    w = work.Work(replace(cfg, namespace=cfg.namespace or 'you'), connection.connect(hub),
-                  Path('.'), False)
+    cfg = replace(cfg, namespace=cfg.namespace or 'you')
+    w = work.Work(cfg, connection.connect(hub), '.', False)
     if not is_path: base = w.base
     if with_data:
         known['labels'] = stages.STAGES['prepare'].work(w).labels
@@ -158,8 +157,7 @@ _Model = argument('MODEL_OR_FOLDER', 'A model on the Hub, a folder with its conf
 _Gpu = option('--gpu', 'NAME', "Predict for this GPU, such as T4, L4, A100 or H200, for 'cpu 16' "
               "or 'apple 24'; without it for this machine.")
 _Preset = option('--preset', 'NAME', 'Settings by name: cpu, t4, l4, a100, h200; auto takes a '
-                 'smaller batch where one is needed. '
-                                     'Without it those for the device.')
+                 'smaller batch where one is needed. Without it those for the device.')
 _Recompute = switch('--checkpointing/--no-checkpointing', kind=Optional[bool],
                     help='Compute activations twice instead of keeping them.')
 _Source = option('--data', 'SOURCE', 'Count the rows and lengths of this data: a file, a folder, a '
@@ -203,9 +201,8 @@ def plan(model: _Model = None, gpu: _Gpu = None, preset: _Preset = None,
       hfflow plan Qwen/Qwen3-8B --data reviews.csv --offers --hub https://huggingface.co
       hfflow plan flow.yaml --json
     '''
-    given = _some(rank=rank, bits=bits, data=data)
-    given['train'] = _some(max_len=max_len, batch=batch, accumulation=accumulation,
-                           checkpointing=checkpointing)
+    given = _some(rank=rank, bits=bits, data=data, train=_some(
+        max_len=max_len, batch=batch, accumulation=accumulation, checkpointing=checkpointing))
     cfg = _plan_config(model, gpu, preset, given, hub)
     if preset not in (None, 'auto') and cfg.preset != 'cpu': gpu = gpu or cfg.preset
     made, others = _predicted(cfg, model, gpu, rows, data is not None, max_len, compare, hub)
@@ -220,12 +217,13 @@ def _predicted(cfg, model, gpu, rows, has_data, max_len, compare, hub):
     base, known = _base_and_rows(cfg, has_data or is_file and rows is None, hub)
     if not is_file and max_len is None: cfg = _at_most(cfg, base)
     made = stages.predict(cfg, base, gpu=gpu, rows=rows, **known)
-    if not is_file: made = replace(made, notes=(f'What was not given is from the preset '
-                                                f'{cfg.preset}', *made.notes))
+    if not is_file:
+        source = f'What was not given is from the preset {cfg.preset}'
+        made = replace(made, notes=(source, *made.notes))
     if not compare: return made, None
     return made, planning.compare(base, gpu, qlora=cfg.lora, train=made.case.train,
-                                  dataset=made.case.data,
-                                  task=cfg.model.task, labels=known['labels'])
+                                  dataset=made.case.data, task=cfg.model.task,
+                                  labels=known['labels'])
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #67c946fd
 @app.command()
@@ -254,8 +252,7 @@ def data(
         as_task = f' --task {task}' if task else ''
         return print(f"\nnot registered; to do so: hfflow data {source}{as_task} --repo "
                      f"{connected.user or 'you'}/{name}")
-    made = register.register(prepared, repo if '/' in repo else f'{connected.user}/{repo}',
-                             private=private,
+    made = register.register(prepared, repo if '/' in repo else f'{connected.user}/{repo}', private,
                              labels=labels)
     print(f'\nregistered {made.repo_id} @ {made.short}\n{made.url}')
 
@@ -263,9 +260,8 @@ def data(
 def _cleaned(source, hub, task, prompt, completion):
     "Prepare raw data as the flow does, and print what became of it; the rows, the labels of a classifier, and a name."
     from hfflow.engine import files, flowconfig, prepare
-    columns = {k: v for k, v in (('prompt', prompt), ('completion', completion)) if v}
     cfg = flowconfig.load({'data': source, 'model': {'task': task}}, embedded=hub.embedded,
-                          prepare=columns)
+                          prepare=_some(prompt=prompt or None, completion=completion or None))
     files.fingerprint(source)               # says it at once where there is nothing
     prepared = prepare.prepare(source, cfg.prepare, progress=sys.stderr.isatty(), task=task)
     labels = prepare.label_names(prepared) if task == 'classify' else ()
@@ -327,8 +323,8 @@ def serve(
     from hfflow.engine import connection, openai
     port_free(port, host)
     connected = connection.connect(hub)
-    openai.serve(Path(model) if Path(model).is_dir() else find(connected, model, ('model',)),
-                 host=host, port=port)
+    found = Path(model) if Path(model).is_dir() else find(connected, model, ('model',))
+    openai.serve(found, host, port)
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #4dae81e3
 @app.command()

@@ -11,6 +11,7 @@ __all__ = ['PRESETS', 'ALIASES', 'SHORT', 'SECTIONS', 'ASKED', 'gpu_gib', 'auto_
 # %% ../../nbs/engine/80_flowconfig.ipynb #39f7d2d1
 import json, os, re
 from dataclasses import asdict, is_dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from pydantic import Field, field_validator
 from typing import ClassVar, Literal
@@ -67,8 +68,8 @@ class EvaluateConfig:
     @classmethod
     def _known(cls, value):
         "Take names as YAML lists or on one line, and refuse what cannot be measured before anything is trained."
-        return tuple(m.name for m in find_metrics(value)) if isinstance(value, (str, list,
-                                                                                tuple)) else value
+        if not isinstance(value, (str, list, tuple)): return value
+        return tuple(m.name for m in find_metrics(value))
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #958e2b6a
 @checked
@@ -132,18 +133,13 @@ SHORT = ('base', 'data', 'preset', 'rank', 'epochs', 'bits')    # the six lines 
 
 class _Short:
     "The short keys, read from their sections."
-    @property
-    def base(self) -> str: return self.model.base
-    @property
-    def data(self) -> str: return self.prepare.source
-    @property
-    def rank(self) -> int: return self.lora.rank
-    @property
-    def bits(self) -> int: return self.lora.bits
-    @property
-    def epochs(self) -> int: return self.train.epochs
-    def _repr_markdown_(self): return '```yaml\n' + ''.join(f'{k}: {getattr(self, k)}\n'
-                                                            for k in SHORT) + '```'
+    base = property(attrgetter('model.base'))
+    data = property(attrgetter('prepare.source'))
+    rank = property(attrgetter('lora.rank'))
+    bits = property(attrgetter('lora.bits'))
+    epochs = property(attrgetter('train.epochs'))
+    def _repr_markdown_(self):
+        return '```yaml\n' + ''.join(f'{k}: {getattr(self, k)}\n' for k in SHORT) + '```'
 
 # %% ../../nbs/engine/80_flowconfig.ipynb #da894a84
 def slug(text: str) -> str:
@@ -154,8 +150,8 @@ def slug(text: str) -> str:
 
 def _open_settings(value):
     "Check the names of settings that a base may decide."
-    if isinstance(value, (list, tuple)) and all(isinstance(v, str) and v in WISHES
-                                                for v in value): return tuple(value)
+    names = value if isinstance(value, (list, tuple)) else [None]
+    if all(isinstance(v, str) and v in WISHES for v in names): return tuple(value)
     raise UserError(f"left_open is {quoted(value)}, but must be a list of {', '.join(WISHES)}: "
                     'leave it out')
 
@@ -206,8 +202,8 @@ def _file(source):
                 'leave it out to run the default flow, or write one with base: and data: in it.')
         raise UserError(f'no config file {path}: {hint}')
     try: return path.read_text(encoding='utf-8'), path.name
-    except UnicodeDecodeError: raise UserError(f'{path.name} is not text in UTF-8: save it as '
-                                               'UTF-8.') from None
+    except UnicodeDecodeError:
+        raise UserError(f'{path.name} is not text in UTF-8: save it as UTF-8.') from None
 
 def _parsed(text, where):
     "Return the mapping that a YAML text holds."

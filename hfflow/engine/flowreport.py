@@ -13,20 +13,7 @@ from dataclasses import dataclass
 
 import hfflow
 from ..core import Artifact
-
-# %% ../../nbs/engine/83_flowreport.ipynb #68511975
-def _metrics(e) -> dict:
-    "Before and after, and the controls, from what the stage `evaluate` said."
-    rows = (e.get('report') or {}).get('rows', [])
-    of = lambda *names: [r for r in rows if r['system'] in names]
-    return {'before': of('base'), 'after': of('fine-tuned'),
-            'controls': [r for r in rows if r['system'] not in ('base', 'fine-tuned')],
-            'held_out_loss': e.get('held_out_loss'), 'verdict': e.get('verdict')}
-
-def _predicted(plan, run) -> dict:
-    "Predicted against measured: memory in bytes and seconds of the training."
-    both = lambda key: {'predicted': plan.get(key), 'measured': run.get(key)}
-    return {'memory_bytes': both('peak_bytes'), 'training_seconds': both('seconds')}
+from .show import Table
 
 # %% ../../nbs/engine/83_flowreport.ipynb #7077689a
 class _Reads:
@@ -34,27 +21,30 @@ class _Reads:
     def result(self, stage) -> dict:
         "Return a stage's result as JSON values, empty where it did not run."
         return next((s.result or {} for s in self.stages if s.stage == stage), {})
-
     def status(self) -> dict:
         "Return stage -> status."
         return {s.stage: s.status for s in self.stages}
-
     @property
     def artifacts(self) -> list:
         "The artifacts that were made: Dataset, Model and Space repo."
         made = [self.result(s).get('artifact') for s in ('register', 'publish', 'space')]
         today = lambda url: re.sub(r'^https?://[^/]+', self.hub, url)     # an embedded Hub's port changes
         return [Artifact.from_dict(dict(a, url=today(a['url']))) for a in made if a]
-
     @property
     def metrics(self) -> dict:
         "Before and after, and the controls: one row per test split, with counts and 95 % intervals."
-        return _metrics(self.result('evaluate'))
-
+        e = self.result('evaluate')
+        rows = (e.get('report') or {}).get('rows', [])
+        of = lambda name: [r for r in rows if r['system'] == name]
+        return {'before': of('base'), 'after': of('fine-tuned'),
+                'controls': [r for r in rows if r['system'] not in ('base', 'fine-tuned')],
+                'held_out_loss': e.get('held_out_loss'), 'verdict': e.get('verdict')}
     @property
     def predicted(self) -> dict:
         "Predicted against measured: memory in bytes and seconds of the training."
-        return _predicted(self.result('plan'), self.result('train').get('run', {}))
+        plan, run = self.result('plan'), self.result('train').get('run', {})
+        both = lambda key: {'predicted': plan.get(key), 'measured': run.get(key)}
+        return {'memory_bytes': both('peak_bytes'), 'training_seconds': both('seconds')}
 
 # %% ../../nbs/engine/83_flowreport.ipynb #838504c1
 @dataclass(frozen=True)
@@ -69,14 +59,13 @@ class FlowReport(_Reads):
     def as_dict(self) -> dict:
         "Return the report as JSON values."
         space = self.result('space')
+        asked = ('question', 'answer', 'sure', 'valid', 'seconds_to_answer')
+        of_stage = ('stage', 'status', 'seconds', 'digest', 'error')
         return {'hfflow': hfflow.__version__, 'name': self.name, 'hub': self.hub,
-                'seconds': self.seconds,
-                'artifacts': [a.as_dict() for a in self.artifacts], 'metrics': self.metrics,
-                **self.predicted,
-                'space': {k: space.get(k) for k in ('question', 'answer', 'sure', 'valid',
-                                                    'seconds_to_answer')},
-                'stages': [{k: getattr(s, k) for k in ('stage', 'status', 'seconds', 'digest',
-                                                       'error')} for s in self.stages],
+                'seconds': self.seconds, 'artifacts': [a.as_dict() for a in self.artifacts],
+                'metrics': self.metrics, **self.predicted,
+                'space': {k: space.get(k) for k in asked},
+                'stages': [{k: getattr(s, k) for k in of_stage} for s in self.stages],
                 'config': self.config}
 
     def __str__(self): return _text(self)
@@ -103,11 +92,10 @@ def _predictions(report) -> list:
     "The rows of the table of predictions; none where nothing was trained."
     p = report.predicted
     if p['training_seconds']['measured'] is None: return []
-    show = lambda x, how: '' if x is None else how(x)
-    return [['training', 'predicted', 'measured'],
-            ['memory', *(show(x, lambda n: f'{n / 2**20:,.0f} MiB')
-                         for x in p['memory_bytes'].values())],
-            ['time', *(show(x, lambda s: f'{s:,.0f} s') for x in p['training_seconds'].values())]]
+    show = lambda x, per, unit: '' if x is None else f'{x / per:,.0f} {unit}'
+    row = lambda key, *unit: [show(x, *unit) for x in p[key].values()]
+    return [['training', 'predicted', 'measured'], ['memory', *row('memory_bytes', 2**20, 'MiB')],
+            ['time', *row('training_seconds', 1, 's')]]
 
 # %% ../../nbs/engine/83_flowreport.ipynb #ebd041fd
 def _next(report) -> list:
@@ -117,22 +105,22 @@ def _next(report) -> list:
     if 'space' in ids: rows.append([f"hfflow space {ids['space']}", 'open the Space in a browser'])
     if 'model' in ids and report.result('plan').get('setting', {}).get('task') == 'causal':
         rows.append([f"hfflow serve {ids['model']}", 'an OpenAI-compatible server'])
-    if ids: rows.append([f"hfflow lineage {ids.get('space') or ids.get('model') or ids['dataset']}",
-                         'what it was made from'])
+    if ids:
+        last = ids.get('space') or ids.get('model') or ids['dataset']
+        rows.append([f'hfflow lineage {last}', 'what it was made from'])
     if 'space' in ids and report.config['data'] == 'flow-writer':
-        rows.append(['hfflow run --example reviews', 'a real encoder on real film reviews, in '
-                     'minutes'])
+        rows.append(['hfflow run --example reviews',
+                     'a real encoder on real film reviews, in minutes'])
     unfinished = 'space' not in ids and not space.get('none')
-    if unfinished and 'failed' not in report.status().values(): rows.append(['hfflow run',
-                                                                             'go on from here'])
+    if unfinished and 'failed' not in report.status().values():
+        rows.append(['hfflow run', 'go on from here'])
     return ['next', *('  ' + line for line in aligned(rows))] if rows else []
 
 def _asked(space) -> list:
     "What the Space was asked, and what it answered."
     check = {True: 'a flow.yaml that hfflow can plan and run',
              False: 'not a flow.yaml that hfflow accepts'}.get(space.get('valid'))
-    if sure := space.get('sure'): check = ', '.join(f'{label} {share:.0%}' for label,
-                                                    share in sure.items())
+    if sure := space.get('sure'): check = ', '.join(f'{k} {share:.0%}' for k, share in sure.items())
     lines = [*space['answer'].splitlines(), *([f'({check})'] if check else [])]
     return [f"asked     {space['question']}", *(' ' * 10 + line for line in lines)]
 
@@ -145,20 +133,18 @@ def aligned(rows) -> list:
 def _text(report) -> str:
     "The report for a terminal."
     blocks = [aligned(rows) for rows in (_figures(report), _predictions(report)) if rows]
-    if report.artifacts: blocks.append(aligned([[a.kind, a.repo_id, a.url]
-                                                for a in report.artifacts]))
+    if made := report.artifacts: blocks.append(aligned([[a.kind, a.repo_id, a.url] for a in made]))
     if report.result('space').get('answer'): blocks.append(_asked(report.result('space')))
     return '\n\n'.join('\n'.join(b) for b in (*blocks, _next(report)) if b)
 
 def _markdown(report) -> str:
     "The report for a page."
-    line = lambda row: '| ' + ' | '.join(map(str, row)) + ' |'
-    table = lambda rows: '\n'.join(map(line, [rows[0], ['---'] * len(rows[0]), *rows[1:]]))
-    parts = [table([['stage', 'status', 'seconds'], *([s.stage, s.status, f'{s.seconds:.1f}']
-                                                      for s in report.stages)])]
-    parts += [table(rows) for rows in (_figures(report), _predictions(report)) if rows]
-    if report.artifacts: parts.append('\n'.join(f'- {a.kind} [{a.repo_id}]({a.url}) @ `{a.short}`'
-                                                for a in report.artifacts))
+    table = lambda head, *rows: Table(dict(zip(head, r)) for r in rows)._repr_markdown_()
+    done = [[s.stage, s.status, f'{s.seconds:.1f}'] for s in report.stages]
+    parts = [table(['stage', 'status', 'seconds'], *done)]
+    parts += [table(*rows) for rows in (_figures(report), _predictions(report)) if rows]
+    if made := report.artifacts:
+        parts.append('\n'.join(f'- {a.kind} [{a.repo_id}]({a.url}) @ `{a.short}`' for a in made))
     s = report.result('space')
     if s.get('answer'): parts.append(f"> {s['question']}\n\n```{'' if s.get('valid') is None else 'yaml'}\n{s['answer']}\n```")
     return '\n\n'.join(parts)

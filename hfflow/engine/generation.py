@@ -100,20 +100,19 @@ def _stop_ids(model, tok):
     return out - {None}
 
 # %% ../../nbs/engine/66_generation.ipynb #ed5e52bc
-def _left_padded(ids, pad, device):
-    "A batch of prompts with padding on the left, its attention mask, and the position of each token."
+def _padded(ids, pad, device, side):
+    "A batch of token ids, filled up on the left or the right, and its attention mask."
     import torch
-    n, width = len(ids), max(map(len, ids))
-    x, mask = torch.full((n, width), pad, device=device), torch.zeros((n, width), dtype=torch.long, device=device)
-    for i, r in enumerate(ids):
-        x[i, width - len(r):] = torch.tensor(r, device=device)
-        mask[i, width - len(r):] = 1
-    return x, mask, (mask.cumsum(-1) - 1).clamp(min=0)
+    from torch.nn.utils.rnn import pad_sequence
+    rows = [torch.tensor(r, dtype=torch.long, device=device) for r in ids]
+    seen = [torch.ones_like(r) for r in rows]
+    return pad_sequence(rows, True, pad, side), pad_sequence(seen, True, 0, side)
 
 def _greedy(model, ids, stop, pad, new):
     "Greedy continuation of a batch of prompts (lists of ids): a list of lists of new ids, without the stop token."
     import torch
-    x, mask, pos = _left_padded(ids, pad, model.device)
+    x, mask = _padded(ids, pad, model.device, 'left')
+    pos = (mask.cumsum(-1) - 1).clamp(min=0)
     # alive: which prompt each row of the batch belongs to
     out, alive, cache = [[] for _ in ids], list(range(len(ids))), None
     for _ in range(new):
@@ -138,13 +137,10 @@ def _texts(model, tok, prompts):
 
 def _decoded(model, ids, stop, pad, new):
     "Greedy answers of a seq2seq model to a batch of texts (lists of ids): lists of ids, the start token among them."
-    import torch
-    x, mask = torch.full((len(ids), max(map(len, ids))), pad), []
-    for i, r in enumerate(ids): x[i, :len(r)] = torch.tensor(r)
-    mask = torch.arange(x.shape[1]) < torch.tensor([len(r) for r in ids])[:, None]
-    return base_of(model).generate(input_ids=x.to(model.device), attention_mask=mask.long().to(model.device),
-                                   do_sample=False, num_beams=1, max_new_tokens=new,
-                                   eos_token_id=sorted(stop), pad_token_id=pad).tolist()
+    x, mask = _padded(ids, pad, model.device, 'right')
+    return base_of(model).generate(input_ids=x, attention_mask=mask, do_sample=False, num_beams=1,
+                                   max_new_tokens=new, eos_token_id=sorted(stop),
+                                   pad_token_id=pad).tolist()
 
 # %% ../../nbs/engine/66_generation.ipynb #81ab3496
 def _askable(model, tok, prompts, new):

@@ -54,9 +54,9 @@ def hub_status(as_json: Json = False, data: _Data = None):
     found = process.status(data)
     if as_json: print(json.dumps(found, default=str))
     elif not found: print('not running; start it with: hfflow hub start')
-    else: print(f"Hub at {found['url']} (process {found['pid']}" + ''.join(f', runs {m}'
-                                                                           for m in found['may'])
-                + ')')
+    else:
+        may = ''.join(f', runs {m}' for m in found['may'])
+        print(f"Hub at {found['url']} (process {found['pid']}{may})")
     if not found: raise typer.Exit(1)
 
 @hub_app.command('stop')
@@ -142,9 +142,9 @@ def hub_check(
     with plain_hub():
         with _bar('checking') as bar: faults = care.check(folder, quick, bar)
         if repair and faults: faults = care.repair(folder, faults, ask)
-    if as_json: print(json.dumps([dict(where=f.where, what=f.what, todo=f.todo) for f in faults],
-                                 indent=1))
-    elif faults: print_table([(f.where, f.what, f.todo) for f in faults])
+    rows = [dict(where=f.where, what=f.what, todo=f.todo) for f in faults]
+    if as_json: print(json.dumps(rows, indent=1))
+    elif faults: print_table([r.values() for r in rows])
     else: print('all is well')
     if faults: raise typer.Exit(1)
 
@@ -168,8 +168,8 @@ def hub_gc(
     from hfflow.localhub.pages import size_text
     with plain_hub(): freed = care.gc(process.folder_of(data), care.seconds(older), dry)
     if as_json: return print(json.dumps([vars(f) for f in freed], indent=1))
-    print_table([(f.count, size_text(f.bytes), f.what + (f' ({f.note})' if f.note else ''))
-                 for f in freed])
+    what = lambda f: f'{f.what} ({f.note})' if f.note else f.what
+    print_table([(f.count, size_text(f.bytes), what(f)) for f in freed])
     print(f"{'would free' if dry else 'freed'} {size_text(sum(f.bytes for f in freed))}")
 
 # %% ../../nbs/engine/92_hub_commands.ipynb #82c7203a
@@ -199,8 +199,7 @@ def _told(report, what):
     from hfflow.localhub.pages import size_text
     print(f'{what}: {report.url}')
     for change in report.changes or ['nothing new'][:not report.files]: print(f'  {change}')
-    if report.files: print(f"  {report.files} large file{'s' * (report.files != 1)}, "
-                           f'{size_text(report.bytes)}')
+    if n := report.files: print(f"  {n} large file{'s' * (n != 1)}, {size_text(report.bytes)}")
 
 # %% ../../nbs/engine/92_hub_commands.ipynb #04a53fd2
 _Part = lambda flag, help: option(flag, 'PATTERN', help, Optional[List[str]])
@@ -228,8 +227,9 @@ def hub_import(
       hfflow hub import openai/whisper-tiny --include "*.json" --as you/whisper
     '''
     part = bool(last or include or exclude or _without_git())
-    with plain_hub(_on_import): report = _imported(source.rstrip('/'), kind, repo, token, name,
-                                                   revision, part, include, exclude)
+    with plain_hub(_on_import):
+        report = _imported(source.rstrip('/'), kind, repo, token, name, revision, part, include,
+                           exclude)
     _told(report, 'imported' + (' (the newest files alone)' if part else ''))
 
 # %% ../../nbs/engine/92_hub_commands.ipynb #af82c4eb
@@ -249,17 +249,17 @@ def _imported(source, kind, repo, token, name, revision, part, include, exclude)
     url, data, mine = _here()
     name = name or far.id
     dst = mirror.End(url, kind, name if '/' in name else f'you/{name}', mine)
-    how = partial(mirror.snapshot, include=include or (), exclude=exclude
-                  or ()) if part else mirror.mirror
+    some = partial(mirror.snapshot, include=include or (), exclude=exclude or ())
+    copy = some if part else mirror.mirror
     adopt = partial(mirror.adopt, data, dst.id.split('/')[0])
     with _bar('large files') as bar:
-        return how(far, dst, data/'mirror', revision, bar=bar, prepare=adopt)
+        return copy(far, dst, data/'mirror', revision, bar=bar, prepare=adopt)
 
 def _on_import(e):
     "What to do next where an import was refused."
     if e.status == 409: return 'Import under another name with --as, or delete the repo here first.'
-    return 'With --last the newest files come without the history.' if e.status in (410,
-                                                                                    422) else ''
+    old = e.status in (410, 422)
+    return 'With --last the newest files come without the history.' if old else ''
 
 # %% ../../nbs/engine/92_hub_commands.ipynb #4efcd665
 @hub_app.command('export')
@@ -284,8 +284,7 @@ def hub_export(
     with plain_hub(lambda e: '--force drops them.' if e.status == 409 else ''):
         report = _exported(target.rstrip('/'), kind, repo if '/' in repo else f'you/{repo}', name,
                            token, private, force)
-    _told(report, f"exported ({'private' if private else 'public'})" if report.created
-          else 'exported')
+    _told(report, 'exported' + (' (private)' if private else ' (public)') * report.created)
 
 # %% ../../nbs/engine/92_hub_commands.ipynb #4f4e9ae8
 def _exported(target, kind, repo, name, token, private, force):
@@ -293,8 +292,9 @@ def _exported(target, kind, repo, name, token, private, force):
     from hfflow.localhub import mirror
     mirror.End(target, kind, name or repo)     # says what is wrong with what was typed
     there = _far_token(target, token)
-    if not there: raise UserError(f'an export needs a token that may write on {target}: run `hf '
-                                  'auth login`, or set HF_TOKEN.')
+    if not there:
+        raise UserError(f'an export needs a token that may write on {target}: run `hf auth login`, '
+                        'or set HF_TOKEN.')
     url, data, mine = _here()
     owner, _, short = (name or repo.removeprefix('you/')).rpartition('/')
     far = mirror.End(target, kind, f'{owner or mirror.user_of(target, there)}/{short}', there)

@@ -14,46 +14,10 @@ from pathlib import Path
 
 from .local_job import LocalJob
 from .errors import UserError
+from .process import package
 
 # %% ../../nbs/engine/87_launch.ipynb #86e2bb8d
-SCRIPT = '''\
-"""Fine-tune a base on a registered data set. The same file runs here, under torchrun, and in a rented job."""
-import argparse, json, os
-
-from hfflow import data, hub, qlora, tokens, train
-from hfflow.hub import Artifact
-
-p = argparse.ArgumentParser(description=__doc__)
-p.add_argument('--base', default='hfflow/tiny-llama')
-p.add_argument('--data', required=True, help='a Dataset repo: namespace/name or namespace/name@commit')
-p.add_argument('--folder', default='run')
-p.add_argument('--bits', type=int, default=4)
-p.add_argument('--rank', type=int, default=16)
-p.add_argument('--max-steps', type=int)
-p.add_argument('--batch', type=int, default=8, help='examples per step and process')
-p.add_argument('--lr', type=float, default=2e-4)
-p.add_argument('--max-len', type=int, default=512)
-a = p.parse_args()
-'''
-
-# %% ../../nbs/engine/87_launch.ipynb #1ed2046b
-SCRIPT += '''
-hub.connect()
-repo, _, revision = a.data.partition('@')
-base, rows = Artifact.at('model', a.base), data.load(Artifact.at('dataset', repo, revision or 'main'))['train']
-tok = tokens.prepare_tokenizer(qlora.load_tokenizer(base))
-encoded, _ = tokens.encode_dataset(rows, tok, a.max_len)
-model = qlora.add_lora(qlora.load_base(base, bits=a.bits), qlora.QloraConfig(bits=a.bits, rank=a.rank))
-cfg = train.TrainConfig(batch=a.batch, lr=a.lr, max_len=a.max_len, max_steps=a.max_steps)
-run = train.fit(model, tok, encoded, cfg, a.folder, progress=False)
-
-import torch.distributed as dist
-world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-asked = int(os.environ.get('WORLD_SIZE', '1'))
-if world != asked: raise SystemExit(f'{asked} processes were started, but the training knew of {world}')
-if int(os.environ.get('RANK', '0')) == 0:
-    print(json.dumps({'world_size': world, 'steps': run.steps, 'seconds': round(run.seconds, 2), 'device': run.device}))
-'''
+SCRIPT = (package()/'templates'/'training.py.in').read_text(encoding='utf-8')
 
 # %% ../../nbs/engine/87_launch.ipynb #61180279
 @dataclass(frozen=True)

@@ -9,14 +9,15 @@ __all__ = ['TEMPLATE', 'init', 'choose_mode', 'Project', 'open_project', 'summar
 
 # %% ../../nbs/engine/89_project.ipynb #9be0c5e1
 import csv, os, re, subprocess, sys, tempfile, time
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import hfflow
-from . import connection, flowconfig, process, work
+from . import connection, flowconfig, process
 from .errors import UserError
 from .flowwriter import RAW
 from .show import Table
+from .work import Place
 
 # %% ../../nbs/engine/89_project.ipynb #b182ea9a
 # `dot-` in a name stands for a dot; `.in` is dropped
@@ -28,8 +29,8 @@ def _name(text):
 
 def _fill(folder, name):
     "Write the template's files into `folder`."
-    for src in sorted(p for p in TEMPLATE.rglob('*')
-                      if p.is_file() and '__pycache__' not in p.parts):
+    for src in sorted(TEMPLATE.rglob('*')):
+        if not src.is_file() or '__pycache__' in src.parts: continue
         path = folder/src.relative_to(TEMPLATE).as_posix().replace('dot-', '.').removesuffix('.in')
         path.parent.mkdir(parents=True, exist_ok=True)
         text = src.read_text(encoding='utf-8').replace('@NAME@', name)
@@ -40,8 +41,7 @@ def _sample(folder, rows=300, tests=40):
     folder.mkdir()
     with open(RAW/'train-1.csv', newline='', encoding='utf-8') as src, \
          open(folder/'train.csv', 'w', newline='', encoding='utf-8') as out:
-        writer = csv.writer(out, lineterminator='\n')
-        for _, row in zip(range(rows + 1), csv.reader(src)): writer.writerow(row)
+        csv.writer(out, lineterminator='\n').writerows(islice(csv.reader(src), rows + 1))
     lines = (RAW/'test_values.jsonl').read_text(encoding='utf-8').splitlines()[:tests]
     (folder/'test.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
 
@@ -76,24 +76,15 @@ def choose_mode(namespace,   # of flow-hub.yaml; None: nobody to publish as
     return 'jobs' if env.get('GITHUB_ACTIONS') == 'true' and token.startswith('hf_') else 'runner'
 
 # %% ../../nbs/engine/89_project.ipynb #737b3d69
-def _repos(cfg, hub):
-    "What knows the names that the flow gives to its repos."
-    return work.Work(cfg, hub, Path('.'), progress=False)
-
-@dataclass(frozen=True)
-class Project:
-    "The project of a folder, as this run carries it out."
-    mode: str      # rehearsal, runner or jobs
-    config: str    # name of the settings file
-    cfg: "'FlowConfig'"
-    hub: "'Hub'"
-
-    @property
-    def dataset_id(self) -> str: return _repos(self.cfg, self.hub).dataset_id
-    @property
-    def model_id(self) -> str: return _repos(self.cfg, self.hub).model_id
-    @property
-    def space_id(self) -> str: return _repos(self.cfg, self.hub).space_id
+class Project(Place):
+    "The project of a folder, as this run carries it out; its repos are those of `Place`."
+    def __init__(self,
+                 mode: str,                # rehearsal, runner or jobs
+                 config: str,              # name of the settings file
+                 cfg: flowconfig.FlowConfig,
+                 hub: connection.Hub):
+        super().__init__(cfg, hub, Path('.'))
+        self.mode, self.config = mode, config
 
 # %% ../../nbs/engine/89_project.ipynb #cb2fa90e
 _RESOURCE = {'dataset': 'datasets/', 'model': '', 'space': 'spaces/'}
@@ -102,7 +93,7 @@ def _trust(cfg, writes, env):
     "The value of HF_OIDC_RESOURCE for a step that writes one repo; None where it is not needed."
     if not writes or env.get('HF_TOKEN') or not env.get('ACTIONS_ID_TOKEN_REQUEST_URL'): return None
     who = connection.Hub('https://huggingface.co', cfg.namespace, False)
-    return _RESOURCE[writes] + getattr(_repos(cfg, who), f'{writes}_id')
+    return _RESOURCE[writes] + getattr(Place(cfg, who, Path('.')), f'{writes}_id')
 
 # %% ../../nbs/engine/89_project.ipynb #08587e17
 def _one_sentence(kind, error, trace):
@@ -136,8 +127,7 @@ def summarize(report,    # what `flow.run` returned
               project,   # what `open_project` returned
              ):
     "Print what a step did, and put it on the page of the workflow run."
-    done = ', '.join(f'{stage} {status}' for stage, status in report.status().items()
-                     if status != 'skipped')
+    done = ', '.join(f'{stage} {how}' for stage, how in report.status().items() if how != 'skipped')
     said = f'{project.mode} on {report.hub}: {done}'
     print(said)
     for a in report.artifacts: print(f'  {a}')

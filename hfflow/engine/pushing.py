@@ -12,14 +12,14 @@ import shutil, tempfile
 from pathlib import Path
 
 from ..core import Artifact, provenance
-from .card import model_card, plain_settings, plain_value, rows_of, systems_of
+from .card import model_card, rows_of, systems_of
 from .case import kind_and_size
 from .commits import commit, newest
 from .connection import connect
 from .device import compute_dtype
 from .errors import UserError
 from .figures import eval_results, eval_results_yaml
-from .files import json_bytes, read_note, sha256
+from .files import json_bytes, plain, read_note, sha256
 from .modelfiles import PUBLISHED, adapter_folder, made_for, staged
 from .reports import Report
 from .verify import verify
@@ -38,7 +38,7 @@ def trace(kind: str,  # model, dataset or space
           config=None,  # the settings
           ) -> tuple:  # (the content of lineage.json, the paths that an earlier push wrote)
     "Describe where a repo's files come from, with the sha256 of each."
-    note = provenance(kind, inputs, plain_settings(config))
+    note = provenance(kind, inputs, plain(config))
     note['files'] = {n: sha256(f) for n, f in sorted(files.items())}
     old = read_note(kind, repo_id) or {}
     if old and _made_from(old) == _made_from(note):
@@ -57,11 +57,10 @@ def sealed(files: dict,  # path -> Path or bytes, card included
 def _figures(report, data, system=None):
     "Return the report, and the file that the Hub reads results from."
     rows, (_, tuned) = rows_of(report), systems_of(report, system)
-    files = {'evaluation.json': json_bytes(plain_value(report))} if rows else {}
+    files = {'evaluation.json': json_bytes(plain(report))} if rows else {}
     if tuned not in [r['system'] for r in rows]: return files
     # no date: the Hub takes the commit's
-    entries = eval_results(Report.from_dict(plain_value(report)), data.repo_id, tuned,
-                           data.revision)
+    entries = eval_results(Report.from_dict(plain(report)), data.repo_id, tuned, data.revision)
     path = f'.eval_results/{data.repo_id.split("/")[-1]}.yaml'
     return files | {path: eval_results_yaml(entries).encode()}
 

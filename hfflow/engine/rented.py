@@ -44,18 +44,9 @@ class Job:
 # %% ../../nbs/engine/88_rented.ipynb #9aadd383
 def _uv_script(config: dict, package: str) -> str:
     "A script that brings its requirements and runs a flow."
-    return f'''# /// script
-# requires-python = ">=3.10"
-# dependencies = [{json.dumps(package)}]
-# ///
-"""Runs the whole flow on the machine of a job; each stage pushes what it made."""
-import json
-
-from hfflow import flow
-
-config = json.loads({json.dumps(config, sort_keys=True)!r})
-print(flow.run(config, "https://huggingface.co", report="report.json"))
-'''
+    from hfflow.engine import card
+    return card.fill('flow_job.py.j2', package=json.dumps(package),
+                     config=repr(json.dumps(config, sort_keys=True)))
 
 def hf_job(
     config: dict,                          # a flow's config, as in flow.yaml

@@ -29,11 +29,10 @@ def _wanted(stages) -> list:
     "Return the names of the stages to run: all up to the last one that is named."
     names = list(STAGES)
     wanted = names if stages is None else [stages] if isinstance(stages, str) else list(stages)
-    for s in wanted:
-        if s in names: continue
-        near = nearest(str(s), names)
-        raise UserError(f"there is no stage '{s}': " + (f"did you mean '{near}'?" if near
-                                                        else 'they are ' + ', '.join(names)))
+    if (bad := next((s for s in wanted if s not in names), None)) is not None:
+        near = nearest(str(bad), names)
+        hint = f"did you mean '{near}'?" if near else f"they are {', '.join(names)}"
+        raise UserError(f"there is no stage '{bad}': {hint}")
     return names[:max((names.index(s) + 1 for s in wanted), default=0)]
 
 def _need(wanted, cfg):
@@ -47,8 +46,8 @@ def _connected(hub):
     try: return connection.connect(hub)
     except UserError: raise
     except Exception as e:
-        raise UserError(explain(e, str(hub or ''))
-                        or f'cannot connect: {type(e).__name__}: {e}') from e
+        text = explain(e, str(hub or '')) or f'cannot connect: {type(e).__name__}: {e}'
+        raise UserError(text) from e
 
 # %% ../../nbs/engine/85a_running.ipynb #5d21e6ae
 class _Progress:
@@ -77,8 +76,9 @@ def _save(report, path):
     "Write the report to its file, where one was asked for."
     if path is None: return
     try: write_atomic(Path(path), json.dumps(report.as_dict(), indent=1, default=str) + '\n')
-    except OSError as e: raise UserError(f'the report cannot be written to {path} ({e.strerror}): '
-                                         'name another file.') from e
+    except OSError as e:
+        raise UserError(f'the report cannot be written to {path} ({e.strerror}): name another '
+                        'file.') from e
 
 # %% ../../nbs/engine/85a_running.ipynb #8f866720
 @contextmanager
@@ -91,8 +91,8 @@ def _one_exit(p):
         p.w.say(halted())
         raise
     except Exception as e:
-        if any(isinstance(x, KeyboardInterrupt)
-               for x in chain_of(e)): raise Interrupted(halted()) from None
+        if any(isinstance(x, KeyboardInterrupt) for x in chain_of(e)):
+            raise Interrupted(halted()) from None
         taken = f'another run is working in {folder}: wait for it, or give this one another name.'
         text = taken if type(e).__name__ == 'Timeout' else explain(e, p.w.hub.endpoint, folder)
         p.results.append(StageResult(p.name, 'failed', error=text or f'{type(e).__name__}: {e}'))

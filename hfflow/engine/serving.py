@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/serving.html.md"""
 __all__ = ['Endpoint', 'start', 'EndpointSpec', 'endpoint_spec']
 
 # %% ../../nbs/engine/79_serving.ipynb #fbe9c24d
-import json, os, re, sys, time, urllib.request
+import os, re, sys, time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,24 +19,21 @@ from .errors import UserError
 from .files import read_note
 from .modelfiles import purpose
 from .openai import served_name
+from .process import ask
 
 # %% ../../nbs/engine/79_serving.ipynb #c4212af2
-def _direct():
-    "Return an opener that asks no proxy: the endpoint is on this machine."
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
 def _chat(url, text, **options):
     "Ask one question of a server that speaks OpenAI's protocol."
-    body = json.dumps(dict(messages=[dict(role='user', content=text)], **options)).encode()
-    request = urllib.request.Request(url + '/v1/chat/completions', body, {'Content-Type': 'application/json'})
-    if token := os.environ.get('HFFLOW_ENDPOINT_TOKEN'): request.add_header('Authorization', f'Bearer {token}')
-    try:
-        with _direct().open(request, timeout=600) as r:
-            return json.load(r)['choices'][0]['message']['content']
-    except urllib.error.HTTPError as e:
-        raise UserError(json.load(e)['error']['message']) from None
-    except OSError as e:
+    import httpx
+    token = os.environ.get('HFFLOW_ENDPOINT_TOKEN')
+    headers = {'Authorization': f'Bearer {token}'} if token else {}
+    body = dict(messages=[dict(role='user', content=text)], **options)
+    try: r = httpx.post(f'{url}/v1/chat/completions', json=body, headers=headers, timeout=600,
+                        trust_env=False)
+    except httpx.HTTPError as e:
         raise UserError(f'The endpoint at {url} does not answer ({e}): start it again') from e
+    if r.is_error: raise UserError(r.json()['error']['message'])
+    return r.json()['choices'][0]['message']['content']
 
 # %% ../../nbs/engine/79_serving.ipynb #7b73fe73
 @dataclass
@@ -70,8 +67,8 @@ def _ready(made: Endpoint, timeout: float) -> Endpoint:
             if ' answers at ' in line: made.url = line.split(' answers at ')[1].split()[0].removesuffix('/v1')
         if made.url:
             try:
-                with _direct().open(made.url + '/health', timeout=2): return made
-            except OSError: pass
+                if ask(made.url + '/health', timeout=2)[0] == 200: return made
+            except OSError: pass      # the model is still loading
         time.sleep(.1)
     raise UserError(f'{made.name} was not ready within {timeout:g} seconds: give more with '
                     'timeout=, or take a smaller model')

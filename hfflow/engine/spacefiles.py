@@ -110,14 +110,6 @@ def _requirements(sdk, task) -> bytes:
     return ('\n'.join(f'{n}{asked[n].specifier}' if n in asked else n for n in names) + '\n').encode()
 
 # %% ../../nbs/engine/75_spacefiles.ipynb #86d30a00
-def _table(report) -> list:  # of rows of the static page
-    "Return the rows of the evaluation as the static page shows them."
-    _, tuned = card.systems_of(report)
-    return [dict(split=r['split'], system=r['system'], right=r['right'], n=r['n'],
-                 tuned=r['system'] == tuned, percent=card.percent(r['exact']),
-                 interval=f'{card.percent(r["lo"])} to {card.percent(r["hi"])}',
-                 width=round(100 * r['exact'], 1)) for r in card.rows_of(report)]
-
 def _links(facts) -> list:  # of {role, text, url}
     "Return the model's chain as links."
     repos = [('model', dict(kind='model', repo_id=facts['model'], revision=facts['revision'])),
@@ -131,24 +123,15 @@ def _links(facts) -> list:  # of {role, text, url}
                          url=code.get('url') or code.get('repo') or '')]
 
 # %% ../../nbs/engine/75_spacefiles.ipynb #dceeb41b
-def _curve(facts):
-    "Return the loss curve of the model's repo as a file, or None."
-    return file_of(facts['model'], 'loss.png', facts['revision'])
-
-def _filled(path, sdk, facts) -> str:
-    "Fill one template."
-    import pprint
-    from jinja2 import Environment, StrictUndefined
-    env = Environment(trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
-                      undefined=StrictUndefined)
-    env.filters |= dict(repr=repr, pretty=lambda x: pprint.pformat(x, width=100))
+def _filled(template, sdk, facts) -> str:
+    "Fill one template of a kind of Space."
     right, wrong = ([s for s in facts['samples'] if s['right'] is x] for x in (True, False))
     usage = card.usage(facts['model'], facts['revision'], not facts['adapter'], facts['task'], facts['labels'])
-    return env.from_string(path.read_text(encoding='utf-8')).render(
-        **facts, front_matter=_front_matter(sdk, facts), sdk_version=_gradio_version() if sdk == 'gradio' else None,
-        first_example=facts['placeholder'], client_src='http://127.0.0.1:7860',
-        rows=_table(facts['report']), shown=right[:2] + wrong[:1], links=_links(facts),
-        usage=usage.split('\n', 1)[1].rsplit('\n```', 1)[0], curve=_curve(facts) is not None)
+    return card.fill(
+        f'space_{sdk}/{template}', **facts, front_matter=_front_matter(sdk, facts),
+        sdk_version=_gradio_version() if sdk == 'gradio' else None, shown=right[:2] + wrong[:1],
+        rows=card.rows_of(facts['report']), tuned=card.systems_of(facts['report'])[1],
+        links=_links(facts), usage=usage.split('\n', 1)[1].rsplit('\n```', 1)[0])
 
 # %% ../../nbs/engine/75_spacefiles.ipynb #cf255b3f
 def build(model: Artifact,  # the published model, at the commit the Space will load
@@ -165,10 +148,11 @@ def build(model: Artifact,  # the published model, at the commit the Space will 
     _check_kind(model, sdk, facts['task'])
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    facts['curve'] = curve = file_of(facts['model'], 'loss.png', facts['revision'])
     templates = sorted((package()/'templates'/f'space_{sdk}').glob('*.j2'))
-    files = {p.name.removesuffix('.j2'): _filled(p, sdk, facts).encode() for p in templates}
+    files = {p.name.removesuffix('.j2'): _filled(p.name, sdk, facts).encode() for p in templates}
     if sdk != 'static': files['requirements.txt'] = _requirements(sdk, facts['task'])
-    elif curve := _curve(facts): files['loss.png'] = curve.read_bytes()
+    elif curve: files['loss.png'] = curve.read_bytes()
     config = dict(sdk=sdk, **{k: facts[k] for k in ('title', 'examples', 'about', 'max_new_tokens')})
     note = provenance('space', [model], config) | {'chain': facts['chain']}
     files['lineage.json'] = json_bytes(note)
@@ -178,14 +162,12 @@ def build(model: Artifact,  # the published model, at the commit the Space will 
 # %% ../../nbs/engine/75_spacefiles.ipynb #18a6988d
 def meta(folder: Path) -> dict:
     "Return the metadata of a Space's README.md."
-    import yaml
-    readme = folder/'README.md'
-    found = re.match(r'---\n(.*?)\n---', readme.read_text(encoding='utf-8'), re.S) if readme.exists() else None
-    said = yaml.safe_load(found[1]) if found else {}
-    if isinstance(said, dict) and said.get('sdk') in SDKS: return said
-    sdk = said.get('sdk') if isinstance(said, dict) else None
-    raise UserError(f'README.md names no sdk that can be run (it says {sdk!r}): write sdk: gradio, docker or '
-                    'static in its metadata.')
+    from huggingface_hub import metadata_load
+    try: said = metadata_load(folder/'README.md') or {}
+    except (OSError, ValueError): said = {}          # there is no README.md, or no mapping in it
+    if said.get('sdk') in SDKS: return said
+    raise UserError(f"README.md names no sdk that can be run (it says {said.get('sdk')!r}): write "
+                    'sdk: gradio, docker or static in its metadata.')
 
 def _files(folder):
     "Yield (path, file) of what belongs to a Space: no hidden files, no caches."

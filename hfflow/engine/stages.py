@@ -9,13 +9,13 @@ __all__ = ['HELD_OUT', 'STAGES', 'Cleaned', 'Pushed', 'predict', 'Planned', 'tas
 
 # %% ../../nbs/engine/85_stages.ipynb #b8c0150f
 import tempfile, time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
 from ..core import Artifact
 from .errors import UserError
 from .figures import by_name
-from .files import fingerprint, sha256 as sha256_of
+from .files import fingerprint, plain, sha256 as sha256_of
 from .flowconfig import FlowConfig, gpu_gib, load, no_space
 from .gate import NotLearned, Verdict, judge
 from .progress import Run
@@ -23,7 +23,7 @@ from .recipe import recipe
 from .reports import Report
 from .settling import FITTED, settle
 from .show import size_text
-from .store import digest, plain
+from .store import digest
 from .work import stage
 
 # %% ../../nbs/engine/85_stages.ipynb #ec09d915
@@ -98,8 +98,7 @@ def predict(
 def _too_large(p, train) -> str:
     "Say in one sentence what does not fit, and what would."
     fit, s = p.fits(), p.setting
-    return (f"{p.base} with batch {train.batch} of up to {s['longest']} tokens and {s['bits']} "
-            'bits '
+    return (f"{p.base} with batch {train.batch} of up to {s['longest']} tokens and {s['bits']} bits "
             f'needs {size_text(fit.need)}, and {fit.device} has {size_text(fit.capacity)}; '
             f'{p.advice[:1].lower()}{p.advice[1:]}')
 
@@ -207,17 +206,15 @@ def _train(w):
     # what was finished is made anew; what was interrupted goes on, with whatever code there is now
     if w.force and (folder/'adapter').exists(): shutil.rmtree(folder, ignore_errors=True)
     model, tok = _load_base(w), loading.load_tokenizer(w.base)
-    (rows, stats), (held, _) = _encoded(w, 'train', model, tok), _encoded(w, 'validation', model,
-                                                                          tok, HELD_OUT)
+    rows, stats = _encoded(w, 'train', model, tok)
+    held, _ = _encoded(w, 'validation', model, tok, HELD_OUT)
     model = adapters.add_lora(model, w.settled.lora, seed=w.settled.train.seed)
     run = training.fit(model, tok, rows, w.train, folder, eval_data=held or None, digest=key,
-                       progress=w.progress,
-                       force=w.force, planned_bytes=w.done['plan'].peak_bytes)
+                       progress=w.progress, force=w.force, planned_bytes=w.done['plan'].peak_bytes)
     w.hold(model, tok)
     losses = [float(x) for x in run.losses]
     return Trained(folder.name, replace(run, folder=folder.name), _device(), plain(stats),
-                   losses[0],
-                   sum(losses[-10:]) / len(losses[-10:]), _sum(folder))
+                   losses[0], sum(losses[-10:]) / len(losses[-10:]), _sum(folder))
 
 # %% ../../nbs/engine/85_stages.ipynb #70fe69ec
 def _model(w):
@@ -231,9 +228,7 @@ def _model(w):
 @contextmanager
 def _untuned(model, original):
     "Make the model what it was before: without its adapter, or the original where there is none."
-    if original is not None: yield original
-    else:
-        with model.disable_adapter(): yield model
+    with model.disable_adapter() if original is None else nullcontext(): yield original or model
 
 def _controls(w) -> dict:
     "The trivial systems that a run has to beat."
@@ -290,8 +285,8 @@ def _verdict(w, loss, report):
 # %% ../../nbs/engine/85_stages.ipynb #fc5bd8df
 def _right(w, r):
     tuned = [x for x in r.report.rows if x['system'] == 'fine-tuned'] if r.report else []
-    return ', '.join(f"{x['split']} {x['right']} of {x['n']} right"
-                     for x in tuned) or 'no test split'
+    found = (f"{x['split']} {x['right']} of {x['n']} right" for x in tuned)
+    return ', '.join(found) or 'no test split'
 
 @stage('evaluate', Evaluated, line=_right,
        inputs=lambda w: {'adapter': w.done['train'].sha256, 'data': w.artifact('register').revision,
@@ -308,10 +303,10 @@ def _pushed(w, branch, verdict) -> Artifact:
     "Publish the run on a branch of its Model repo."
     from hfflow.engine import pushing
     w.hold()                       # it is loaded again, from where it is published
-    trained, kept = w.done['train'], ('preset', 'base', 'data', 'prepare', 'lora', 'train',
-                                      'evaluate')
+    kept = ('preset', 'base', 'data', 'prepare', 'lora', 'train', 'evaluate')
     settings = {k: v for k, v in replace(w.settled, train=w.train).as_dict().items() if k in kept}
     if w.task != 'causal': settings['model'] = {'task': w.task, 'labels': w.done['prepare'].labels}
+    trained = w.done['train']
     return pushing.push(w.folder/trained.folder, w.model_id, w.base, w.artifact('register'),
                         report=w.done['evaluate'].report, plan=w.done['plan'],
                         run=replace(trained.run, device=trained.device), config=settings,
@@ -332,8 +327,7 @@ def _figures(w):
 
 @stage('publish', Pushed, line=_at, there=_there,
        inputs=lambda w: {'adapter': w.done['train'].sha256, 'figures': _figures(w),
-                         'repo': w.model_id,
-                         'config': asdict(w.cfg.publish), 'hub': w.place})
+                         'repo': w.model_id, 'config': asdict(w.cfg.publish), 'hub': w.place})
 def _publish(w):
     verdict = w.done['evaluate'].verdict
     if not verdict and w.cfg.publish.if_ == 'better': raise _refused(w, verdict)
@@ -373,8 +367,8 @@ def _tried(w, made) -> Shown:
     with runner.start(made, timeout=w.cfg.space.timeout) as app:
         answer = app.ask(question)
     # a classifier says how sure it is of each label, the surest first
-    sure, answer = (answer, next(iter(answer))) if isinstance(answer, dict) else (None,
-                                                                                  answer.strip())
+    sure = answer if isinstance(answer, dict) else None
+    answer = next(iter(sure)) if sure else answer.strip()
     return Shown(made, None, question, answer, sure, round(time.perf_counter() - start, 1),
                  _valid(answer) if w.cfg.data == 'flow-writer' else None)
 

@@ -88,9 +88,9 @@ def _raw(d):
     "Return the step for a raw file."
     if isinstance(d, str): return Node('raw', d)
     rows, sha = d.get('rows'), d.get('sha256')
-    return Node('raw', ', '.join([str(d.get('name') or 'rows from memory'),
-                                  *([] if rows is None else [f'{rows:,} rows']),
-                                  *([f'sha256 {sha[:8]}'] if sha else [])]))
+    parts = [str(d.get('name') or 'rows from memory'), '' if rows is None else f'{rows:,} rows',
+             sha and f'sha256 {sha[:8]}']
+    return Node('raw', ', '.join(filter(None, parts)))
 
 # %% ../../nbs/engine/75a_tracing.ipynb #ab15d70f
 def _declared(hub, kind, repo_id, revision):
@@ -134,16 +134,14 @@ def _node(hub, kind, repo_id, revision, role, seen=()):
     return node
 
 # %% ../../nbs/engine/75a_tracing.ipynb #6d143673
-_KINDS = {'models': 'model', 'model': 'model', 'datasets': 'dataset', 'dataset': 'dataset',
-          'spaces': 'space', 'space': 'space'}
-
 def _parse(name, endpoint=''):
     "Split 'datasets/you/x@rev' or a URL into (kind or None, repo_id, revision or None)."
     name = name.strip().removeprefix(endpoint).strip('/')
     name = re.sub(r'^https?://[^/]+/', '', name)
     name, _, rev = re.sub(r'/(tree|commit)/([^/]+)$', r'@\2', name).partition('@')
     kind, _, rest = name.replace(':', '/', 1).partition('/')
-    if kind in _KINDS and '/' in rest: return _KINDS[kind], rest, rev or None
+    one = kind.removesuffix('s')
+    if one in ('model', 'dataset', 'space') and '/' in rest: return one, rest, rev or None
     return None, name, rev or None
 
 # %% ../../nbs/engine/75a_tracing.ipynb #b0674f16

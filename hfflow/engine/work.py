@@ -16,9 +16,10 @@ from typing import Callable
 
 from ..core import Artifact
 from .errors import UserError, nearest
+from .files import plain
 from .flowconfig import FlowConfig, slug
 from .settling import FITTED, settle
-from .store import StageResult, Store, again, digest, plain
+from .store import StageResult, Store, again, digest
 
 # %% ../../nbs/engine/84_work.ipynb #12dfac62
 class Place:
