@@ -9,6 +9,7 @@ __all__ = ['here_api', 'LocalJob']
 
 # %% ../../nbs/engine/76a_local_job.ipynb #27545189
 import json, math, os, sys, tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from .connection import connect
@@ -42,7 +43,7 @@ def _letter(command, cwd, env) -> str:  # path of the file
     return path
 
 # %% ../../nbs/engine/76a_local_job.ipynb #62d98225
-class LocalJob:
+class LocalJob(AbstractContextManager):
     "A command that runs as a Job of the embedded Hub; use it in a `with` block, or call `stop`."
     def __init__(self,
                  command: list,             # program and arguments
@@ -54,7 +55,6 @@ class LocalJob:
         argv = [sys.executable, '-c', _ENTER, self._letter]
         self.id = self.api.run_job(image='python', command=argv, timeout=limit).id
         self._end = at_end(self, self.api, ('cancel_job', dict(job_id=self.id)))
-    def __enter__(self): return self
     def __exit__(self, *_): self.stop()
 
     @property

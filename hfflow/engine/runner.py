@@ -9,6 +9,7 @@ __all__ = ['at_end', 'App', 'closed', 'start']
 
 # %% ../../nbs/engine/76_runner.ipynb #cd7a6e5e
 import json, os, subprocess, sys, tempfile, uuid, weakref
+from contextlib import AbstractContextManager
 from fastcore.basics import patch
 from pathlib import Path
 
@@ -44,14 +45,13 @@ def at_end(owner,   # the object whose end it is
     return weakref.finalize(owner, end)
 
 # %% ../../nbs/engine/76_runner.ipynb #a429d5d1
-class App:
+class App(AbstractContextManager):
     "A Space that runs on a Hub; use it in a `with` block, or call `stop`."
     def __init__(self, hub, repo_id: str, *calls):  # `calls` end it, as for `at_end`
         info = hub.api.space_info(repo_id, expand=['host', 'private', 'sdk'])
         self.hub, self.repo_id, self.sdk, self.url = hub, repo_id, info.sdk, info.host
         self._private, self._client, self._said = info.private, None, None
         self._end = at_end(self, hub.api, *calls)
-    def __enter__(self): return self
     def __exit__(self, *args): self.stop()
     def __repr__(self): return f'App({self.url}, {"running" if self.running else "stopped"})'
     def _repr_markdown_(self):
@@ -106,12 +106,10 @@ def _copy(hub, folder: Path, name: str, secrets: dict, variables: dict, private:
                               ignore_patterns=['.*', '*/.*', '*__pycache__*'])
         if sdk != 'static': hub.api.restart_space(repo_id)     # a push alone starts nothing on the embedded Hub
         return app
-    except HfHubHTTPError as e:
+    except BaseException as e:
         app.stop()
+        if not isinstance(e, HfHubHTTPError): raise
         raise UserError(f'The Hub does not run this Space: {e.server_message or e}') from None
-    except BaseException:
-        app.stop()
-        raise
 
 def _itself(hub, space: Artifact) -> App:
     "Start a Space of ours, unless it runs or is on its way; it is paused when the app stops."

@@ -9,6 +9,7 @@ __all__ = ['Endpoint', 'start', 'EndpointSpec', 'endpoint_spec']
 
 # %% ../../nbs/engine/79_serving.ipynb #fbe9c24d
 import os, re, sys, time
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def _chat(url, text, **options):
 
 # %% ../../nbs/engine/79_serving.ipynb #7b73fe73
 @dataclass
-class Endpoint:
+class Endpoint(AbstractContextManager):
     "A running server; stop it, or use it in a `with` block."
     url: str  # without /v1
     name: str  # of the model, as clients call it
@@ -50,7 +51,6 @@ class Endpoint:
     def stop(self):
         "End the process."
         self.job.stop()
-    def __enter__(self): return self
     def __exit__(self, *_): self.stop()
     def _repr_markdown_(self): return f'**{self.name}** answers at <{self.base_url}>'
 
