@@ -177,8 +177,7 @@ def add_lora(model,                  # from `load_base`; changed in place
 @contextmanager
 def _no_news():
     "While inside, peft does not report what it does by itself, nor a name that is about to change."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)
+    with warnings.catch_warnings(action='ignore', category=FutureWarning):
         for text in ('fan_in_fan_out', 'The following (rank|alpha)_pattern'):
             warnings.filterwarnings('ignore', text)
         yield

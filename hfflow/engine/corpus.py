@@ -59,8 +59,7 @@ def _signature(node):
 def functions(path: Path):  # yields {'name', 'doc', 'code', 'args'}; code and args only for functions of up to 60 lines
     "Docstrings and functions of one Python file."
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+        with warnings.catch_warnings(action='ignore'):
             tree = ast.parse(path.read_text(encoding='utf-8'))
     # a template or a test of the parser
     except (SyntaxError, ValueError, RecursionError): return

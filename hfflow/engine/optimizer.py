@@ -11,6 +11,7 @@ __all__ = ['OFFLOADED', 'threads_for', 'make_accelerator', 'make_optimizer', 'st
 # %% ../../nbs/engine/43_optimizer.ipynb #8ba6235f
 import os, warnings
 from contextlib import contextmanager
+from functools import partial
 
 from .device import compute_dtype, device
 from .errors import UserError
@@ -129,19 +130,14 @@ def offloaded(device, least=OFFLOADED):
 
 # %% ../../nbs/engine/43_optimizer.ipynb #d36b4d7c
 @contextmanager
-def _quietly():
-    "While inside, nothing is said of names that transformers 6 will change."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)
-        yield
-
-@contextmanager
 def checkpointed(model, offload):
     "While inside, each layer keeps its input alone, and computes once more in the backward pass."
+    # nothing is said of names that transformers 6 will change
+    quietly = partial(warnings.catch_warnings, action='ignore', category=FutureWarning)
     # only the reentrant kind shows its inputs to those who would offload them
-    with _quietly(): model.gradient_checkpointing_enable({'use_reentrant': offload})
+    with quietly(): model.gradient_checkpointing_enable({'use_reentrant': offload})
     if offload: model.enable_input_require_grads()
     try: yield
     finally:
-        with _quietly(): model.gradient_checkpointing_disable()
+        with quietly(): model.gradient_checkpointing_disable()
         if offload: model.disable_input_require_grads()
