@@ -22,7 +22,7 @@ from .errors import UserError
 from .fakes import allow, allowed, meta_model, shortened
 from .loading import auto_class, base_of, load_base, load_tokenizer, name_labels, quiet
 from .memory import NoTokenizer, fake_step, step_memory
-from .optimizer import threads_for
+from .optimizer import on_threads, threads_for
 from .settings import TrainConfig
 from .steps import Batches, Stepper, steps_of
 from .tasks import encode_rows, row_tokens, task_of
@@ -337,15 +337,12 @@ def probe(
     qlora = qlora or QloraConfig()
     train = replace(train or TrainConfig(), shard=False, compile=False, push_to=None, tracker=None)
     small, rows, train = _probed(config, rows, train)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_for(train))
-    try:
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-            torch.manual_seed(0)
-            _random_model(small, folder)
-            model = add_lora(load_base(folder, qlora.bits), replace(qlora, init='default'))
-            took = _timed(model, rows, train, seconds)
-    finally: torch.set_num_threads(before)
+    with (on_threads(threads_for(train)), tempfile.TemporaryDirectory() as folder,
+          torch.random.fork_rng()):
+        torch.manual_seed(0)
+        _random_model(small, folder)
+        model = add_lora(load_base(folder, qlora.bits), replace(qlora, init='default'))
+        took = _timed(model, rows, train, seconds)
     return fake_step(small, rows, qlora, train).flops / took
 
 # %% ../../nbs/engine/53_case.ipynb #e7174be4
