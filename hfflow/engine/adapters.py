@@ -36,7 +36,6 @@ class QloraConfig:
 
     def __post_init__(self): _fits(self, self.bits)
 
-
 # %% ../../nbs/engine/32_adapters.ipynb #e96d00b8
 _MOVES_BASE = r'pissa(_niter_\d+)?|olora'   # starts that take a part out of the base's weights
 

@@ -48,7 +48,6 @@ def _fetch(source, folder, must):
                         '(owner/name@branch), or leave resume out to start anew.')
 
 # %% ../../nbs/engine/46_training.ipynb #db2a2ce5
-
 def _encoded(data, eval_data, model, tok, cfg):
     "Rows and held-out rows, encoded."
     if cfg.load_best and not eval_data:
