@@ -20,7 +20,7 @@ from .device import compute_dtype
 from .devices import GPUS, gpu_here
 from .errors import UserError
 from .fakes import allow, allowed, meta_model, shortened
-from .loading import auto_class, base_of, load_base, load_tokenizer, name_labels, quiet
+from .loading import auto_class, base_of, load_base, load_tokenizer, locate, name_labels, quiet
 from .memory import NoTokenizer, fake_step, step_memory
 from .optimizer import on_threads, threads_for
 from .settings import TrainConfig
@@ -51,27 +51,13 @@ def _unreadable(error, local):
     return ('was not found on the connected Hub, or it is private and not yours: check its name (owner/name), or give a folder')
 
 # %% ../../nbs/engine/53_case.ipynb #336941c2
-def _named(base):
-    "Name and revision of a base that is a repo at a commit, a repo id or a folder; refuse what cannot be one."
-    if isinstance(base, Artifact):
-        if base.kind == 'model': return base.repo_id, base.revision
-        raise UserError(f'{base.repo_id} is a {base.kind}, but a plan is made for a model: give a model repo')
-    name = str(base)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if (folder / 'config.json').exists(): return str(folder), None
-        raise UserError(f'{name} has no config.json, so it is no model: give a folder written by save_pretrained, or a repo id')
-    if isinstance(base, Path) or name.startswith(('.', '/', '~')):
-        raise UserError(f'The folder {name} does not exist: check its path, or give a repo id such as Qwen/Qwen3-0.6B')
-    return name, None
-
 def config_of(
     base,  # an Artifact, a repo id, a folder, or a configuration object
 ) -> tuple:  # name, configuration
     "Find the configuration of a model; only config.json is read."
     from transformers import AutoConfig, PretrainedConfig
     if isinstance(base, PretrainedConfig): return base.name_or_path or base.model_type, base
-    name, revision = _named(base)
+    name, revision = locate(base, 'config.json')
     try: return name, AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     # OSError, ValueError, JSON and HTTP errors of several libraries: the user needs one sentence
     except Exception as e: raise UserError(f"The model '{name}' {_unreadable(e, Path(name).is_dir())}") from e
