@@ -232,12 +232,7 @@ def _tried_once(kind, text):
             torch.manual_seed(0)
             return loss.Paths(auto.from_config(_twin(config), dtype=torch.float32))
     # whatever a configuration that was never meant to be narrow may raise
-    except Exception:
-        paths = object.__new__(loss.Paths)
-        paths.split = paths.packed = paths.causal = False
-        paths.mlp = paths.layer = paths.cap = None
-        paths.scale = 1.
-        return paths
+    except Exception: return object.__new__(loss.Paths)
 
 def allowed(
     config,  # of a causal model
@@ -251,9 +246,5 @@ def allow(
     paths,  # of `allowed`
 ):
     "Note with a model what its architecture allows."
-    base = paths.base = base_of(model)
-    paths.body, paths.head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
-    if paths.mlp is not None:
-        paths.layer = paths.body.layers[-1]
-        paths.mlp = paths.layer.mlp
-    object.__setattr__(base, '_hfflow_paths', paths)
+    paths.belong_to(model)
+    object.__setattr__(paths.base, '_hfflow_paths', paths)
