@@ -96,14 +96,12 @@ def _lora_config(model, cfg, origin, real):
     # peft's class for seq2seq models knows input_ids alone
     if model.main_input_name == 'input_features': task = None
     moves = real and re.fullmatch(_MOVES_BASE, cfg.init)
-    return LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
-                      target_modules=cfg.targets if isinstance(cfg.targets, str)
-                      else [*cfg.targets],
-                      exclude_modules=sorted(apart) or None if every else None,
-                      target_parameters=sorted(experts) or None,
-                      modules_to_save=new_heads(model) or None, use_rslora=cfg.rslora,
-                      use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
-                      init_lora_weights=cfg.init if moves else True)
+    return LoraConfig(
+        r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
+        target_modules=cfg.targets, exclude_modules=sorted(apart) or None if every else None,
+        target_parameters=sorted(experts) or None, modules_to_save=new_heads(model) or None,
+        use_rslora=cfg.rslora, use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
+        init_lora_weights=cfg.init if moves else True)
 
 # %% ../../nbs/engine/32_adapters.ipynb #3658b884
 def _start(peft, init, origin):

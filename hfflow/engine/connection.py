@@ -20,9 +20,9 @@ from .process import (MARK, ask, ensure, file_lock, folder_of, home, local_token
 # %% ../../nbs/engine/02_connection.ipynb #96cfd40b
 def _cache_settings(cache):
     "The environment of clients that keep everything in the folder `cache`, the saved login too."
-    return {'HF_HUB_CACHE': str(cache/'hub'), 'HF_DATASETS_CACHE': str(cache/'datasets'),
-            'HF_ASSETS_CACHE': str(cache/'assets'), 'HF_XET_CACHE': str(cache/'xet'),
-            'HF_MODULES_CACHE': str(cache/'modules'), 'HF_TOKEN_PATH': str(cache/'token')}
+    caches = {f'HF_{name.upper()}_CACHE': str(cache/name)
+              for name in ('hub', 'datasets', 'assets', 'xet', 'modules')}
+    return caches | {'HF_TOKEN_PATH': str(cache/'token')}
 
 # %% ../../nbs/engine/02_connection.ipynb #b0064410
 def _embedded_settings():

@@ -15,19 +15,15 @@ from .errors import UserError
 from .extras import need
 
 # %% ../../nbs/engine/24_tinymodels.ipynb #ff4c48a0
-FAMILIES = {
-    'bert':    dict(task='fill-mask', auto='AutoModelForMaskedLM', sees='text, both directions',
-                    real='google-bert/bert-base-uncased', real_size='110M'),
-    'gpt':     dict(task='text-generation', auto='AutoModelForCausalLM',
-                    sees='text, left to right',
-                    real='openai-community/gpt2', real_size='124M'),
-    'llama':   dict(task='text-generation', auto='AutoModelForCausalLM',
-                    sees='text, left to right',
-                    real='meta-llama/Llama-3.1-8B-Instruct', real_size='8.0B'),
-    'whisper': dict(task='automatic-speech-recognition', auto='AutoModelForSpeechSeq2Seq',
-                    sees='sound, then text',
-                    real='openai/whisper-large-v3-turbo', real_size='809M'),
-}
+FAMILIES = {name: dict(zip(('task', 'auto', 'sees', 'real', 'real_size'), row)) for name, *row in (
+    ('bert', 'fill-mask', 'AutoModelForMaskedLM', 'text, both directions',
+     'google-bert/bert-base-uncased', '110M'),
+    ('gpt', 'text-generation', 'AutoModelForCausalLM', 'text, left to right',
+     'openai-community/gpt2', '124M'),
+    ('llama', 'text-generation', 'AutoModelForCausalLM', 'text, left to right',
+     'meta-llama/Llama-3.1-8B-Instruct', '8.0B'),
+    ('whisper', 'automatic-speech-recognition', 'AutoModelForSpeechSeq2Seq', 'sound, then text',
+     'openai/whisper-large-v3-turbo', '809M'))}
 
 # %% ../../nbs/engine/24_tinymodels.ipynb #80b10847
 LINES = ('a model repo holds weights', 'a dataset repo holds rows', 'a space repo holds an app',
