@@ -8,11 +8,10 @@ Docs: https://hfflow.github.io/hfflow/engine/commits.html.md"""
 __all__ = ['newest', 'Moved', 'commit', 'nothing_left']
 
 # %% ../../nbs/engine/07_commits.ipynb #b2cf9808
-import logging
 from contextlib import contextmanager, suppress
 
 from ..core import Artifact
-from .connection import connect
+from .connection import connect, may_be_empty
 from .errors import UserError
 
 # %% ../../nbs/engine/07_commits.ipynb #9cc151a5
@@ -76,20 +75,11 @@ def commit(kind: str,  # model, dataset or space
     changes = [CommitOperationAdd(n, f) for n, f in files.items()]
     changes += [CommitOperationDelete(n) for n in remove if n in there and n not in files]
     try:
-        with _no_warning():
+        with may_be_empty():
             made = hub.api.create_commit(repo_id, changes, commit_message=message, repo_type=kind,
                                          parent_commit=head, revision=branch).oid
     except HfHubHTTPError as e: raise _refused(e, kind, repo_id, head) from None
     return Artifact(kind, repo_id, made, hub.repo_url(kind, repo_id, made))
-
-@contextmanager
-def _no_warning():
-    "Without the client's warning that a commit would be empty: here that is what is wanted."
-    log = logging.getLogger('huggingface_hub.hf_api')
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try: yield
-    finally: log.setLevel(level)
 
 # %% ../../nbs/engine/07_commits.ipynb #7c1e02ab
 @contextmanager
