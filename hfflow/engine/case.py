@@ -18,7 +18,7 @@ from ..core import Artifact
 from .adapters import QloraConfig, add_lora
 from .device import compute_dtype
 from .devices import GPUS, gpu_here
-from .errors import UserError
+from .errors import UserError, chain_of
 from .fakes import allow, allowed, meta_model, shortened
 from .loading import auto_class, base_of, load_base, load_tokenizer, locate, name_labels, quiet
 from .memory import NoTokenizer, fake_step, step_memory
@@ -31,11 +31,8 @@ from .tasks import encode_rows, row_tokens, task_of
 def _unreadable(error, local):
     "Why there is no configuration, and what to do."
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    text, chain = str(error), []
-    while error is not None and len(chain) < 8:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    is_a = lambda *kinds: any(isinstance(c, kinds) for c in chain)
+    text = str(error)
+    is_a = lambda *kinds: any(isinstance(c, kinds) for c in chain_of(error))
     if is_a(GatedRepoError): return 'is gated: accept its terms on its page while logged in, then try again'
     if is_a(LocalEntryNotFoundError, OfflineModeIsEnabled) and not local:
         return 'cannot be asked for, since the Hub does not answer: check the connection, or give a folder'
