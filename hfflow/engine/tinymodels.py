@@ -57,10 +57,10 @@ def _bert():
     special = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]',
                    mask_token='[MASK]')
     tok = tf.PreTrainedTokenizerFast(tokenizer_object=_wordpiece(list(special.values())), **special)
-    cfg = tf.BertConfig(vocab_size=len(tok), hidden_size=64, num_hidden_layers=2,
-                        num_attention_heads=2, intermediate_size=128, max_position_embeddings=64,
-                        hidden_dropout_prob=0, attention_probs_dropout_prob=0,
-                        pad_token_id=tok.pad_token_id)
+    cfg = tf.BertConfig(
+        vocab_size=len(tok), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=128, max_position_embeddings=64, hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0, pad_token_id=tok.pad_token_id)
     return tf.BertForMaskedLM(cfg), tok
 
 def _causal(family):
