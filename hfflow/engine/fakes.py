@@ -235,4 +235,7 @@ def allow(
 ):
     "Note with a model what its architecture allows."
     paths.belong_to(model)
+    if paths.mlp is not None:
+        paths.layer = paths.body.layers[-1]
+        paths.mlp = paths.layer.mlp
     object.__setattr__(paths.base, '_hfflow_paths', paths)

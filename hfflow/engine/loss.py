@@ -93,9 +93,7 @@ def _factor(z, full, off):
 class Paths:
     "How the loss of a model can be computed: what was tried on a few random tokens and found equal to the plain way."
     split = causal = packed = False
-    mlp = layer = cap = None
-    scale = 1.
-
+    mlp, layer, cap, scale = None, None, None, 1.
     def __init__(self, model):
         self.belong_to(model)
         self.cap = getattr(self.base.config.get_text_config(), 'final_logit_softcapping', None)
@@ -105,9 +103,6 @@ class Paths:
         "Note the parts of the model that these are the paths of."
         base = self.base = base_of(model)
         self.body, self.head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
-        if self.mlp is not None:
-            self.layer = self.body.layers[-1]
-            self.mlp = self.layer.mlp
 
     def hidden(self, **inputs):
         "What the head reads; some models of 16 bits, Mamba's kin, add up in 32."
@@ -131,9 +126,8 @@ def _keeps_apart(paths, ids):
     # as `pack` orders them
     parts = [ids[0, :5], ids[1, :5], ids[0, 5:], ids[1, 5:]]
     alone = torch.cat([paths.hidden(input_ids=p[None])[0] for p in parts])
-    rows = [{'input_ids': p.tolist(), 'labels': p.tolist()} for p in parts]
-    batch = {k: v.to(ids.device) if hasattr(v, 'to') else v for k, v in pack(rows).items()
-             if k != 'labels'}
+    made = pack([{'input_ids': p.tolist(), 'labels': p.tolist()} for p in parts])
+    batch = {k: v.to(ids.device) if hasattr(v, 'to') else v for k, v in made.items() if k != 'labels'}
     try:
         with packed_attention(paths.base): packed = paths.hidden(**batch)[0]
     except (NotImplementedError, RuntimeError, TypeError, ValueError): return False
