@@ -1,5 +1,4 @@
 """Metrics equal the libraries' own, intervals cover, comparisons are paired, nothing stands without a control."""
-import importlib
 import json
 import math
 import random
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import tinychat
 from hfflow import evaluate as ev, metrics as mt
-from hfflow.engine import figures, metrics
+from hfflow.engine import extras, figures, metrics
 from hfflow.hub import UserError
 from hypothesis import given, settings, strategies as st
 
@@ -96,13 +95,7 @@ def test_odd_input():
 
 @pytest.mark.parametrize("name, package", [("chrf", "sacrebleu"), ("rougeL", "rouge_score")])
 def test_a_missing_package_names_the_extra(monkeypatch, name, package):
-    real = importlib.import_module
-
-    def none(module, *args):
-        if module.startswith(package): raise ImportError(module)
-        return real(module, *args)
-
-    monkeypatch.setattr(importlib, "import_module", none)
+    monkeypatch.setattr(extras, "find_spec", lambda module, real=extras.find_spec: None if module == package else real(module))
     asked = []
     with pytest.raises(UserError, match=r"pip install 'hfflow\[metrics\]'"):
         ev.evaluate({"a": lambda p: asked.append(p)}, {"s": [dict(prompt="x", completion="y")]}, metrics=mt.by_name(name))
@@ -394,11 +387,7 @@ def test_the_controls_of_a_task_and_what_is_said_where_one_is_missing(monkeypatc
     assert list(dict.fromkeys(r["system"] for r in report.rows)) == list(found) and name in report.table()
     assert (report.row("most frequent", "s")["right"], report.row(name, "s")["right"]) == (10, 20)
 
-    real = importlib.import_module
-    def none(module, *args):
-        if module.startswith("sklearn"): raise ImportError(module)
-        return real(module, *args)
-    monkeypatch.setattr(importlib, "import_module", none)
+    monkeypatch.setattr(extras, "find_spec", lambda module, real=extras.find_spec: None if module == "sklearn" else real(module))
     assert list(mt.task_controls(MAIL, task, said.append)) == ["most frequent"]
     sentence, = said
     assert repr(name) in sentence and "needs scikit-learn, which is not installed" in sentence and sentence.endswith("pip install 'hfflow[metrics]'")

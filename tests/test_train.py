@@ -426,7 +426,7 @@ def test_neftune_is_noise_on_training_embeddings_alone(base, tmp_path):
     assert torch.equal(model.train().get_input_embeddings()(ids), table.weight[ids])
 
 
-@pytest.mark.parametrize("word,pip", [("trackio", r"hfflow\[track\]"), ("tensorboard", "tensorboard"), ("wandb", "wandb")])
+@pytest.mark.parametrize("word,pip", [("trackio", r"'hfflow\[track\]'"), ("tensorboard", "tensorboard"), ("wandb", "wandb")])
 def test_trackers_by_one_word(base, tmp_path, monkeypatch, word, pip):
     import importlib.util as util
     from accelerate import tracking

@@ -36,7 +36,6 @@ class QloraConfig:
 
     def __post_init__(self): _fits(self, self.bits)
 
-
 # %% ../../nbs/engine/32_adapters.ipynb #e96d00b8
 _MOVES_BASE = r'pissa(_niter_\d+)?|olora'   # starts that take a part out of the base's weights
 
@@ -97,14 +96,12 @@ def _lora_config(model, cfg, origin, real):
     # peft's class for seq2seq models knows input_ids alone
     if model.main_input_name == 'input_features': task = None
     moves = real and re.fullmatch(_MOVES_BASE, cfg.init)
-    return LoraConfig(r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
-                      target_modules=cfg.targets if isinstance(cfg.targets, str)
-                      else [*cfg.targets],
-                      exclude_modules=sorted(apart) or None if every else None,
-                      target_parameters=sorted(experts) or None,
-                      modules_to_save=new_heads(model) or None, use_rslora=cfg.rslora,
-                      use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
-                      init_lora_weights=cfg.init if moves else True)
+    return LoraConfig(
+        r=cfg.rank, lora_alpha=cfg.alpha or 2*cfg.rank, lora_dropout=cfg.dropout,
+        target_modules=cfg.targets, exclude_modules=sorted(apart) or None if every else None,
+        target_parameters=sorted(experts) or None, modules_to_save=new_heads(model) or None,
+        use_rslora=cfg.rslora, use_dora=cfg.dora, task_type=task, revision=origin.get('revision'),
+        init_lora_weights=cfg.init if moves else True)
 
 # %% ../../nbs/engine/32_adapters.ipynb #3658b884
 def _start(peft, init, origin):
@@ -177,8 +174,7 @@ def add_lora(model,                  # from `load_base`; changed in place
 @contextmanager
 def _no_news():
     "While inside, peft does not report what it does by itself, nor a name that is about to change."
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore', FutureWarning)
+    with warnings.catch_warnings(action='ignore', category=FutureWarning):
         for text in ('fan_in_fan_out', 'The following (rank|alpha)_pattern'):
             warnings.filterwarnings('ignore', text)
         yield

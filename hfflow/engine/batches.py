@@ -70,15 +70,9 @@ def collate(rows: list[dict],  # encoded rows
 def pack(rows: list[dict],  # encoded rows
         ) -> dict:         # tensors `input_ids`, `labels`, `position_ids`, each (1, tokens); where documents begin, as `transformers` names it
     "Lay rows side by side, those of equal length next to each other; they must be kept apart by attention, never by a mask."
-    import torch
+    from transformers import DataCollatorWithFlattening
     rows = sorted(rows, key=lambda r: len(r['input_ids']))
-    lengths = [len(r['input_ids']) for r in rows]
-    flat = lambda parts: torch.tensor([[x for part in parts for x in part]])
-    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-    return {'input_ids': flat(r['input_ids'] for r in rows),
-            'labels': flat([-100, *r['labels'][1:]] for r in rows),
-            'position_ids': flat(map(range, lengths)), 'cu_seq_lens_q': starts,
-            'cu_seq_lens_k': starts, 'max_length_q': lengths[-1], 'max_length_k': lengths[-1]}
+    return DataCollatorWithFlattening(return_flash_attn_kwargs=True)(rows, return_tensors='pt')
 
 # %% ../../nbs/engine/22_batches.ipynb #e1419752
 def length_batches(lengths: list[int],  # tokens of each row

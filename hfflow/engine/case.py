@@ -18,11 +18,11 @@ from ..core import Artifact
 from .adapters import QloraConfig, add_lora
 from .device import compute_dtype
 from .devices import GPUS, gpu_here
-from .errors import UserError
+from .errors import UserError, chain_of
 from .fakes import allow, allowed, meta_model, shortened
-from .loading import auto_class, base_of, load_base, load_tokenizer, name_labels, quiet
+from .loading import auto_class, base_of, load_base, load_tokenizer, locate, name_labels, quiet
 from .memory import NoTokenizer, fake_step, step_memory
-from .optimizer import threads_for
+from .optimizer import on_threads, threads_for
 from .settings import TrainConfig
 from .steps import Batches, Stepper, steps_of
 from .tasks import encode_rows, row_tokens, task_of
@@ -31,11 +31,8 @@ from .tasks import encode_rows, row_tokens, task_of
 def _unreadable(error, local):
     "Why there is no configuration, and what to do."
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
-    text, chain = str(error), []
-    while error is not None and len(chain) < 8:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    is_a = lambda *kinds: any(isinstance(c, kinds) for c in chain)
+    text = str(error)
+    is_a = lambda *kinds: any(isinstance(c, kinds) for c in chain_of(error))
     if is_a(GatedRepoError): return 'is gated: accept its terms on its page while logged in, then try again'
     if is_a(LocalEntryNotFoundError, OfflineModeIsEnabled) and not local:
         return 'cannot be asked for, since the Hub does not answer: check the connection, or give a folder'
@@ -51,27 +48,13 @@ def _unreadable(error, local):
     return ('was not found on the connected Hub, or it is private and not yours: check its name (owner/name), or give a folder')
 
 # %% ../../nbs/engine/53_case.ipynb #336941c2
-def _named(base):
-    "Name and revision of a base that is a repo at a commit, a repo id or a folder; refuse what cannot be one."
-    if isinstance(base, Artifact):
-        if base.kind == 'model': return base.repo_id, base.revision
-        raise UserError(f'{base.repo_id} is a {base.kind}, but a plan is made for a model: give a model repo')
-    name = str(base)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        if (folder / 'config.json').exists(): return str(folder), None
-        raise UserError(f'{name} has no config.json, so it is no model: give a folder written by save_pretrained, or a repo id')
-    if isinstance(base, Path) or name.startswith(('.', '/', '~')):
-        raise UserError(f'The folder {name} does not exist: check its path, or give a repo id such as Qwen/Qwen3-0.6B')
-    return name, None
-
 def config_of(
     base,  # an Artifact, a repo id, a folder, or a configuration object
 ) -> tuple:  # name, configuration
     "Find the configuration of a model; only config.json is read."
     from transformers import AutoConfig, PretrainedConfig
     if isinstance(base, PretrainedConfig): return base.name_or_path or base.model_type, base
-    name, revision = _named(base)
+    name, revision = locate(base, 'config.json')
     try: return name, AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     # OSError, ValueError, JSON and HTTP errors of several libraries: the user needs one sentence
     except Exception as e: raise UserError(f"The model '{name}' {_unreadable(e, Path(name).is_dir())}") from e
@@ -337,15 +320,12 @@ def probe(
     qlora = qlora or QloraConfig()
     train = replace(train or TrainConfig(), shard=False, compile=False, push_to=None, tracker=None)
     small, rows, train = _probed(config, rows, train)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads_for(train))
-    try:
-        with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng():
-            torch.manual_seed(0)
-            _random_model(small, folder)
-            model = add_lora(load_base(folder, qlora.bits), replace(qlora, init='default'))
-            took = _timed(model, rows, train, seconds)
-    finally: torch.set_num_threads(before)
+    with (on_threads(threads_for(train)), tempfile.TemporaryDirectory() as folder,
+          torch.random.fork_rng()):
+        torch.manual_seed(0)
+        _random_model(small, folder)
+        model = add_lora(load_base(folder, qlora.bits), replace(qlora, init='default'))
+        took = _timed(model, rows, train, seconds)
     return fake_step(small, rows, qlora, train).flops / took
 
 # %% ../../nbs/engine/53_case.ipynb #e7174be4

@@ -37,8 +37,7 @@ class DataConfig:
 
 # %% ../../nbs/engine/14_cleaning.ipynb #bd682240
 REASONS = {'broken': 'more cells than columns', 'empty': 'no prompt or no completion',
-           'long': 'longer than max_chars',
-           'duplicate': 'same prompt, same completion, same split',
+           'long': 'longer than max_chars', 'duplicate': 'same prompt, same completion, same split',
            'conflict': 'same prompt as an earlier row, other completion',
            'leak': 'its prompt is also in a split that tests'}
 

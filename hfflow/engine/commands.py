@@ -12,7 +12,7 @@ __all__ = ['app', 'hub_app', 'HubOpt', 'Json', 'argument', 'option', 'number', '
 import errno, os, sys, typer
 from typing import Annotated, Optional
 
-from .errors import UserError, nearest
+from .errors import UserError, chain_of, nearest
 from .extras import lacking
 
 # %% ../../nbs/engine/90_commands.ipynb #8c6ae9dd
@@ -96,7 +96,7 @@ def _interrupted(e) -> int:
 
 def _failed(e, debug) -> int:
     "End with the sentence for an error."
-    from hfflow.engine.faults import chain_of, explain
+    from hfflow.engine.faults import explain
     if any(isinstance(x, KeyboardInterrupt) for x in chain_of(e)): return _fail(_STOPPED, 130)
     if debug: import traceback; traceback.print_exception(e)
     if hasattr(e, 'format_message'):

@@ -21,9 +21,9 @@ from .process import (MARK, ask, ensure, file_lock, folder_of, home, local_token
 # %% ../../nbs/engine/02_connection.ipynb #96cfd40b
 def _cache_settings(cache):
     "The environment of clients that keep everything in the folder `cache`, the saved login too."
-    return {'HF_HUB_CACHE': str(cache/'hub'), 'HF_DATASETS_CACHE': str(cache/'datasets'),
-            'HF_ASSETS_CACHE': str(cache/'assets'), 'HF_XET_CACHE': str(cache/'xet'),
-            'HF_MODULES_CACHE': str(cache/'modules'), 'HF_TOKEN_PATH': str(cache/'token')}
+    caches = {f'HF_{name.upper()}_CACHE': str(cache/name)
+              for name in ('hub', 'datasets', 'assets', 'xet', 'modules')}
+    return caches | {'HF_TOKEN_PATH': str(cache/'token')}
 
 # %% ../../nbs/engine/02_connection.ipynb #b0064410
 def _embedded_settings():
@@ -36,10 +36,9 @@ def _embedded_settings():
 
 def _settings(endpoint, token, cache=None, embedded=False):
     "The environment of a client that talks to `endpoint`; None means unset."
-    env = {'HF_ENDPOINT': endpoint, 'HF_HUB_DISABLE_TELEMETRY': '1',
+    env = {'HF_ENDPOINT': endpoint, 'HF_TOKEN': token or None, 'HF_HUB_DISABLE_TELEMETRY': '1',
            'HF_HUB_DISABLE_UPDATE_CHECK': '1', 'DISABLE_SAFETENSORS_CONVERSION': '1',
            'HF_UPDATE_DOWNLOAD_COUNTS': '0', 'HUGGINGFACE_CO_STAGING': None}
-    if token: env['HF_TOKEN'] = token
     if not (sys.stderr and sys.stderr.isatty()):
         env |= {'HF_HUB_DISABLE_PROGRESS_BARS': '1', 'HF_DATASETS_DISABLE_PROGRESS_BARS': '1'}
     if cache: env |= _cache_settings(cache) | {'INFERENCE_ENDPOINTS_ENDPOINT': f'{endpoint}/api/endpoints/v2'}
@@ -177,16 +176,14 @@ def _remote(endpoint, token=None):
     real = urlsplit(endpoint).hostname == 'huggingface.co'
     cache = None if real else home()/'cache'/re.sub(r'\W+', '-', urlsplit(endpoint).netloc)
     token, old = token or _token_before(endpoint), dict(os.environ)
-    _apply(_settings(endpoint, None, cache) | {'HF_TOKEN': token or None})
+    _apply(_settings(endpoint, token, cache))
     try:
         user = _whoami(endpoint, token)
         # imports the client, so: last
         if real and not token and (token := _login()): user = _whoami(endpoint, token)
         return Hub(endpoint, user, False)
     except BaseException:
-        for key in _before:
-            os.environ.update({key: old[key]}) if key in old else os.environ.pop(key, None)
-        _tell_endpoints()
+        _apply({key: old.get(key) for key in _before})
         raise
 
 # %% ../../nbs/engine/02_connection.ipynb #de2bf7dc

@@ -12,7 +12,8 @@ import warnings
 from typing import Callable
 
 from .errors import UserError
-from .metrics import is_missing, optional_package
+from .extras import need
+from .metrics import is_missing
 from .scores import UNSPACED, column, majority_control
 
 # %% ../../nbs/engine/64a_controls.ipynb #763d64e0
@@ -54,18 +55,20 @@ def tfidf_control(
     train,  # rows with `prompt` and `completion`, which is a label
 ) -> Callable:  # a system: list of prompts -> list of labels
     "A system that learns labels from words: TF-IDF and logistic regression, of scikit-learn."
-    text, linear = (optional_package(f'sklearn.{m}', 'tfidf_control') for m in ('feature_extraction.text', 'linear_model'))
+    need('sklearn', by='tfidf_control')
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression
     texts, labels = _learned(train)
     if (kinds := len(set(labels))) > 1000:
         raise UserError(f'The training rows have {kinds:,} different answers, and a classifier is '
                         'for at most 1,000: take nearest_control')
-    words = text.TfidfVectorizer(
+    words = TfidfVectorizer(
         ngram_range=(1, 2), sublinear_tf=True, min_df=1 if len(texts) < 5000 else 2,
         token_pattern=f'[{UNSPACED}]|[^\\W{UNSPACED}]+|[^\\w\\s]')
     try: x = words.fit_transform(texts)
     except ValueError: kinds = 1          # blank texts only, or no word that two rows share
     if kinds == 1: return _constant(labels)
-    model = linear.LogisticRegression(C=10, max_iter=1000, solver='newton-cg').fit(x, labels)
+    model = LogisticRegression(C=10, max_iter=1000, solver='newton-cg').fit(x, labels)
     def learned(prompts):
         if not len(prompts): return []
         return model.predict(words.transform(map(_last_text, prompts))).tolist()
@@ -77,9 +80,10 @@ def nearest_control(
     train,  # rows with `prompt` and `completion`
 ) -> Callable:  # a system: list of prompts -> list of answers
     "A system that answers as the training row with the most similar prompt; of equal ones the first."
-    text = optional_package('sklearn.feature_extraction.text', 'nearest_control')
+    need('sklearn', by='nearest_control')
+    from sklearn.feature_extraction.text import TfidfVectorizer
     texts, answers = _learned(train)
-    letters = text.TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 4), sublinear_tf=True)
+    letters = TfidfVectorizer(analyzer='char_wb', ngram_range=(2, 4), sublinear_tf=True)
     try: x = letters.fit_transform(texts)
     except ValueError: return _constant(answers[:1])      # blank texts only
     def nearest(prompts):

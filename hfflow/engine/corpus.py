@@ -9,7 +9,7 @@ __all__ = ['PERMISSIVE', 'EXCLUDED', 'USER', 'ASSISTANT', 'EOS', 'PAD', 'NUMBERS
            'functions', 'corpus', 'chat', 'vocabulary', 'notes', 'fields', 'forms', 'filled', 'call', 'documents']
 
 # %% ../../nbs/engine/22a_corpus.ipynb #cda314f5
-import ast, itertools, random, re, sysconfig, warnings
+import ast, itertools, random, re, sysconfig, warnings, yaml
 from importlib.metadata import distributions
 from pathlib import Path
 
@@ -59,8 +59,7 @@ def _signature(node):
 def functions(path: Path):  # yields {'name', 'doc', 'code', 'args'}; code and args only for functions of up to 60 lines
     "Docstrings and functions of one Python file."
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
+        with warnings.catch_warnings(action='ignore'):
             tree = ast.parse(path.read_text(encoding='utf-8'))
     # a template or a test of the parser
     except (SyntaxError, ValueError, RecursionError): return
@@ -87,16 +86,9 @@ def corpus(only: 'set | None' = None, files: 'int | None' = None,
 
 # %% ../../nbs/engine/22a_corpus.ipynb #9c768f7a
 USER, ASSISTANT, EOS, PAD = '<|user|>', '<|assistant|>', '<|endoftext|>', '<|pad|>'
-_ONES = ('zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen '
-         'fifteen sixteen seventeen eighteen nineteen twenty').split()
-NUMBERS = {w: str(i) for i, w in enumerate(_ONES)} | {
-    'thirty-two': '32', 'sixty-four': '64', 'hundred': '100', 'once': '1', 'twice': '2',
-    'single': '1', 'half': '0.5', 'thirty': '30', 'forty': '40', 'fifty': '50'}
+_WORDS = yaml.safe_load((package()/'assets'/'corpus'/'words.yaml').read_text(encoding='utf-8'))
+NUMBERS = _WORDS['numbers']
 _NUMBER_WORDS = {v: [w for w in NUMBERS if NUMBERS[w] == v] for v in NUMBERS.values()}
-_SYLLABLES = ('ba be bi bo ca ce co da de di do fa fi fo ga ge go ha he ho ja jo ka ke ki ko la '
-              'le li lo ma me mi mo na ne ni no pa pe po ra re ri ro sa se si so ta te ti to va '
-              've vi vo wa we za zo').split()
-_TAILS = 'v1 v2 v3 2024 2025 en de 1k 10k small base large 7B 1B 8B 0.6B train raw'.split()
 
 def chat(asked: str, answer: str) -> str:
     "A request and its answer as the model sees them."
@@ -153,7 +145,7 @@ def _namer(words, rng):
         if r < .3: w = rng.choice(common)
         elif r < .6: w = rng.choice(rare)
         elif r < .9: w = ''.join(rng.choice(pieces) for _ in range(rng.choice([1, 2, 2, 3])))
-        else: w = ''.join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 4)))
+        else: w = ''.join(rng.choice(_WORDS['syllables']) for _ in range(rng.randint(2, 4)))
         used.append(w)
         return w
     def cased(w):
@@ -164,7 +156,7 @@ def _namer(words, rng):
     def part():
         p = cased(word())
         if rng.random() < .5: p += rng.choice('--_.' if rng.random() < .3 else '-_') + cased(word())
-        if rng.random() < .22: p += rng.choice('-_') + rng.choice(_TAILS)
+        if rng.random() < .22: p += rng.choice('-_') + rng.choice(_WORDS['tails'])
         return p + str(rng.randint(1, 99)) if rng.random() < .06 else p
     def name():
         r, b = rng.random(), part()
@@ -194,21 +186,12 @@ def notes(row: dict, words: tuple,
     return chat(' '.join(text), '\n'.join(lines[::-1] if rng.random() < .3 else lines))
 
 # %% ../../nbs/engine/22a_corpus.ipynb #fe53ab0b
-_SAID = ('{k} {v}|{k} {v}|{k} of {v}|{k}: {v}|{k}={v}|{k} = {v}|{v} {k}|{k} is {v}|with {v} '
-         '{k}|with {k} {v}|the {k} {v}|the {k} is {v}|{v} as {k}|{v} as the {k}|{v} is the {k}|'
-         '{k} should be {v}|use {v} for the {k}|use {k} {v}|set {k} to {v}|set the {k} to {v}|a '
-         '{k} of {v}|a {v} {k}|for {v} {k}|{k} -> {v}|our {k}, {v}|my {k} is {v}|'
-         'take {v} as {k}|i have {v} as {k}|let {k} be {v}|{v} ({k})|{k} ({v})|a {k} called {v}').split('|')
-_COUNTED = '{v} {k}s|{v}-{k}|{k}-{v}|{v} times {k}|{k} {v} times'.split('|')
-_JOINS = [', ', ', ', ', ', '. ', '. ', '; ', ' ', ' ', '\n', '\n- ', ' | ', ' -> ', ' and ',
-          ', and ', ' / ']
-
 def _say(k, v, rng):
     "A key and its value in a few words; the key as somebody typed it."
     counted = v.isdecimal() and rng.random() < .25
     if rng.random() < .06: i = rng.randrange(len(k) - 1); k = k[:i] + k[i+1] + k[i] + k[i+2:]
     elif rng.random() < .12: k = k.capitalize() if rng.random() < .7 else k.upper()
-    phrase = rng.choice(_COUNTED if counted else _SAID)
+    phrase = rng.choice(_WORDS['counted'] if counted else _WORDS['said'])
     return phrase.format(k=k, v=_in_words(v, rng) if v.isdecimal() else _quoted(v, rng))
 
 # %% ../../nbs/engine/22a_corpus.ipynb #f8fba5f8
@@ -225,7 +208,7 @@ def _strewn(parts, text, words, rng):
         i = rng.randrange(len(text))
         parts.append(' '.join(text[i:i + rng.randint(1, 6)]))
     rng.shuffle(parts)
-    return rng.choice(_JOINS).join(parts)
+    return rng.choice(_WORDS['joins']).join(parts)
 
 # %% ../../nbs/engine/22a_corpus.ipynb #4aaecfd4
 def fields(row: dict, words: tuple, rng: random.Random) -> 'str | None':
@@ -265,7 +248,7 @@ def _entry(k, name, words, rng):
         choices[v] = [v] + [_also(v, words, rng) for _ in range(rng.randint(1, 6))]
     cues = [k] + [' '.join(rng.choice(words[0]) for _ in range(rng.randint(1, 2)))
                   for _ in range(rng.randint(1, 3))]
-    return dict(key=k, kind=kind, cues=cues, said=rng.sample(_SAID, 8), choices=choices,
+    return dict(key=k, kind=kind, cues=cues, said=rng.sample(_WORDS['said'], 8), choices=choices,
                 default=rng.choice(list(choices)) if choices else name() if kind == 'name'
                 else str(rng.randint(1, 32)))
 
@@ -289,7 +272,7 @@ def _value(entry, name, rng):
         return v, rng.choice(choices[v]), ['{v}'] if rng.random() < .3 else entry['said']
     if kind == 'number':
         v = _number(rng) if rng.random() < .5 else str(rng.randint(1, 20))
-        return v, _in_words(v, rng), _COUNTED if rng.random() < .35 else entry['said']
+        return v, _in_words(v, rng), _WORDS['counted'] if rng.random() < .35 else entry['said']
     v = name()
     return v, _quoted(v, rng), entry['said']
 

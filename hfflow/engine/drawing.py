@@ -9,69 +9,30 @@ __all__ = ['FLOW', 'flow_text', 'flow_mermaid', 'draw_flow']
 
 # %% ../../nbs/engine/05a_drawing.ipynb #ddf23de0
 from .extras import need
+from .process import package
 from .show import AMBER, BLUE, GREEN, GREY, Table
 
 # %% ../../nbs/engine/05a_drawing.ipynb #8b753f07
-FLOW = Table([
-    {'step': 'prepare', 'reads': 'raw files', 'makes': 'clean, split rows',
-     'chapter': '04_prepare'},
-    {'step': 'register', 'reads': 'clean, split rows', 'makes': 'Dataset repo',
-     'chapter': '04_prepare'},
-    {'step': 'plan', 'reads': 'Dataset repo, base Model repo', 'makes': 'memory, time, cost',
-     'chapter': '11_plan'},
-    {'step': 'train', 'reads': 'Dataset repo, base Model repo', 'makes': 'LoRA adapter',
-     'chapter': '10_train'},
-    {'step': 'evaluate', 'reads': 'LoRA adapter, Dataset repo', 'makes': 'before and after',
-     'chapter': '12_evaluate'},
-    {'step': 'publish', 'reads': 'LoRA adapter, before and after', 'makes': 'Model repo',
-     'chapter': '13_publish'},
-    {'step': 'space', 'reads': 'Model repo', 'makes': 'Space repo, an app that answers',
-     'chapter': '14_spaces'},
-])
+FLOW = Table(dict(zip(('step', 'reads', 'makes', 'chapter'), row)) for row in (
+    ('prepare', 'raw files', 'clean, split rows', '04_prepare'),
+    ('register', 'clean, split rows', 'Dataset repo', '04_prepare'),
+    ('plan', 'Dataset repo, base Model repo', 'memory, time, cost', '11_plan'),
+    ('train', 'Dataset repo, base Model repo', 'LoRA adapter', '10_train'),
+    ('evaluate', 'LoRA adapter, Dataset repo', 'before and after', '12_evaluate'),
+    ('publish', 'LoRA adapter, before and after', 'Model repo', '13_publish'),
+    ('space', 'Model repo', 'Space repo, an app that answers', '14_spaces')))
 
 # %% ../../nbs/engine/05a_drawing.ipynb #e2a42ec8
-_TEXT = '''
- GitHub          code + flow.yaml  -->  Actions: orchestrates, does not train
-                                           |
-                            . . . . . . . .|. . . . . . . . . . . . . . .
-                            v              v                            v
- Compute   raw files --> prepare         train --> evaluate            app
-                            |            ^   ^         |                ^
-                        register         |   |      publish             |
-                            v            |   |         v                |
- Hub                  Dataset repo ------'   |    Model repo ---> Space repo
-                                     base Model repo
-'''.strip('\n')
+def _drawn(name): return (package()/'templates'/name).read_text(encoding='utf-8')
 
 def flow_text() -> str:
     "Draw the flow as text: three lanes for GitHub, compute and the Hub."
-    return _TEXT
+    return _drawn('flow.txt').rstrip('\n')
 
 # %% ../../nbs/engine/05a_drawing.ipynb #7f63913c
 def flow_mermaid() -> str:
     "Write the flow as a Mermaid flowchart."
-    return '''flowchart LR
-  subgraph GitHub
-    code["code + flow.yaml"] --> actions["Actions: orchestrates"]
-  end
-  subgraph Compute
-    raw["raw files"] --> prepare
-    train["train (QLoRA)"] --> evaluate
-    app["app answers"]
-  end
-  subgraph Hub
-    data[("Dataset repo")]
-    base[("base Model repo")]
-    model[("Model repo")]
-    space[("Space repo")]
-  end
-  prepare -- register --> data
-  data --> train
-  base --> train
-  evaluate -- publish --> model
-  model --> space --> app
-  actions -. starts .-> prepare & train & app
-'''
+    return _drawn('flow.mmd')
 
 # %% ../../nbs/engine/05a_drawing.ipynb #4797e6c0
 _LANES = (('GitHub', 'holds code,\norchestrates', 4.0, GREY),

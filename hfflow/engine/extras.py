@@ -37,14 +37,18 @@ def extra_of(module: str,       # name of a module, such as `torch`
 
 # %% ../../nbs/engine/00a_extras.ipynb #498a3554
 def lacking(*modules: str,     # modules that are not installed
+            by: str = '',      # what needs them, where a sentence of its own shall say so
            ) -> str:           # the sentence
     "Say which packages are missing, and which command installs them."
     extras = sorted({e for m in modules if (e := extra_of(m))})
-    what = f"'hfflow[{','.join(extras)}]'" if extras else ' '.join(PACKAGE_OF.get(m, m) for m in modules)
+    packages = [PACKAGE_OF.get(m, m) for m in modules]
+    what = f"'hfflow[{','.join(extras)}]'" if extras else ' '.join(packages)
     names = ' and '.join(filter(None, [', '.join(modules[:-1]), modules[-1]]))
-    return f"{names} {'is' if len(modules) == 1 else 'are'} not installed: run pip install {what}"
+    who = f"{by} needs {' and '.join(packages)}, which" if by else names
+    return f"{who} {'is' if len(modules) == 1 else 'are'} not installed: run pip install {what}"
 
 def need(*modules: str,        # modules that the next step imports
+         by: str = '',         # as of `lacking`
         ) -> None:
     "Refuse to go on where a module is not installed. UserError: which, and what installs it."
-    if gone := [m for m in modules if find_spec(m) is None]: raise UserError(lacking(*gone))
+    if gone := [m for m in modules if find_spec(m) is None]: raise UserError(lacking(*gone, by=by))

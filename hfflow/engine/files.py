@@ -85,10 +85,7 @@ def sha256(content: 'bytes|Path',  # a file, or its content
            ) -> str:  # 64 hex digits
     "Return the sha256 of content; a file is read in pieces."
     if isinstance(content, bytes): return hashlib.sha256(content).hexdigest()
-    digest = hashlib.sha256()
-    with Path(content).open('rb') as f:
-        while data := f.read(1 << 20): digest.update(data)
-    return digest.hexdigest()
+    with Path(content).open('rb') as f: return hashlib.file_digest(f, 'sha256').hexdigest()
 
 # %% ../../nbs/engine/06_files.ipynb #1528cb4c
 def fingerprint(source: str,  # "flow-writer", a file, a folder, or a data set on the Hub

@@ -82,10 +82,9 @@ def _plain_lora(layer):
         return False
     inner, names = layer.get_base_layer(), list(layer.lora_A)
     return (type(inner).__name__ in ('Linear', 'Linear4bit') and len(names) == 1
-            and names == list(layer.active_adapters)
-            and not layer.lora_variant and not layer.lora_bias[names[0]]
+            and names == list(layer.active_adapters) and not layer.lora_variant
+            and not layer.lora_bias[names[0]] and not inner.weight.requires_grad
             and type(layer.lora_dropout[names[0]]).__name__ == 'Identity'
-            and not inner.weight.requires_grad
             and (inner.bias is None or not inner.bias.requires_grad))
 
 # %% ../../nbs/engine/34_fused.ipynb #a4cadeda

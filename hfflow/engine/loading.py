@@ -23,20 +23,19 @@ from .templates import prepare_tokenizer
 
 # %% ../../nbs/engine/31_loading.ipynb #7e729160
 def locate(base: 'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
+           *files: str,                # one of which a folder has; default: any of model, adapter, tokenizer
           ) -> tuple:                  # name as `from_pretrained` takes it; its revision, or None
     "Find what `from_pretrained` is to be given; what cannot be a model is refused."
     if isinstance(base, Artifact):
-        if base.kind != 'model':
-            raise UserError(f'{base} is a {base.kind}, but a base is a model: give a model repo.')
-        return base.repo_id, base.revision
+        if base.kind == 'model': return base.repo_id, base.revision
+        raise UserError(f'{base} is a {base.kind}, but a base is a model: give a model repo.')
     path = Path(str(base)).expanduser()
     if path.is_dir():
-        if not any((path/f).exists()
-                   for f in ('config.json', 'adapter_config.json', 'tokenizer_config.json')):
-            raise UserError(f'{path} has no config.json, so it is no model: give a folder written '
-                            'by save_pretrained, or a repo id.')
-        return str(path), None
-    if path.is_absolute() or str(base).startswith(('.', '~')):
+        usual = 'config.json', 'adapter_config.json', 'tokenizer_config.json'
+        if any((path/f).exists() for f in files or usual): return str(path), None
+        raise UserError(f'{path} has no config.json, so it is no model: give a folder written by '
+                        'save_pretrained, or a repo id.')
+    if isinstance(base, Path) or path.is_absolute() or str(base).startswith(('.', '~')):
         raise UserError(f'The folder {path} does not exist: check the path of the base.')
     return str(base), None
 

@@ -70,12 +70,11 @@ def save(self: Loop):
     self.log.sync()
     scaler = self.acc.scaler.state_dict() if self.acc.scaler is not None else None
     best = self.best and self.best[0]
-    save_checkpoint(self.folder/'checkpoints', self.step,
-                    {'adapter.safetensors': dict(self.params),
-                     'optimizer.safetensors': state_tensors(self.opt, self.params)},
-                    {k: getattr(self, k) for k in _POSITION}
-                    | {'scaler': scaler, 'world': self.world, 'fingerprint': self.fingerprint},
-                    self.cfg.keep, best)
+    tensors = {'adapter.safetensors': dict(self.params),
+               'optimizer.safetensors': state_tensors(self.opt, self.params)}
+    state = {k: getattr(self, k) for k in _POSITION} | {
+        'scaler': scaler, 'world': self.world, 'fingerprint': self.fingerprint}
+    save_checkpoint(self.folder/'checkpoints', self.step, tensors, state, self.cfg.keep, best)
     if self.pusher: self.pusher.put(sorted({*(self.best or ())[:1], self.step}))
 
 # %% ../../nbs/engine/45_loop.ipynb #74ce349d

@@ -92,13 +92,17 @@ def _factor(z, full, off):
 # %% ../../nbs/engine/36_loss.ipynb #2d8e5a75
 class Paths:
     "How the loss of a model can be computed: what was tried on a few random tokens and found equal to the plain way."
+    split = causal = packed = False
+    mlp, layer, cap, scale = None, None, None, 1.
     def __init__(self, model):
+        self.belong_to(model)
+        self.cap = getattr(self.base.config.get_text_config(), 'final_logit_softcapping', None)
+        if self.head is not None and self.body not in (None, self.base): _try(self, model)
+
+    def belong_to(self, model):
+        "Note the parts of the model that these are the paths of."
         base = self.base = base_of(model)
         self.body, self.head = getattr(base, base.base_model_prefix, None), base.get_output_embeddings()
-        self.split = self.causal = self.packed = False
-        self.mlp, self.layer, self.scale = None, None, 1.
-        self.cap = getattr(base.config.get_text_config(), 'final_logit_softcapping', None)
-        if self.body is not None and self.body is not base and self.head is not None: _try(self, model)
 
     def hidden(self, **inputs):
         "What the head reads; some models of 16 bits, Mamba's kin, add up in 32."
@@ -122,9 +126,8 @@ def _keeps_apart(paths, ids):
     # as `pack` orders them
     parts = [ids[0, :5], ids[1, :5], ids[0, 5:], ids[1, 5:]]
     alone = torch.cat([paths.hidden(input_ids=p[None])[0] for p in parts])
-    rows = [{'input_ids': p.tolist(), 'labels': p.tolist()} for p in parts]
-    batch = {k: v.to(ids.device) if hasattr(v, 'to') else v for k, v in pack(rows).items()
-             if k != 'labels'}
+    made = pack([{'input_ids': p.tolist(), 'labels': p.tolist()} for p in parts])
+    batch = {k: v.to(ids.device) if hasattr(v, 'to') else v for k, v in made.items() if k != 'labels'}
     try:
         with packed_attention(paths.base): packed = paths.hidden(**batch)[0]
     except (NotImplementedError, RuntimeError, TypeError, ValueError): return False

@@ -43,8 +43,8 @@ def _on_its_base(where, config, about, bits, device, dtype):
                     about.get('task'), about.get('labels'), dtype)
     if 'problem_type' in about: net.config.problem_type = about['problem_type']
     origin = net.hfflow_base
-    with warnings.catch_warnings():      # of two libraries to each other, about a name that will change
-        warnings.simplefilter('ignore', FutureWarning)
+    # of two libraries to each other, about a name that will change
+    with warnings.catch_warnings(action='ignore', category=FutureWarning):
         net = PeftModel.from_pretrained(net, where[0], revision=where[1])
     net.hfflow_base = origin
     return net

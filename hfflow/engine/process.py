@@ -193,12 +193,10 @@ def _end(pid, limit=10):
     except psutil.NoSuchProcess: pass
 
 # %% ../../nbs/engine/01_process.ipynb #79f34070
-def file_lock(path,            # the file that is locked; it stays there, empty
-              limit: float = 90,  # seconds to wait for it
-             ):                # a context manager; `filelock.Timeout` when another holds it longer
-    "Lock a file against all other processes."
+def file_lock(path):   # of a file, which stays there, empty
+    "Lock a file against all other processes; `filelock.Timeout` when another holds it for 90 seconds."
     from filelock import FileLock
-    return FileLock(path, timeout=limit)
+    return FileLock(path, timeout=90)
 
 def _settle(data):
     "Under the lock: the address of the server that runs or is starting, or None; one that does not answer is ended."

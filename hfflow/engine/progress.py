@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .checkpoint import force_to_disk
 from .errors import UserError
-from .extras import need
+from .extras import lacking, need
 from .settings import trackers
 from .shard import held_bytes
 
@@ -181,9 +181,7 @@ def start_tracker(cfg, folder, step):
     from importlib.util import find_spec
     if cfg.tracker is None: return None
     if find_spec(cfg.tracker) is None:
-        package = 'hfflow[track]' if cfg.tracker == 'trackio' else cfg.tracker
-        raise UserError(f'tracker is {cfg.tracker}, which is not installed: pip install {package}, '
-                        'or leave tracker out.')
+        raise UserError(f'tracker is {cfg.tracker}, but {lacking(cfg.tracker)}, or leave tracker out.')
     from accelerate import tracking
     name = Path(folder).resolve().name
     kw = {'tensorboard': dict(run_name='tensorboard', logging_dir=folder, purge_step=step + 1),

@@ -14,7 +14,7 @@ from pathlib import Path
 from ..core import Artifact, provenance
 from .card import model_card, rows_of, systems_of
 from .case import kind_and_size
-from .commits import commit, newest
+from .commits import commit, newest, nothing_left
 from .connection import connect
 from .device import compute_dtype
 from .errors import UserError
@@ -112,18 +112,10 @@ def prove(repo_id: str,  # the Model repo, made when it is not there
           branch: str = 'main',  # where the commit goes
           ) -> Artifact:  # the new commit, or the old one when nothing differs
     "Commit files once a download of them has passed `verify`; else UserError, and nothing is left."
-    api = connect().api
-    from huggingface_hub.errors import HFValidationError
-    try: new = not api.repo_exists(repo_id)
-    except HFValidationError: new = False           # `newest` says what is wrong with the name
-    try:
+    with nothing_left('model', repo_id):
         head, _ = newest('model', repo_id, private, branch=branch)
-        _try(api, repo_id, files, message, remove, head)
-        made = commit('model', repo_id, files, message, private, remove=remove, branch=branch)
-        new = False
-        return made
-    finally:
-        if new and api.repo_exists(repo_id): api.delete_repo(repo_id)
+        _try(connect().api, repo_id, files, message, remove, head)
+        return commit('model', repo_id, files, message, private, remove=remove, branch=branch)
 
 # %% ../../nbs/engine/74_pushing.ipynb #2fd20a91
 def _try(api, repo_id, files, message, remove, head):

@@ -9,10 +9,12 @@ __all__ = ['SIZES', 'CARD', 'SHARD', 'dataset_card', 'register', 'load', 'stream
 
 # %% ../../nbs/engine/16_register.ipynb #96aa66e6
 import hashlib, json, tempfile
+from contextlib import suppress
 from pathlib import Path
 
 import hfflow
 from ..core import Artifact, provenance
+from .commits import Moved, commit, newest, nothing_left
 from .connection import connect
 from .errors import UserError
 from .files import read_note
@@ -65,85 +67,36 @@ def _parquets(ds, paths, folder):
         yield path, Path(folder)/Path(path).name
 
 # %% ../../nbs/engine/16_register.ipynb #fcad16ca
-def _is_there(repo_id, content, files, info):
+def _is_there(repo_id, content, files, head, there):
     "Whether a repo holds this content already, as its note says, with all data files."
-    note = read_note('dataset', repo_id, info.sha) or {}
-    paths = {p for ps in files.values() for p in ps}
-    return note.get('content') == content and paths <= {f.rfilename for f in info.siblings}
+    note = read_note('dataset', repo_id, head) or {}
+    return note.get('content') == content and {p for ps in files.values() for p in ps} <= there
 
-def _commit(api, repo_id, splits, files, texts, info, message):
-    "Put the files into one commit and take old ones out; None if the branch has moved on."
-    from huggingface_hub import CommitOperationAdd as Add, CommitOperationDelete as Delete
-    from huggingface_hub.errors import HfHubHTTPError
-    with tempfile.TemporaryDirectory() as tmp:
-        ops = [Add(p, t.encode()) for p, t in texts.items()]
-        ops += [Add(p, str(f)) for s, paths in files.items()
-                for p, f in _parquets(splits[s], paths, tmp)]
-        # the client leaves out files that are there already; it cannot know which have to go
-        there = {f.rfilename for f in info.siblings if f.rfilename.startswith('data/')}
-        ops += [Delete(p) for p in sorted(there - {o.path_in_repo for o in ops})]
-        try:
-            return api.create_commit(repo_id, ops, repo_type='dataset', commit_message=message,
-                                     parent_commit=info.sha).oid
-        except HfHubHTTPError as e:
-            if getattr(e.response, 'status_code', 0) != 412: raise
-            return None
-
-# %% ../../nbs/engine/16_register.ipynb #a043fe28
-def _refusal(error, repo_id, hub):
-    "One sentence for a Hub's refusal."
-    code = getattr(error.response, 'status_code', '?')
-    if code in (401, 403):
-        return UserError(f"You may not write to '{repo_id}' on {hub.endpoint} (as "
-                         f"{hub.user or 'nobody'}): use a name of your own, "
-                         f"such as {hub.user or 'you'}/{repo_id.split('/')[-1]}, or a token that "
-                         'may write there.')
-    return UserError(f"{hub.endpoint} refused the data set '{repo_id}' ({code}): "
-                     f'{str(error).strip().splitlines()[-1]}')
-
-def _remove_empty(api, repo_id):
-    "Delete a repo that has nothing but its first commit; never mind if the Hub is gone."
-    try:
-        if len(api.list_repo_commits(repo_id, repo_type='dataset')) == 1:
-            api.delete_repo(repo_id, repo_type='dataset')
-    except Exception: pass
-
-# %% ../../nbs/engine/16_register.ipynb #8ecb0b2a
-def _put(hub, repo_id, private, content, files, prepared, texts):
+def _put(prepared, repo_id, private, content, files, texts):
     "Make the commit, or find it made; return its sha."
+    message = f'Data: {sum(prepared.report.kept.values())} rows'
     for attempt in range(5):                             # again if somebody else was faster
-        info = hub.api.dataset_info(repo_id)
-        if private and not info.private:
-            hub.api.update_repo_settings(repo_id, repo_type='dataset', private=True)
-        if _is_there(repo_id, content, files, info): return info.sha
-        message = f'Data: {sum(prepared.report.kept.values())} rows'
-        sha = _commit(hub.api, repo_id, prepared.splits, files, texts, info, message)
-        if sha: return sha
+        head, there = newest('dataset', repo_id, private)
+        if _is_there(repo_id, content, files, head, there): return head
+        old = sorted(p for p in there if p.startswith('data/'))
+        with tempfile.TemporaryDirectory() as tmp, suppress(Moved):
+            parts = {p: f for s, paths in files.items()
+                     for p, f in _parquets(prepared.splits[s], paths, tmp)}
+            return commit('dataset', repo_id, texts | parts, message, private, remove=old,
+                          at=(head, there)).revision
     raise UserError(f"Others keep writing to '{repo_id}': wait until they are done, and "
                     'register again.')
 
 # %% ../../nbs/engine/16_register.ipynb #f52d4073
-def _put_or_nothing(hub, repo_id, private, *what):
-    "`_put`, where the repo may not be there; an error is one sentence and leaves no empty repo."
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-    api, new = hub.api, False
+def _put_or_nothing(prepared, repo_id, *what):
+    "`_put`, where an error leaves no empty repo, and is one sentence."
     try:
-        if not api.repo_exists(repo_id, repo_type='dataset'):
-            api.create_repo(repo_id, repo_type='dataset', exist_ok=True, private=private)
-            new = True
-        sha, new = _put(hub, repo_id, private, *what), False
-        return sha
-    except HFValidationError:
-        raise UserError(f"'{repo_id}' is no name for a repo: write owner/name with letters, "
-                        'digits, dots and dashes.') from None
-    except HfHubHTTPError as e: raise _refusal(e, repo_id, hub) from None
+        with nothing_left('dataset', repo_id): return _put(prepared, repo_id, *what)
     except Exception as e:
         if not isinstance(e, OSError) and not type(e).__module__.startswith('httpx'): raise
         raise UserError(f"The data set '{repo_id}' could not be written "
                         f"({getattr(e, 'strerror', None) or e}), and nothing was published: free "
                         'some space, or see whether the Hub still runs, and register again.') from None
-    finally:
-        if new: _remove_empty(api, repo_id)          # nothing half-published
 
 # %% ../../nbs/engine/16_register.ipynb #03c517ee
 def register(prepared: Prepared,
@@ -162,8 +115,9 @@ def register(prepared: Prepared,
     card = dataset_card(prepared, repo_id, license, files, labels)
     content = hashlib.sha256(f'{report.digest}\0{card}'.encode()).hexdigest()
     note = provenance('dataset', inputs, config) | {'content': content, 'report': report.as_dict()}
-    texts = {'README.md': card, 'lineage.json': json.dumps(note, indent=1, ensure_ascii=False)}
-    sha = _put_or_nothing(hub, repo_id, private, content, files, prepared, texts)
+    texts = {'README.md': card.encode(),
+             'lineage.json': json.dumps(note, indent=1, ensure_ascii=False).encode()}
+    sha = _put_or_nothing(prepared, repo_id, private, content, files, texts)
     return Artifact('dataset', repo_id, sha, hub.repo_url('dataset', repo_id, sha))
 
 # %% ../../nbs/engine/16_register.ipynb #22f96619

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from . import connection
-from .errors import UserError, nearest
+from .errors import UserError, chain_of, nearest
 from .extras import need
-from .faults import chain_of, explain
+from .faults import explain
 from .flowconfig import FlowConfig, is_embedded, load
 from .flowreport import FlowReport
 from .gate import NotLearned

@@ -12,10 +12,8 @@ import re
 from pathlib import Path
 
 # %% ../../nbs/engine/11_splits.ipynb #5810f9c1
-SPLIT_WORDS = {w: split for split, words in {
-    'train': ('train', 'training'), 'test': ('test', 'testing'),
-    'validation': ('validation', 'valid', 'val', 'dev', 'eval', 'evaluation')}.items()
-    for w in words}
+SPLIT_WORDS = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test'} | dict.fromkeys(
+    ('validation', 'valid', 'val', 'dev', 'eval', 'evaluation'), 'validation')
 
 def split_words(name: str,    # path of a raw file, or name of a split
                ) -> tuple:   # (the part of the path that has them, the splits that they mean)

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/steps.html.md"""
 __all__ = ['steps_of', 'Batches', 'loss_module', 'Stepper']
 
 # %% ../../nbs/engine/44a_steps.ipynb #c91c5508
-import gc, math
+import math
 from contextlib import ExitStack, contextmanager, nullcontext
 from fastcore.basics import patch
 from functools import lru_cache, partial
@@ -185,10 +185,9 @@ def anywhere(self: Stepper, short):
 @patch
 def halve(self: Stepper):
     "Half the rows per forward pass from here on; UserError where there is nothing to halve."
-    import torch
+    from accelerate.utils.memory import clear_device_cache
     self.opt.zero_grad(set_to_none=True)
-    gc.collect()
-    if self.acc.device.type == 'cuda': torch.cuda.empty_cache()
+    clear_device_cache(garbage_collection=True)
     # the parts of a split base come from processes that already wait for the next layer
     if self.micro == 1 or self.cfg.shard:
         raise UserError(f'Memory ran out after {self.step} steps with {self.micro} rows per forward '

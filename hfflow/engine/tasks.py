@@ -225,10 +225,9 @@ def _shifted(model, labels):
     "What the decoder reads: the start token, then the labels but the last; some models do it in their own way."
     own = getattr(base_of(model), 'prepare_decoder_input_ids_from_labels', None)
     if own is not None: return own(labels=labels)
+    from transformers.models.whisper.modeling_whisper import shift_tokens_right
     config = base_of(model).config
-    ids = labels.new_full(labels.shape, config.decoder_start_token_id)
-    ids[:, 1:] = labels[:, :-1]
-    return ids.masked_fill(ids == -100, config.pad_token_id)
+    return shift_tokens_right(labels, config.pad_token_id, config.decoder_start_token_id)
 
 # %% ../../nbs/engine/37_tasks.ipynb #8dd6605f
 def row_tokens(row: dict,     # from `encode_rows`

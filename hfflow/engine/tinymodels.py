@@ -15,19 +15,15 @@ from .errors import UserError
 from .extras import need
 
 # %% ../../nbs/engine/24_tinymodels.ipynb #ff4c48a0
-FAMILIES = {
-    'bert':    dict(task='fill-mask', auto='AutoModelForMaskedLM', sees='text, both directions',
-                    real='google-bert/bert-base-uncased', real_size='110M'),
-    'gpt':     dict(task='text-generation', auto='AutoModelForCausalLM',
-                    sees='text, left to right',
-                    real='openai-community/gpt2', real_size='124M'),
-    'llama':   dict(task='text-generation', auto='AutoModelForCausalLM',
-                    sees='text, left to right',
-                    real='meta-llama/Llama-3.1-8B-Instruct', real_size='8.0B'),
-    'whisper': dict(task='automatic-speech-recognition', auto='AutoModelForSpeechSeq2Seq',
-                    sees='sound, then text',
-                    real='openai/whisper-large-v3-turbo', real_size='809M'),
-}
+FAMILIES = {name: dict(zip(('task', 'auto', 'sees', 'real', 'real_size'), row)) for name, *row in (
+    ('bert', 'fill-mask', 'AutoModelForMaskedLM', 'text, both directions',
+     'google-bert/bert-base-uncased', '110M'),
+    ('gpt', 'text-generation', 'AutoModelForCausalLM', 'text, left to right',
+     'openai-community/gpt2', '124M'),
+    ('llama', 'text-generation', 'AutoModelForCausalLM', 'text, left to right',
+     'meta-llama/Llama-3.1-8B-Instruct', '8.0B'),
+    ('whisper', 'automatic-speech-recognition', 'AutoModelForSpeechSeq2Seq', 'sound, then text',
+     'openai/whisper-large-v3-turbo', '809M'))}
 
 # %% ../../nbs/engine/24_tinymodels.ipynb #80b10847
 LINES = ('a model repo holds weights', 'a dataset repo holds rows', 'a space repo holds an app',
@@ -61,10 +57,10 @@ def _bert():
     special = dict(pad_token='[PAD]', unk_token='[UNK]', cls_token='[CLS]', sep_token='[SEP]',
                    mask_token='[MASK]')
     tok = tf.PreTrainedTokenizerFast(tokenizer_object=_wordpiece(list(special.values())), **special)
-    cfg = tf.BertConfig(vocab_size=len(tok), hidden_size=64, num_hidden_layers=2,
-                        num_attention_heads=2, intermediate_size=128, max_position_embeddings=64,
-                        hidden_dropout_prob=0, attention_probs_dropout_prob=0,
-                        pad_token_id=tok.pad_token_id)
+    cfg = tf.BertConfig(
+        vocab_size=len(tok), hidden_size=64, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=128, max_position_embeddings=64, hidden_dropout_prob=0,
+        attention_probs_dropout_prob=0, pad_token_id=tok.pad_token_id)
     return tf.BertForMaskedLM(cfg), tok
 
 def _causal(family):

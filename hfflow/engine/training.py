@@ -9,7 +9,6 @@ __all__ = ['fit']
 
 # %% ../../nbs/engine/46_training.ipynb #0c925d27
 import os, shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 from .adapters import save_adapter
@@ -17,7 +16,7 @@ from .checkpoint import find_checkpoint, pull_checkpoint
 from .errors import UserError
 from .extras import need
 from .loop import Loop
-from .optimizer import threads_for
+from .optimizer import on_threads, threads_for
 from .progress import Run, plot_loss
 from .settings import TrainConfig
 from .tasks import is_encoded
@@ -49,15 +48,6 @@ def _fetch(source, folder, must):
                         '(owner/name@branch), or leave resume out to start anew.')
 
 # %% ../../nbs/engine/46_training.ipynb #db2a2ce5
-@contextmanager
-def _threads(n):
-    "While inside, PyTorch computes with `n` threads."
-    import torch
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try: yield
-    finally: torch.set_num_threads(before)
-
 def _encoded(data, eval_data, model, tok, cfg):
     "Rows and held-out rows, encoded."
     if cfg.load_best and not eval_data:
@@ -82,7 +72,7 @@ def fit(model,                  # from `add_lora`; trained in place
     need('torch', 'accelerate')
     cfg, folder = cfg or TrainConfig(), Path(folder)
     data, eval_data = _encoded(data, eval_data, model, tok, cfg)
-    with _threads(threads_for(cfg, int(os.environ.get('LOCAL_WORLD_SIZE', 1)))):
+    with on_threads(threads_for(cfg, int(os.environ.get('LOCAL_WORLD_SIZE', 1)))):
         loop = Loop(model, tok, data, cfg, folder, eval_data, digest, progress, planned_bytes)
         _begin(loop, resume, force)
         with loop.connected(): run = loop.run()

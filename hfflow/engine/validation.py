@@ -76,8 +76,7 @@ def _no_such(cls, path):
             + (f"the nearest is '{near}'." if near else f"it has {', '.join(keys)}."))
 
 # %% ../../nbs/engine/05_validation.ipynb #2b1948a3
-def _parts(hint): return [x for a in get_args(hint)
-                          for x in _parts(a)] if get_args(hint) else [hint]
+def _parts(hint): return [x for a in get_args(hint) for x in _parts(a)] or [hint]
 
 def _between(key, kind, field):
     "Say between which limits a number must lie."
@@ -91,20 +90,17 @@ def _among(key, value, field):
     "Say which values there are, and the nearest."
     known = [p for p in _parts(field.annotation) if isinstance(p, (str, int, float))]
     near = nearest(value, known)
-    return (f"but only {', '.join(map(str, known))} are known: "
-            + (f'for example {key}: {known[0]}' if near is None else f'the nearest is {key}: '
-               f'{near}'))
+    hint = f'for example {key}: {known[0]}' if near is None else f'the nearest is {key}: {near}'
+    return f"but only {', '.join(map(str, known))} are known: {hint}"
 
 def _of_type(key, kind, value, field):
     "Say what type a value must have, with an example."
-    whole = float not in _parts(field.annotation)
-    what = {'string': 'text', 'bool': 'true or false'}.get(kind, 'a whole number' if whole
-                                                           else 'a number')
+    number = 'a number' if float in _parts(field.annotation) else 'a whole number'
+    what = {'string': 'text', 'bool': 'true or false'}.get(kind, number)
     given = kind not in ('string', 'bool') and isinstance(value, float) and math.isfinite(value)
     near = round(value) if given else str(field.default).lower() if kind == 'bool' else field.default
-    return f'but must be {what}' + (f': for example {key}: {near}' if isinstance(near, (str, int,
-                                                                                        float))
-                                    else '')
+    example = f': for example {key}: {near}' if isinstance(near, (str, int, float)) else ''
+    return f'but must be {what}{example}'
 
 # %% ../../nbs/engine/05_validation.ipynb #b187e9c8
 def refusal(
@@ -122,8 +118,7 @@ def refusal(
     if kind == 'literal_error': end = _among(key, value, field)
     elif kind == 'string_too_short' and field.default is None: end = 'but must not be empty: write a name, or leave it out'
     elif kind.endswith('_than_equal'): end = _between(key, kind, field)
-    elif first in ('int', 'float', 'finite', 'number', 'bool', 'string'): end = _of_type(key, first,
-                                                                                         value,
-                                                                                         field)
+    elif first in ('int', 'float', 'finite', 'number', 'bool', 'string'):
+        end = _of_type(key, first, value, field)
     else: end = f"which does not fit: {err['msg'][:1].lower()}{err['msg'][1:]}"
     return f'{name} is {quoted(value)}, {end}'
