@@ -165,7 +165,7 @@ def hub_gc(
     '''
     from hfflow.engine import process
     from hfflow.localhub import care
-    from hfflow.localhub.pages import size_text
+    from hfflow.localhub.web import size_text
     with plain_hub(): freed = care.gc(process.folder_of(data), care.seconds(older), dry)
     if as_json: return print(json.dumps([vars(f) for f in freed], indent=1))
     what = lambda f: f'{f.what} ({f.note})' if f.note else f.what
@@ -196,7 +196,7 @@ def _here():
 
 def _told(report, what):
     "Print what was copied."
-    from hfflow.localhub.pages import size_text
+    from hfflow.localhub.web import size_text
     print(f'{what}: {report.url}')
     for change in report.changes or ['nothing new'][:not report.files]: print(f'  {change}')
     if n := report.files: print(f"  {n} large file{'s' * (n != 1)}, {size_text(report.bytes)}")

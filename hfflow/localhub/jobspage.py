@@ -16,8 +16,8 @@ from starlette.responses import RedirectResponse, Response
 from .jobs import (ACTIVE, STAGES, find_job, find_jobs, job_json, job_log,
                                   log_stream, stop_job)
 from .jobspec import check_owner
-from .pages import CSP, html, page, templates
 from .schedules import list_schedules
+from .web import CSP, html, page, templates
 from .wire import Call, Routes
 
 # %% ../../nbs/localhub/09b_jobspage.ipynb #894b6f12
@@ -33,12 +33,12 @@ def lasted(seconds: int) -> str:
 templates().filters |= dict(lasted=lasted,
     command=lambda spec: shlex.join(spec['command']+spec['arguments']))
 
-@page('/jobs', routes=jobspage_routes)
+@page(jobspage_routes, '/jobs')
 def my_jobs(call: Call) -> Response:
     "Lead to one's own Jobs."
     return RedirectResponse(f'/jobs/{call.who.name}' if call.who.name else '/login', 303)
 
-@page('/jobs/{ns}', routes=jobspage_routes)
+@page(jobspage_routes, '/jobs/{ns}')
 def jobs_page(call: Call) -> Response:
     "List the Jobs and schedules of a namespace."
     owner, stage = check_owner(call, 'job.read')['name'], call.q.get('stage', '').upper()
@@ -51,7 +51,7 @@ def jobs_page(call: Call) -> Response:
 # %% ../../nbs/localhub/09b_jobspage.ipynb #f5ce281f
 _ansi = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')
 
-@page('/jobs/{ns}/{job}', routes=jobspage_routes)
+@page(jobspage_routes, '/jobs/{ns}/{job}')
 def job_page(call: Call) -> Response:
     "Show a Job and the end of its log."
     j = find_job(call)
@@ -62,12 +62,12 @@ def job_page(call: Call) -> Response:
     if live: res.headers['Content-Security-Policy'] = CSP+"; script-src 'self'; connect-src 'self'"
     return res
 
-@page('/jobs/{ns}/{job}/log', routes=jobspage_routes)
+@page(jobspage_routes, '/jobs/{ns}/{job}/log')
 def job_page_log(call: Call) -> Response:
     "Send the log to the page's script."
     return log_stream(call.hub, find_job(call)['id'], 500)
 
-@page('/jobs/{ns}/{job}/cancel', methods='POST', routes=jobspage_routes)
+@page(jobspage_routes, '/jobs/{ns}/{job}/cancel', methods='POST')
 def cancel_on_page(call: Call) -> Response:
     "Stop a Job from its page."
     call.browser_form()

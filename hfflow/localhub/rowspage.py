@@ -14,10 +14,11 @@ from urllib.parse import quote, urlencode
 from starlette.responses import Response
 
 from .dataserver import linker
-from .pages import page_head, opened, html, page
+from .pages import opened, page_head
 from .queries import search_rows
 from .store import HubError
 from .viewer import View, fit
+from .web import html, page
 from .wire import Call, Routes
 
 # %% ../../nbs/localhub/09c_rows.ipynb #4fc33d4e
@@ -95,7 +96,7 @@ def _is_number(t):
 # %% ../../nbs/localhub/09c_rows.ipynb #3af66a87
 _viewer = '/datasets/{ns}/{name}/viewer'
 
-@page(_viewer, _viewer+'/{config}', _viewer+'/{config}/{split}', routes=rows_routes)
+@page(rows_routes, _viewer, _viewer+'/{config}', _viewer+'/{config}/{split}')
 def rows_page(call: Call) -> Response:
     "Show the rows of a data set."
     call.p['kind'] = 'dataset'

@@ -23,7 +23,7 @@ from .endpoints import endpoint_routes, open_endpoints
 from .githttp import git_routes
 from .jobs import job_routes, open_jobs
 from .jobspage import jobspage_routes
-from .pages import fallback_routes, page_routes
+from .pages import page_routes
 from .processes import stop_all
 from .access import access_routes
 from .repos import repo_routes
@@ -36,6 +36,7 @@ from .store import HubError
 from .tokens import token_routes
 from .upload import upload_routes
 from .visits import visit_routes
+from .web import fallback_routes, web_routes
 from .webhooks import delivering, watch, webhook_routes
 from .wire import Hub, Limits, make_app, serving
 from .xet import xet_routes
@@ -96,7 +97,8 @@ def all_routes():
     return [visit_routes, git_routes, xet_routes, bucket_routes, token_routes, webhook_routes,
         viewer_routes, app_routes, job_routes, schedule_routes, endpoint_routes, copy_routes,
         shelf_routes, repo_routes, access_routes, disc_routes, upload_routes, download_routes,
-        settings_routes, jobspage_routes, rows_routes, space_routes, page_routes, fallback_routes]
+        settings_routes, jobspage_routes, rows_routes, space_routes, web_routes, page_routes,
+        fallback_routes]
 
 @contextmanager
 def working(hub: Hub):

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from starlette.responses import RedirectResponse, Response
 
-from .pages import page_head, html, page
+from .pages import page_head
 from .people import KINDS
 from .repos import delete_repo, move_repo, settings
 from .store import HubError
@@ -24,6 +24,7 @@ from .tokens import (GITHUB, OF_NAMESPACE, OF_USER, PERMISSIONS, answer_device,
 from .webhooks import (DOMAINS, add_webhook, deliveries_of, find_webhook,
                                       list_webhooks, replay, switch_webhook,
                                       webhook, webhook_json)
+from .web import html, page
 from .wire import Call, Routes
 
 # %% ../../nbs/localhub/09a_settings.ipynb #633d9161
@@ -44,7 +45,7 @@ def setting(*paths, act):
                 res = show(call, problem=e)
                 res.status_code = e.status
                 return res
-        page(*paths, methods='GET POST', routes=settings_routes)(run)
+        page(settings_routes, *paths, methods='GET POST')(run)
         return show
     return add
 

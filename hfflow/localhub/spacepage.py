@@ -12,8 +12,9 @@ from starlette.responses import RedirectResponse, Response
 
 from .apps import is_static, pause_app, restart_app, runtime
 from .spaceapi import ENV_NAME, drop_env, env_changed, list_env, log_of, set_env
-from .pages import page_head, html, page, space_frame
+from .pages import page_head, space_frame
 from .store import HubError
+from .web import html, page
 from .wire import Call, Json, Routes
 
 # %% ../../nbs/localhub/09d_spacepage.ipynb #09c00012
@@ -36,7 +37,7 @@ def _show(call, row, wrong=None, status=200):
         **page_head(call, row, hub.store.open(row.key), 'manage'))
 
 # %% ../../nbs/localhub/09d_spacepage.ipynb #09c00013
-@page('/spaces/{ns}/{name}/manage', methods='GET POST', routes=space_routes)
+@page(space_routes, '/spaces/{ns}/{name}/manage', methods='GET POST')
 def manage(call: Call) -> Response:
     "Show a Space's logs and settings, and change them."
     if call.request.method == 'GET': return _show(call, _own(call))
@@ -47,7 +48,7 @@ def manage(call: Call) -> Response:
     except HubError as e: return _show(call, row, e.message, e.status)
     return RedirectResponse(f'/{row.url}/manage', 303)
 
-@page('/spaces/{ns}/{name}/stage', routes=space_routes)
+@page(space_routes, '/spaces/{ns}/{name}/stage')
 def show_stage(call: Call) -> Json:
     "Tell a page how its Space is."
     call.p['kind'] = 'space'

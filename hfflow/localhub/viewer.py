@@ -15,7 +15,8 @@ from fastcore.basics import patch
 
 from .cards import plain
 from .people import RepoRow
-from .splits import Split, find_splits, parquets
+from .shards import parquets
+from .splits import Split, find_splits
 from .store import HubError
 from .wire import Hub
 

@@ -278,8 +278,9 @@ def test_parquet_addresses(dataset, http):
 @pytest.fixture
 def keeper(tmp_path):
     """A keeper of Parquet forms with small limits, and what it needs of a repo."""
+    from hfflow.localhub.shards import Parquets, Shown
+    from hfflow.localhub.splits import Split
     from hfflow.localhub.store import Entry
-    from hfflow.localhub.splits import Parquets, Shown, Split
     from hfflow.localhub.wire import Hub
 
     hub = Hub(tmp_path)
@@ -329,12 +330,12 @@ def test_who_asks_twice_waits_for_one_making(keeper):
 
 
 def test_a_form_is_whole_or_not_there(keeper, monkeypatch):
-    import hfflow.localhub.splits as splits
+    import hfflow.localhub.shards as shards
 
     k, s = keeper.made(), keeper.split(t_csv=csv(10))
     full = OSError(28, "No space left on device")
     with monkeypatch.context() as m:
-        m.setattr(splits, "fsync_all", lambda d: (_ for _ in ()).throw(full))
+        m.setattr(shards, "fsync_all", lambda d: (_ for _ in ()).throw(full))
         assert "No space" in k.get(s, "key", 60)["error"]
         assert not k.path(s.key).exists() and not list(keeper.hub.store.lfs.tmp.iterdir()) and not k.jobs
     assert k.get(s, "key", 60)["num_rows"] == 10  # trouble of the machine is not kept
