@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/hub.html.md"""
 __all__ = ['UserError', 'home', 'start', 'status', 'stop', 'Hub', 'connect', 'Artifact', 'provenance']
 
 # %% ../nbs/02_hub.ipynb #9300196c
-from .core import Artifact, provenance
+from .engine.artifacts import Artifact, provenance
 from .engine.connection import Hub, connect
 from .engine.errors import UserError
 from .engine.process import home, start, status, stop

@@ -31,7 +31,7 @@ class Page:
 def wing_of(module):
     "course, engine or localhub, of a dotted name below the package."
     first = module.split(".")[0]
-    return "engine" if first in ("engine", "core") else "localhub" if first == "localhub" else "course"
+    return first if first in ("engine", "localhub") else "course"
 
 
 def source(cell): return "".join(cell["source"])

@@ -206,6 +206,8 @@ def test_the_house_rules_see_a_violation():
     assert house.wrong_arrows(house.arrows(up)) == [("engine.loop", "train")] and house.circle(house.arrows(up))
     alias = good | {"engine.loop": "from hfflow import train\ntrain.fit"}
     assert house.wrong_arrows(house.arrows(alias)) == [("engine.loop", "train")]
+    below = good | {"engine.loop": "from ..core import Artifact"}
+    assert house.wrong_arrows(house.arrows(below)) == [("engine.loop", "core")]
     hub = good | {"localhub.store": "import hfflow.core"}
     assert house.wrong_arrows(house.arrows(hub)) == [("localhub.store", "core")]
     assert house.private_names(good | {"train": "from .engine.loop import _Loop"}) == [("train", "engine.loop", "_Loop")]

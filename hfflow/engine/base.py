@@ -13,7 +13,7 @@ import itertools, json, time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from ..core import provenance
+from .artifacts import provenance
 from .corpus import ASSISTANT, EOS, PAD, USER
 from .files import sha256
 

@@ -13,7 +13,7 @@ import json, pprint, re
 from dataclasses import asdict, is_dataclass
 from functools import cache, partial
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .confusion import Confusion
 from .figures import figures_of
 from .files import plain

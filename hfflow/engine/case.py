@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .adapters import QloraConfig, add_lora
 from .device import compute_dtype
 from .devices import GPUS, gpu_here

@@ -136,7 +136,7 @@ def entry() -> None:
 # %% ../../nbs/engine/90_commands.ipynb #9d2d6773
 def find(hub, repo, kinds):
     "Return the artifact of the first kind under which `repo` exists, or say which ids are near."
-    from hfflow.core import Artifact
+    from hfflow.engine.artifacts import Artifact
     repo_id, _, revision = repo.partition('@')
     for kind in kinds:
         try: return Artifact.at(kind, repo_id, revision or 'main')

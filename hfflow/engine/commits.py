@@ -10,7 +10,7 @@ __all__ = ['newest', 'Moved', 'commit', 'nothing_left']
 # %% ../../nbs/engine/07_commits.ipynb #b2cf9808
 from contextlib import contextmanager, suppress
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .connection import commit_on, connect
 from .errors import UserError
 

@@ -12,7 +12,7 @@ import hashlib, json, re
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .connection import connect
 from .errors import UserError, quoted
 from .process import package

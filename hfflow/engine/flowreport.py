@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 
 import hfflow
-from ..core import Artifact
+from .artifacts import Artifact
 from .show import Table
 
 # %% ../../nbs/engine/83_flowreport.ipynb #7077689a

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import cache, partial, wraps
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .device import compute_dtype, own_device
 from .errors import UserError
 from .extras import need

@@ -11,7 +11,7 @@ __all__ = ['load_model', 'merge']
 import json, warnings
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .files import file_of
 from .loading import base_of, dense_weight, kind_of, load_base, load_tokenizer, locate
 

@@ -12,7 +12,7 @@ import json, os, zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .errors import UserError
 from .files import json_bytes, read_json, read_note
 from .loading import task_name

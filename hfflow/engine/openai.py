@@ -11,7 +11,7 @@ __all__ = ['BadRequest', 'shape', 'read_request', 'Reply', 'Served', 'app', 'ser
 import json, os, socket, sys, threading, time, uuid
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .connection import connect
 from .errors import UserError
 from .extras import need

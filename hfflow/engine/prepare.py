@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .cleaning import CleanReport, DataConfig, TURN, by_number, clean
 from .columns import text_of
 from .connection import connect

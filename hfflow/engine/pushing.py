@@ -11,7 +11,7 @@ __all__ = ['WHOLE', 'trace', 'sealed', 'whole_dtype', 'merged_files', 'prove', '
 import shutil, tempfile
 from pathlib import Path
 
-from ..core import Artifact, provenance
+from .artifacts import Artifact, provenance
 from .card import model_card, rows_of, systems_of
 from .case import kind_and_size
 from .commits import commit, newest, nothing_left

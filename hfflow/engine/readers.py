@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .connection import connect
 from .errors import UserError
 from .extras import need

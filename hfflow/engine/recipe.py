@@ -12,7 +12,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .connection import connect
 from .errors import UserError
 from .files import file_of

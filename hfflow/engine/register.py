@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import hfflow
-from ..core import Artifact, provenance
+from .artifacts import Artifact, provenance
 from .commits import Moved, commit, newest, nothing_left
 from .connection import connect
 from .errors import UserError

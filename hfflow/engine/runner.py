@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from fastcore.basics import patch
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .connection import connect
 from .errors import UserError
 from .files import read_note

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .extras import need
 from .local_job import LocalJob
 from .errors import UserError

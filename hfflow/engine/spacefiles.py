@@ -11,7 +11,7 @@ __all__ = ['SDKS', 'SDKS_OF', 'labels_of', 'build', 'meta', 'push']
 import json, re
 from pathlib import Path
 
-from ..core import Artifact, provenance
+from .artifacts import Artifact, provenance
 from . import card, modelfiles, verify
 from .commits import commit
 from .connection import connect

@@ -12,7 +12,7 @@ import tempfile, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .errors import UserError
 from .figures import by_name
 from .files import fingerprint, plain, sha256 as sha256_of

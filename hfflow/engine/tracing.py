@@ -11,7 +11,7 @@ __all__ = ['Node', 'Lineage', 'lineage']
 import re
 from dataclasses import asdict, dataclass, field
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .card import page
 from .connection import connect
 from .errors import UserError

@@ -12,7 +12,7 @@ import re, tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .card import flat_settings, samples_of, table_line
 from .connection import connect
 from .errors import UserError

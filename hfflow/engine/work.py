@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Callable
 
-from ..core import Artifact
+from .artifacts import Artifact
 from .errors import UserError, nearest
 from .files import plain
 from .flowconfig import FlowConfig, slug
