@@ -126,8 +126,8 @@ def _keeps_apart(paths, ids):
     # as `pack` orders them
     parts = [ids[0, :5], ids[1, :5], ids[0, 5:], ids[1, 5:]]
     alone = torch.cat([paths.hidden(input_ids=p[None])[0] for p in parts])
-    made = pack([{'input_ids': p.tolist(), 'labels': p.tolist()} for p in parts])
-    batch = {k: v.to(ids.device) if hasattr(v, 'to') else v for k, v in made.items() if k != 'labels'}
+    it = pack([{'input_ids': p.tolist(), 'labels': p.tolist()} for p in parts])
+    batch = {k: v.to(ids.device) if hasattr(v, 'to') else v for k, v in it.items() if k != 'labels'}
     try:
         with packed_attention(paths.base): packed = paths.hidden(**batch)[0]
     except (NotImplementedError, RuntimeError, TypeError, ValueError): return False
