@@ -37,8 +37,8 @@ def _package(name, asked) -> tuple:
 
 def _python() -> list:
     "The rows of Python and of hfflow."
-    ok = sys.version_info >= (3, 10)
-    todo = '' if ok else 'hfflow needs Python 3.10 or newer'
+    ok = sys.version_info >= (3, 11)
+    todo = '' if ok else 'hfflow needs Python 3.11 or newer'
     return [('python', 'ok' if ok else 'missing', sys.version.split()[0], todo),
             ('hfflow', 'ok', hfflow.__version__, '')]
 

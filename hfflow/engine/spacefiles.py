@@ -162,9 +162,10 @@ def build(model: Artifact,  # the published model, at the commit the Space will 
 # %% ../../nbs/engine/75_spacefiles.ipynb #18a6988d
 def meta(folder: Path) -> dict:
     "Return the metadata of a Space's README.md."
+    import yaml
     from huggingface_hub import metadata_load
     try: said = metadata_load(folder/'README.md') or {}
-    except (OSError, ValueError): said = {}          # there is no README.md, or no mapping in it
+    except (OSError, ValueError, yaml.YAMLError): said = {}   # no README.md, or no mapping in it
     if said.get('sdk') in SDKS: return said
     raise UserError(f"README.md names no sdk that can be run (it says {said.get('sdk')!r}): write "
                     'sdk: gradio, docker or static in its metadata.')
