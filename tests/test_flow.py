@@ -183,7 +183,7 @@ def start(made, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_interrupted_while_training(made, hub, tmp_path):
-    made["train"] |= dict(max_steps=1000, save_every=20)
+    made["train"] |= dict(max_steps=3000, save_every=20)      # long enough that no signal comes after the end
     p = start(made, tmp_path)
     p.send_signal(signal.SIGKILL)
     p.communicate()
@@ -201,7 +201,7 @@ def test_killed_and_interrupted_while_training(made, hub, tmp_path):
     os.chdir(tmp_path.parent)
     final = run(made, hub, tmp_path, progress=False)
     trained = final.result("train")["run"]
-    assert statuses(final)[:3] == ["kept"] * 3 and trained["steps"] == 1000 and trained["resumed_from"] > 0
+    assert statuses(final)[:3] == ["kept"] * 3 and trained["steps"] == 3000 and trained["resumed_from"] > 0
     assert [a.kind for a in final.artifacts] == ["dataset", "model", "space"]
 
 

@@ -210,6 +210,18 @@ def test_interrupt_writes_a_checkpoint_and_goes_on_later(base, undisturbed, tmp_
     assert again.resumed_from == 5 and again.losses == undisturbed[1].losses
 
 
+def test_an_interrupt_in_the_last_step_is_heard(base, undisturbed, tmp_path, monkeypatch):
+    "What comes after the training, such as publishing, must not go on over a Ctrl-C."
+    total, advance = undisturbed[1].steps, loop.Loop.advance
+    def interrupted(self):
+        if self.step == total - 1 and self.resumed_from is None: os.kill(os.getpid(), signal.SIGINT)
+        return advance(self)
+    monkeypatch.setattr(loop.Loop, "advance", interrupted)
+    with pytest.raises(KeyboardInterrupt): start(base, tmp_path/"r")
+    again = start(base, tmp_path/"r")
+    assert again.resumed_from == total and again.losses == undisturbed[1].losses
+
+
 def test_full_disk_leaves_the_checkpoints_that_are_there(tmp_path, monkeypatch):
     import safetensors.torch as st
     tensors = {"a.safetensors": {"x": torch.ones(3)}}

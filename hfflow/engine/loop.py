@@ -191,7 +191,7 @@ def turn(self: Loop, memory):
     self.screen.draw(self, last=done)
     stop = self.stop.why
     if done or better or stop is not None or self.step % self.cfg.save_every == 0: self.save()
-    if stop is not None and not done: raise stop
+    if stop is not None: raise stop
 
 # %% ../../nbs/engine/45_loop.ipynb #bfa62622
 @patch

@@ -156,11 +156,11 @@ def test_variables_and_secrets_reach_the_app(you, ann, echo):
 def test_a_new_commit_replaces_the_old_app_without_a_gap(you, echo):
     assert you.wait_for_space("you/echo", timeout=60).stage == "RUNNING"
     push(you, "you/echo", app__py=APP.replace("dict(path=", "dict(new=True, path="))
-    stages, answers, end = set(), [], time.monotonic() + 60
+    stages, answers, end = set(), [], time.monotonic() + 120
     while not answers or "new" not in answers[-1]:
-        stages.add(you.get_space_runtime("you/echo").stage)
+        stages.add((runtime := you.get_space_runtime("you/echo")).stage)
         answers.append(echo.get("").json())
-        assert time.monotonic() < end
+        assert time.monotonic() < end, (runtime.raw, answers[-1])
     assert "RUNNING_BUILDING" in stages and stages <= {"RUNNING", "RUNNING_BUILDING", "RUNNING_APP_STARTING"}
 
 
