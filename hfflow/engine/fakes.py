@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from . import loss
 from .errors import UserError
-from .loading import auto_class, base_of, kind_of
+from .loading import auto_class, kind_of
 
 # %% ../../nbs/engine/50_fakes.ipynb #cdd68c6b
 def shortened(

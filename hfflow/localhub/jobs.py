@@ -20,7 +20,8 @@ from starlette.responses import StreamingResponse
 
 from .jobspec import check_labels, check_owner, check_spec, flavors, spec_json
 from .mounts import fill_folder, placed, write_back
-from .processes import Log, Program, base_env, check_may, follow, start
+from .processes import (Log, Program, base_env, check_may, follow, may_start,
+                                       start)
 from .store import HubError
 from .wire import Call, Hub, Json, Routes, iso, next_link
 
@@ -66,7 +67,7 @@ def add_job(hub: Hub, owner: str, creator: str, spec: dict, secrets: dict,
 
 def dispatch(hub: Hub):
     "Start what waits, while there are places."
-    if not {'jobs', 'asked'}&set(hub.may) or hub.stopping.is_set(): return
+    if not may_start(hub, 'jobs') or hub.stopping.is_set(): return
     with hub.db.tx() as c:
         n = c.execute("SELECT count(*) FROM jobs WHERE stage='RUNNING'").fetchone()[0]
         ids = [r['id'] for r in c.execute("SELECT id FROM jobs WHERE stage='SCHEDULING' ORDER BY "

@@ -16,6 +16,7 @@ from starlette.responses import RedirectResponse, Response
 from .jobs import (ACTIVE, STAGES, find_job, find_jobs, job_json, job_log,
                                   log_stream, stop_job)
 from .jobspec import check_owner
+from .processes import may_start
 from .schedules import list_schedules
 from .web import CSP, html, page, templates
 from .wire import Call, Routes
@@ -46,7 +47,7 @@ def jobs_page(call: Call) -> Response:
     more = cursor and urlencode([('cursor', cursor)]+[('stage', stage)]*bool(stage))
     return html(call, 'jobs.html', title=f'Jobs of {owner}', owner=owner, stage=stage,
         jobs=[job_json(call.hub, j) for j in rows], schedules=list_schedules(call),
-        stages=STAGES[:5], more=more, allowed=bool({'jobs', 'asked'}&set(call.hub.may)))
+        stages=STAGES[:5], more=more, allowed=may_start(call.hub, 'jobs'))
 
 # %% ../../nbs/localhub/09b_jobspage.ipynb #f5ce281f
 _ansi = re.compile(r'\x1b\[[0-9;?]*[A-Za-z]')

@@ -17,7 +17,7 @@ from cronsim import CronSim, CronSimError
 
 from .jobs import add_job, by_label, new_job_id, owner_json, show_job
 from .jobspec import check_labels, check_owner, check_spec, spec_json
-from .processes import check_may
+from .processes import check_may, may_start
 from .store import HubError
 from .wire import Call, Hub, Routes, iso
 
@@ -121,7 +121,7 @@ def open_schedules(hub: Hub):
         while not hub.stopping.wait(1):
             try: run_due(hub, time.time())
             except Exception: traceback.print_exc()
-    if {'jobs', 'asked'}&set(hub.may): threading.Thread(target=tick, daemon=True).start()
+    if may_start(hub, 'jobs'): threading.Thread(target=tick, daemon=True).start()
 
 # %% ../../nbs/localhub/08ic_schedules.ipynb #b9d8b0da
 @schedule_routes('GET', '/api/scheduled-jobs/{ns}/{id}')
