@@ -57,6 +57,8 @@ def base(needed, tmp_path_factory):
                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         return ran.returncode, ran.stdout
 
+    started = call("-c", COMMAND, "hub", "start")     # for each test, in whatever order and process they come
+    assert started[0] == 0, started
     yield call
     call("-c", COMMAND, "hub", "stop")
 
