@@ -83,12 +83,13 @@ async def run_page(page, browser, folder):
     where = tempfile.mkdtemp()
     client, made = NotebookClient(nb, timeout=600, resources={"metadata": {"path": where}}), []
     async with client.async_setup_kernel():
-        for i, cell in enumerate(nb.cells):
+        for i, cell in enumerate([*nb.cells]):
             await client.async_execute_cell(cell, i)
             for shot in [s for s in todo if cell.cell_type == "code" and s["after"] in cell.source]:
                 todo.remove(shot)
-                ask = nbformat.v4.new_code_cell(f"print({shot['url']})")
-                url = (await client.async_execute_cell(ask, len(nb.cells)))["outputs"][0]["text"].strip()
+                nb.cells.append(nbformat.v4.new_code_cell(f"print({shot['url']})"))
+                url = (await client.async_execute_cell(nb.cells[-1], len(nb.cells) - 1))["outputs"][0]["text"].strip()
+                nb.cells.pop()
                 made += await photograph(browser, url, shot, folder)
                 print(page, shot["name"], flush=True)
     shutil.rmtree(where)
