@@ -1,4 +1,4 @@
-"""One call connects you to a Hub: the embedded one on this machine, or huggingface.co. Everything after it is the same.
+"""Find a model by what it is for, run it at an exact version, and keep models, data and apps of your own with their whole history.
 
 Docs: https://hfflow.github.io/hfflow/hub.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://hfflow.github.io/hfflow/hub.html.md"""
 # %% auto #0
 __all__ = ['UserError', 'home', 'start', 'status', 'stop', 'Hub', 'connect', 'Artifact', 'provenance']
 
-# %% ../nbs/02_hub.ipynb #9300196c
+# %% ../nbs/02_hub.ipynb #hub0005
 from .engine.artifacts import Artifact, provenance
 from .engine.connection import Hub, connect
 from .engine.errors import UserError

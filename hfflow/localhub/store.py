@@ -144,7 +144,8 @@ def keep(self: LfsWriter, oid: str, # the sha256 that the sender announced
     if self.store.size(oid) is None: keep_file(self.store, self.file, self.file.name, oid)
 
 # %% ../../nbs/localhub/00_store.ipynb #4d382118
-_config = '[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n'
+_config = '[core]\n\trepositoryformatversion = 0\n\tfilemode = true\n\tbare = true\n\tfsync = committed\n'
+pygit2.option(pygit2.enums.Option.ENABLE_FSYNC_GITDIR, True) # libgit2 does not read core.fsync; a ref is on the disk before it goes on
 
 def bare(folder: Path # made here
         ) -> pygit2.Repository:
@@ -408,8 +409,6 @@ def create(self: Store, files: dict, # {path: bytes} of the first commit
         who = signature(author)
         git.create_commit('refs/heads/main', who, who, message, tree.write(), [])
         git.free()
-        (tmp/'config').write_text(_config
-            +'\tfsyncObjectFiles = true\n') # from here on, a ref is on the disk before git goes on
         fsync_all(tmp)
         self._place(tmp, key)
     return key

@@ -169,7 +169,7 @@ class RepoMachine(RuleBasedStateMachine):
         key = self.hub.db.find("model", f"you/{self.name}").key
         assert self.hub.db.find("model", f"you/{self.name}").sha == str(self.hub.store.open(key).resolve("main").id)
         fsck = subprocess.run(["git", "--git-dir", str(self.hub.store.path(key)), "fsck", "--full", "--strict", "--no-dangling"], capture_output=True, text=True)
-        assert fsck.returncode == 0 and set(fsck.stderr.splitlines()) <= {"warning: core.fsyncObjectFiles is deprecated; use core.fsync instead"}, fsck.stderr
+        assert fsck.returncode == 0 and fsck.stderr == "", fsck.stderr
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
