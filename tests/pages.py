@@ -59,6 +59,7 @@ def cleaned(outputs):
     kept = []
     for out in outputs:
         if out.output_type == "stream" and out.name == "stderr": continue
+        if out.output_type == "stream": out["text"] = out.text.replace("\r\n", "\n")      # the shell's terminal
         if "data" in out:
             out = nbformat.from_dict({**out, "data": {k: v for k, v in out.data.items() if "widget" not in k}, "metadata": {}})
             if "text/html" in out.data: out.data["text/html"] = BAR.sub("", out.data["text/html"])

@@ -6,7 +6,8 @@ Docs: https://hfflow.github.io/hfflow/localhub/download.html.md"""
 
 # %% auto #0
 __all__ = ['download_routes', 'QUERY', 'AGAIN', 'no_entry', 'read_range', 'file_range', 'media_type', 'safe_headers',
-           'file_headers', 'find_file', 'count_download', 'send_file', 'resolve_file', 'raw_file', 'no_namespace']
+           'file_headers', 'find_file', 'counts', 'count_download', 'send_file', 'resolve_file', 'raw_file',
+           'no_namespace']
 
 # %% ../../nbs/localhub/06_download.ipynb #ed573cfa
 import mimetypes, re, time
@@ -101,9 +102,13 @@ def _in_chunks(call, row, commit, e):
 QUERY = {'config.json', 'config.yaml', 'adapter_config.json', 'hyperparams.yaml', 'params.json', 'meta.yaml'}
 AGAIN = 300 # seconds in which requests of one reader are one download
 
+def counts(kind: str, path: str) -> bool:
+    "Whether a request for this file of a repo is a download of the repo."
+    return kind == 'dataset' or kind == 'model' and (path in QUERY or path.endswith('.gguf'))
+
 def count_download(call: Call, row, path: str):
     "Count a download where this request is one."
-    if not (row.kind == 'dataset' or row.kind == 'model' and (path in QUERY or path.endswith('.gguf'))): return
+    if not counts(row.kind, path): return
     who, now = (row.key, call.who.name or call.request.client.host), time.monotonic()
     if who in call.hub.readers and now - call.hub.readers[who] < AGAIN: return
     if len(call.hub.readers) >= 10_000: call.hub.readers.clear()

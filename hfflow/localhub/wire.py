@@ -65,8 +65,7 @@ class Hub:
         self.listeners = [] # functions that `announce` calls
         self.local = True # whether only this machine can reach this Hub
         self.uploads = {} # those in parts that are under way
-        self.spent = {} # signed addresses that worked once and do so no more
-        self.readers = {} # (repo's key, who) -> when a download was counted
+        self.spent, self.readers = {}, {} # signed addresses that worked once; when a download was counted
         self.chunks = self.store.lfs.also = Chunks(self.store, self.db)
         self.store.recover = self._undo
 
