@@ -66,7 +66,9 @@ def cleaned(outputs):
             if not out.data or not out.data.get("text/html", "x").strip(): continue
             if set(out.data) == {"text/plain"} and "HBox(children" in out.data["text/plain"]: continue
         if out.output_type == "execute_result": out["execution_count"] = None
-        kept.append(out)
+        if kept and out.output_type == kept[-1].output_type == "stream":     # in how many pieces it came is chance
+            kept[-1] = nbformat.from_dict({**kept[-1], "text": kept[-1].text + out.text})
+        else: kept.append(out)
     return kept
 
 
