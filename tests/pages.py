@@ -42,14 +42,24 @@ def exercises(cells, page):
     "The exercises of a page: a cell with `...`, a cell that checks, a folded solution."
     file, found = WRONG/f"{page}.json", []
     wrong = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    code = [i for i, c in enumerate(cells) if c["cell_type"] == "code"]
-    for before, i in zip(code, code[1:]):
-        named = re.search(r"^check\('([^']+)'", "".join(cells[i]["source"]), re.M)
-        if not named: continue
+    stub = None
+    for i, cell in enumerate(cells):
+        if cell["cell_type"] != "code": continue
+        text = "".join(cell["source"])
+        if re.search(r"(^\w+ = |^ +|: )\.\.\.$", text, re.M): stub = i
+        named = re.search(r"^check\('([^']+)'", text, re.M)
+        if not named or stub is None: continue
         folded = re.search(r"<details>\s*<summary>Solution</summary>\s*```python\n(.*?)```\s*</details>",
                            "".join(cells[i + 1]["source"]) if i + 1 < len(cells) else "", re.S)
-        found.append(Exercise(named[1], before, i, folded[1] if folded else "", tuple(wrong.get(named[1], ()))))
+        found.append(Exercise(named[1], stub, i, folded[1] if folded else "", tuple(wrong.get(named[1], ()))))
     return found
+
+
+def photographs(page):
+    "The photographs on a page: (name, alt text)."
+    text = "\n".join("".join(c["source"]) for c in json.loads((NBS/f"{page}.ipynb").read_text(encoding="utf-8"))["cells"]
+                     if c["cell_type"] == "markdown")
+    return [(name, alt) for alt, name in re.findall(r"!\[([^\]]*)\]\(images/([\w-]+)-light\.png\)", text)]
 
 
 # Running
