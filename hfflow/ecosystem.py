@@ -1,4 +1,4 @@
-"""Who stores, who versions, who hosts, who computes: three kinds of repository, one flow, and one API for BERT, GPT, Llama and Whisper.
+"""Who stores, who versions, who hosts, who computes, and who decides when: the whole ecosystem on one page.
 
 Docs: https://hfflow.github.io/hfflow/map.html.md"""
 
@@ -8,17 +8,15 @@ Docs: https://hfflow.github.io/hfflow/map.html.md"""
 __all__ = ['KINDS', 'PLACES', 'Kind', 'FLOW', 'FAMILIES', 'LINES', 'TONES', 'Table', 'flow_text', 'flow_mermaid', 'draw_flow',
            'tone', 'tiny']
 
-# %% ../nbs/01_map.ipynb #06bc0cb9
+# %% ../nbs/01_map.ipynb #map0005
 from dataclasses import dataclass
-
-# %% ../nbs/01_map.ipynb #71e7fad5
 from .engine.drawing import FLOW, flow_text, flow_mermaid, draw_flow
 from .engine.show import Table
 from .engine.tinymodels import FAMILIES, LINES, TONES, tone, tiny
 _all_ = ['FLOW', 'FAMILIES', 'LINES', 'TONES', 'Table', 'flow_text', 'flow_mermaid', 'draw_flow',
          'tone', 'tiny']
 
-# %% ../nbs/01_map.ipynb #30c59473
+# %% ../nbs/01_map.ipynb #map0010
 @dataclass(frozen=True)
 class Kind:
     "One kind of repository on the Hub: what it stores, how it is versioned, what the Hub does with it."
@@ -38,7 +36,7 @@ KINDS = (
     Kind('space', 'spaces/owner/name', "an app's source, its requirements", 'the app at a commit',
          'a running app at an address of its own', 'the app: it answers, it does not train'))
 
-# %% ../nbs/01_map.ipynb #609e3f84
+# %% ../nbs/01_map.ipynb #map0021
 PLACES = Table([
     {'place': 'GitHub repository', 'role': 'holds the code and flow.yaml', 'trains?': 'no'},
     {'place': 'GitHub Actions', 'role': 'orchestrates: checks, starts, waits, publishes',

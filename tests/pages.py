@@ -49,7 +49,7 @@ def exercises(cells, page):
         if re.search(r"(^\w+ = |^ +|: )\.\.\.$", text, re.M): stub = i
         named = re.search(r"^check\('([^']+)'", text, re.M)
         if not named or stub is None: continue
-        folded = re.search(r"<details>\s*<summary>Solution</summary>\s*```python\n(.*?)```\s*</details>",
+        folded = re.search(r"<details>\s*<summary>Solution</summary>\s*```python\n(.*?)```.*?</details>",
                            "".join(cells[i + 1]["source"]) if i + 1 < len(cells) else "", re.S)
         found.append(Exercise(named[1], stub, i, folded[1] if folded else "", tuple(wrong.get(named[1], ()))))
     return found
