@@ -1,0 +1,63 @@
+"""What the site's build changes on a page after nbdev: links to the right source, no heading twice, Mermaid drawn.
+
+Named in `pyproject.toml` (`doc_procs`); `make docs` puts this folder on Python's path."""
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+from nbdev.process import Processor
+
+ROOT = Path(__file__).parents[1]
+REPO = "https://github.com/hfflow/hfflow/blob/main/"
+
+
+@cache
+def lines(module):
+    "Where a module defines what: name -> line; methods as `Class.name`."
+    file = ROOT/"hfflow"/f"{module.replace('.', '/')}.py"
+    if not file.exists(): return {}
+    found = {}
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        name = getattr(node, "name", None)
+        if name is None: continue
+        found[name] = node.lineno
+        if isinstance(node, ast.ClassDef): found |= {f"{name}.{n.name}": n.lineno for n in node.body if hasattr(n, "name")}
+        elif node.args.args and isinstance(node.args.args[0].annotation, ast.Name):       # @patch
+            found.setdefault(f"{node.args.args[0].annotation.id}.{name}", node.lineno)
+    return found
+
+
+def documented(text, module):
+    "What nbdev says of a symbol, without its own rule, and with a link into this page's module."
+    name = re.search(r"^### (\S+)", text, re.M)
+    line = lines(module).get(name[1]) if name else None
+    if line: text = re.sub(r"\[source\]\([^)]*\)", f"[source]({REPO}hfflow/{module.replace('.', '/')}.py#L{line})", text)
+    text = re.sub(r"\A---\n+", "", text)
+    return re.sub(r"""(["'])'([\w.\[\], |]+)'\1""", r"\2", text.replace("__main__.", "").replace(f"hfflow.{module}.", ""))
+
+
+class SitePages(Processor):
+    "Mend what nbdev makes of a page."
+    def end(self):
+        module = next((m[1] for c in self.nb.cells if (m := re.search(r"^#\| *default_exp +(\S+)", c.source, re.M))), None) or self.module()
+        last = ""
+        for cell in self.nb.cells:
+            if cell.cell_type == "markdown":
+                cell.source = cell.source.replace("```mermaid", "```{mermaid}")
+                last = ([last] + re.findall(r"^#+ +`?([^`\n]+)`?\s*$", cell.source, re.M))[-1]
+            if not cell.source.strip().split("\n")[-1].startswith("show_doc("): continue
+            for out in cell.get("outputs", []):
+                text = "".join(out.get("data", {}).get("text/markdown", ""))
+                if not text: continue
+                text = documented(text, module or "")
+                title = re.search(r"^### (\S+)\n+", text, re.M)
+                if title and title[1] == last: text = text.replace(title[0], "")
+                elif title: last = title[1]
+                out["data"]["text/markdown"] = text
+
+    def module(self):
+        "The module of a page whose `default_exp` nbdev has taken out already."
+        for cell in self.nb.cells:
+            for out in cell.get("outputs", []):
+                if found := re.search(r"blob/main/hfflow/([\w/]+)\.py", str(out.get("data", {}).get("text/markdown", ""))): return found[1].replace("/", ".")
