@@ -60,7 +60,7 @@ def test_the_metadata_says_what_settings_ini_says(dist):
     extras = {e: {re.split(r"[^\w.-]", r)[0] for r in re.findall(f"Requires-Dist: (.*); extra == \"{e}\"", metadata)} for e in ("metrics", "track", "all")}
     assert "scikit-learn" in extras["metrics"] and extras["track"] and extras["all"] == {"hfflow"}
     assert 'hfflow[metrics,serve,spaces,track,train]; extra == "all"' in metadata
-    assert 'torch>=2.6; extra == "train"' in metadata and 'Requires-Dist: huggingface_hub>=1.20\n' in metadata
+    assert 'torch>=2.6; extra == "train"' in metadata and 'Requires-Dist: huggingface_hub>=1.27\n' in metadata
     assert "License-Expression: Apache-2.0" in metadata and "Requires-Python: >=3." in metadata
 
 
