@@ -32,7 +32,7 @@ def _shell(config, qlora, dtype, layers=None):
     import torch
     model = meta_model(config, dtype, layers)
     if qlora.bits < 16: _few_bits(model, config.name_or_path or config.model_type, qlora, dtype)
-    for p in model.parameters():         # biases that the quantizer has made, sinusoids: loading casts them
+    for p in model.parameters():         # parameters in fp32 that loading casts to the compute type: the quantizer's biases, sinusoidal positions
         if p.is_floating_point(): p.data = p.data.to(dtype)
     if task_of(model) == 'classify': exact_heads(model, set())
     with torch.device('meta'): return add_lora(model, qlora)

@@ -1,4 +1,4 @@
-"""A changed file stores only its changed chunks, and the default client asks nothing less.
+"""A changed file stores only its changed chunks. The default client uploads through Xet.
 
 Docs: https://hfflow.github.io/hfflow/localhub/xet.html.md"""
 
