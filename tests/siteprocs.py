@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import house
 from nbdev.process import Processor
 
 ROOT = Path(__file__).parents[1]
@@ -34,30 +35,24 @@ def documented(text, module):
     line = lines(module).get(name[1]) if name else None
     if line: text = re.sub(r"\[source\]\([^)]*\)", f"[source]({REPO}hfflow/{module.replace('.', '/')}.py#L{line})", text)
     text = re.sub(r"\A---\n+", "", text)
-    return re.sub(r"""(["'])'([\w.\[\], |]+)'\1""", r"\2", text.replace("__main__.", "").replace(f"hfflow.{module}.", ""))
+    return re.sub(r"""(["'])'([\w.\[\], |]+)'\1""", r"\2", re.sub(r"__main__\.(?!py)", "", text).replace(f"hfflow.{module}.", ""))
 
 
 class SitePages(Processor):
     "Mend what nbdev makes of a page."
     def end(self):
-        module = next((m[1] for c in self.nb.cells if (m := re.search(r"^#\| *default_exp +(\S+)", c.source, re.M))), None) or self.module()
-        last = ""
+        module = next((p.module for p in house.pages() if p.path.name == Path(self.nb.path_).name and p.path.parent.name == Path(self.nb.path_).parent.name), None)
+        said = set()        # headings so far
         for cell in self.nb.cells:
             if cell.cell_type == "markdown":
                 cell.source = cell.source.replace("```mermaid", "```{mermaid}")
-                last = ([last] + re.findall(r"^#+ +`?([^`\n]+)`?\s*$", cell.source, re.M))[-1]
+                said |= {*re.findall(r"^#+ +`?([^`\n]+?)`? *$", cell.source, re.M)}
             if not cell.source.strip().split("\n")[-1].startswith("show_doc("): continue
             for out in cell.get("outputs", []):
                 text = "".join(out.get("data", {}).get("text/markdown", ""))
                 if not text: continue
                 text = documented(text, module or "")
                 title = re.search(r"^### (\S+)\n+", text, re.M)
-                if title and title[1] == last: text = text.replace(title[0], "")
-                elif title: last = title[1]
+                if title and title[1] in said: text = text.replace(title[0], "")
+                elif title: said.add(title[1])
                 out["data"]["text/markdown"] = text
-
-    def module(self):
-        "The module of a page whose `default_exp` nbdev has taken out already."
-        for cell in self.nb.cells:
-            for out in cell.get("outputs", []):
-                if found := re.search(r"blob/main/hfflow/([\w/]+)\.py", str(out.get("data", {}).get("text/markdown", ""))): return found[1].replace("/", ".")
