@@ -18,7 +18,7 @@ GLOSSARY = "92_words"
 NO_TERMS = {"Where the words belong", "What you can now do", "Exercises"}      # headings of the glossary that are no terms
 ALSO = {                # other forms of a term; a plural with s is found without this
     "collator": "data collator", "data parallel": "ddp", "evaluation": "eval", "memory-mapped": "memory-mapping",
-    "quantisation": "quantization", "repo": "repository", "streamed": "streaming", "token ids": "token", "padding token": "padding",
+    "quantization": "quantisation", "repo": "repository", "streamed": "streaming", "token ids": "token", "padding token": "padding",
     "viewer": "dataset viewer", "inference endpoint": "endpoint", "hf jobs": "job", "weights": "weight", "datasets": None, "models": None,
 }
 SENSES = {              # a word with two meanings: the entry that pages mean, and the pages that mean another one, or none
