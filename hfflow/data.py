@@ -1,4 +1,4 @@
-"""Raw files, as people have them, become a checked, de-duplicated and split Dataset repo that anyone can load by its name.
+"""Raw files, as people have them, become a checked and split Dataset repo, with a report of every row that was dropped.
 
 Docs: https://hfflow.github.io/hfflow/prepare.html.md"""
 

@@ -1,4 +1,4 @@
-"""Rows of text become token ids, with a mark on every token that the model has to learn.
+"""Rows of text become numbers, with a mark on every number that the model has to learn.
 
 Docs: https://hfflow.github.io/hfflow/tokens.html.md"""
 

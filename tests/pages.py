@@ -6,6 +6,7 @@
 The outputs that are saved are those of such a run, without what nobody reads: progress bars, widgets, warnings on stderr.
 """
 import json
+import os
 import re
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from nbclient.exceptions import CellExecutionError
 
 ROOT = Path(__file__).parents[1]
 NBS, WRONG, VARIES = ROOT/"nbs", ROOT/"tests/exercises", ROOT/"tests/varies.json"
+INLINE = "module://matplotlib_inline.backend_inline"
 BAR = re.compile(r"\s*<div>\s*<progress.*?</div>\s*", re.S)
 
 
@@ -116,7 +118,7 @@ class Reader:
     def read(self):
         "Run every cell; at each exercise try what readers may answer."
         todo = {e.check: e for e in exercises(self.nb.cells, self.page)}
-        with self.client.setup_kernel():
+        with self.client.setup_kernel(env=os.environ | {"MPLBACKEND": INLINE}):      # pytest's own has no pictures
             for i, cell in enumerate(self.nb.cells):
                 if cell.cell_type != "code": continue
                 cell.outputs = []
