@@ -36,5 +36,5 @@ setup(
     entry_points={"console_scripts": lines("console_scripts"), "nbdev": ["hfflow = hfflow._modidx:d"]},
     packages=find_packages(include=["hfflow", "hfflow.*"]),
     include_package_data=True,
-    package_data={"hfflow": ["assets/**/*", "templates/**/*", "localhub/templates/**/*", "localhub/static/**/*"]},
+    package_data={"hfflow": ["plots.mplstyle", "assets/**/*", "templates/**/*", "localhub/templates/**/*", "localhub/static/**/*"]},
 )

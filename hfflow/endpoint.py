@@ -1,4 +1,4 @@
-"""Serve your model through the API that every chat client speaks, here on your machine, and write down the call that rents the same on Hugging Face.
+"""Rent an address for your model, ask it token by token, pause it when nobody asks, and run the same server on your own machine.
 
 Docs: https://hfflow.github.io/hfflow/endpoint.html.md"""
 

@@ -1,4 +1,4 @@
-"""Put the model behind a page that anyone can use, from files you can read in five minutes.
+"""Put a model behind a page that anyone can open: with Gradio, with Streamlit, and with plain files.
 
 Docs: https://hfflow.github.io/hfflow/spaces.html.md"""
 

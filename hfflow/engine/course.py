@@ -54,7 +54,7 @@ def progress() -> list:   # of (page, exercises solved, exercises)
 def _open(folder):
     "Open the first page in JupyterLab, and wait until it ends."
     try: import jupyterlab    # noqa: F401
-    except ImportError: raise UserError(f"JupyterLab is not installed: pip install jupyterlab, then jupyter lab {folder}/00_start.ipynb")
+    except ImportError: raise UserError(f'JupyterLab is not installed: pip install jupyterlab, then jupyter lab {folder}/00_start.ipynb')
     subprocess.run([sys.executable, '-m', 'jupyterlab', str(folder/'00_start.ipynb')])
 
 course_app = typer.Typer(help='The course: its pages to work in, and how far you have come.')
@@ -63,25 +63,26 @@ app.add_typer(course_app, name='course')
 @course_app.callback(invoke_without_command=True)
 def course(ctx: typer.Context, into: option('--into', 'FOLDER', 'Where the pages go.', str) = 'hfflow-course',
            copy: switch('--copy', help='Only copy the pages; open nothing.') = False):
-    """Copy the pages of the course into a folder and open them in JupyterLab.
+    '''Copy the pages of the course into a folder and open them in JupyterLab.
 
     \b
       hfflow course
       hfflow course --into ~/learning
       hfflow course check
-    """
+    '''
     if ctx.invoked_subcommand: return
     new = copy_pages(Path(into).expanduser())
     print(f'{len(new)} pages copied into {into}' if new else f'All pages are in {into} already')
     if not copy: _open(Path(into).expanduser())
 
+# %% ../../nbs/engine/94_course.ipynb #course018
 @course_app.command('check')
 def course_check(hub: HubOpt = None):
-    """Say which exercises you have solved; your own Hub remembers them.
+    '''Say which exercises you have solved; your own Hub remembers them.
 
     \b
       hfflow course check
-    """
+    '''
     from hfflow.engine.connection import connect
     connect(hub)
     rows = progress()
