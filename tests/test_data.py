@@ -348,7 +348,7 @@ def test_one_column_given_and_the_other_found():
     assert match_columns(["kunde", "abteilung"], completion="abteilung") == {"prompt": "kunde", "completion": "abteilung"}
     assert match_columns(["Label", "label", "text"], completion="label")["completion"] == "label"
     assert match_columns(["Label", "label", "text"], completion="Label")["completion"] == "Label"
-    with pytest.raises(UserError, match="^t has no column 'x'; it has: text, label: name one of these as the label.$"):
+    with pytest.raises(UserError, match="^t has no column 'x'; it has: text, label: name one of these as the label \\(https.*\\)\\.$"):
         match_columns(["text", "label"], completion="x", table="t", task="classify")
 
 

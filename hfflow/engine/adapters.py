@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import Field
 from typing import Literal
 
-from .errors import UserError
+from .errors import UserError, more
 from .loading import (dense_weight, kind_of, load_in_bits, need_libraries, new_heads,
                                    task_name, unadapted)
 from .validation import checked
@@ -165,7 +165,8 @@ def add_lora(model,                  # from `load_base`; changed in place
         except ValueError as e:
             if 'arget modules' not in str(e): raise
             raise UserError(f"No layer of the model is called {cfg.targets}: take 'all-linear', or "
-                            'names that appear in model.named_modules().') from e
+                            'names that appear in model.named_modules()'
+                            f'{more("target-modules-not-found")}.') from e
         if real: _start(peft, cfg.init, origin)
     peft.hfflow_base = origin
     return peft

@@ -11,7 +11,7 @@ __all__ = ['TokenStats', 'encode_dataset', 'collate', 'pack', 'length_batches']
 import random
 from dataclasses import dataclass
 
-from .errors import UserError
+from .errors import UserError, more
 from .spans import encode_conversations
 
 # %% ../../nbs/engine/22_batches.ipynb #e29c0fca
@@ -49,7 +49,7 @@ def encode_dataset(ds,                # rows: a Dataset, or a list of dicts
         why = ('the data set is empty' if not rows else 'none has an answer' if not max_len
                else f'none has a whole answer within max_len={max_len} tokens')
         raise UserError(f'There is no token to learn from in {len(rows)} rows ({why}): give rows '
-                        'with a completion, or raise max_len.')
+                        f'with a completion, or raise max_len{more("the-loss-is-nan-or-zero")}.')
     lengths = [len(r['input_ids']) for r in kept]
     learned = sum(l != -100 for r in kept for l in r['labels'])
     return kept, TokenStats(len(rows), len(rows) - len(kept), sum(lengths), learned, max(lengths), cut)

@@ -11,7 +11,7 @@ __all__ = ['PROMPT', 'COMPLETION', 'MESSAGES', 'NUMBER', 'TEXTS', 'LABELS', 'NEI
 # %% ../../nbs/engine/13_columns.ipynb #da73da4d
 import json, random, re, shlex, unicodedata
 
-from .errors import UserError, nearest
+from .errors import UserError, more, nearest
 
 # %% ../../nbs/engine/13_columns.ipynb #eb8bfad9
 # in this order
@@ -37,9 +37,10 @@ def _pick(columns, wanted, table, what='prompt'):
     if wanted in columns: return wanted
     if plain_name(wanted) in found: return found[plain_name(wanted)]
     near = nearest(plain_name(wanted), found)
-    hint = f"; did you mean '{found[near]}'?" if near else f': name one of these as the {what}.'
+    hint = f"; did you mean '{found[near]}'?" if near else f': name one of these as the {what}'
     raise UserError(f"{table} has no column '{wanted}'; it has: "
-                    f"{', '.join(map(str, columns)) or 'none'}{hint}")
+                    f"{', '.join(map(str, columns)) or 'none'}{hint}"
+                    f"{more('no-columns-in-the-dataset-match')}.")
 
 # %% ../../nbs/engine/13_columns.ipynb #4705f24d
 def text_of(value) -> str:

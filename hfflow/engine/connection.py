@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
-from .errors import UserError
+from .errors import UserError, more
 from .process import (MARK, ask, ensure, file_lock, folder_of, home, local_token,
                                    loopback, package, status, write_atomic)
 
@@ -88,7 +88,8 @@ def _not_too_late(endpoint):
         if there and there.rstrip('/') != endpoint:
             raise UserError(f'{module.split(".")[0]} was imported before hub.connect() and is set '
                             f'up for {there}, not for {endpoint}: restart the kernel (or the '
-                            'process) and call hub.connect() first.')
+                            'process) and call hub.connect() first'
+                            f'{more("imported-before-hub.connect")}.')
 
 # %% ../../nbs/engine/02_connection.ipynb #d746bbb9
 _PREFIX = {'model': '', 'dataset': 'datasets/', 'space': 'spaces/'}

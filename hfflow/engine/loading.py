@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .artifacts import Artifact
 from .device import compute_dtype, own_device
-from .errors import UserError
+from .errors import UserError, more
 from .extras import need
 from .templates import prepare_tokenizer
 
@@ -47,13 +47,13 @@ def _why_not(name, error):
                                  'does not appear to have a file')
     if isinstance(error.__cause__ or error, GatedRepoError) or 'gated repo' in text:
         return (f"The model '{name}' is gated: accept its terms on its page while logged in, then "
-                'try again.')
+                f'try again{more("gatedrepoerror")}.')
     if 'trust_remote_code' in text or 'custom code' in text:
         return (f"The model '{name}' brings code of its own, which is never run here: choose one "
                 'that transformers knows.')
     if any(m in text for m in missing):
         return (f"The model '{name}' was not found on the connected Hub, or it is private and not "
-                'yours: check its name (owner/name).')
+                f'yours: check its name, owner/name{more("is-not-a-valid-model-identifier")}.')
     return ''
 
 @contextmanager

@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from .attention import packed_attention
 from .batches import length_batches
 from .compiled import compiled
-from .errors import UserError
+from .errors import UserError, more
 from .fused import fast_lora
 from .loss import paths_of
 from .optimizer import checkpointed, make_accelerator, make_optimizer, neftune, offloaded
@@ -249,7 +249,7 @@ def give_up(self: Stepper, what, step, when=''):
     self.say(f'the {what}, rows {rows}')
     raise UserError(f'The {what} (learning rate {lr_at(step, self.data.total, self.cfg):.2g}), so '
                     f'training stopped{when}: lower lr to {self.cfg.lr/3:.1g} or less, and look at '
-                    f'rows {rows} of the encoded data (counted from 0).')
+                    f'rows {rows} of the encoded data, counted from 0{more("the-loss-grows-or-stays")}.')
 
 # %% ../../nbs/engine/44a_steps.ipynb #ed7aa715
 @patch
