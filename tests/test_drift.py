@@ -47,7 +47,9 @@ def test_what_is_wrong_is_found(tmp_path):
 
 def test_what_is_refused_on_purpose_is_no_drift(tmp_path):
     (tmp_path / "a.py").write_text("from fastcore.test import expect_fail\nfrom huggingface_hub import HfApi\n"
-                                   "with expect_fail(ValueError): HfApi().create_repo('a', repo_type='datasets')\n")
+                                   "from transformers import TrainingArguments\n"
+                                   "with expect_fail(ValueError): HfApi().create_repo('a', repo_type='datasets')\n"
+                                   "with expect_fail(TypeError): TrainingArguments('a', evaluation_strategy='no')\n")
     assert drift.drift([tmp_path / "a.py"]) == []
 
 
