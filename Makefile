@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: run test install export readme docs clean
+.PHONY: run test install export readme pictures docs clean
 
 run: .venv/.installed
 	@$(BIN)/hfflow run $(ARGS)
@@ -35,10 +35,15 @@ readme:
 	@sed 's/^ "metadata": {$$/ "metadata": {"language_info": {"name": "python"},/' nbs/index.ipynb | \
 	  $(BIN)/python -m nbconvert --log-level ERROR --stdin --to markdown --output-dir . --output README \
 	  --RegexRemovePreprocessor.enabled=True --RegexRemovePreprocessor.patterns='^#\| *hide'
-	@sed -E 's#\]\(([a-z]+/)?([0-9]+[a-z]*[0-9]*_)?([a-z_]+)\.ipynb#](https://hfflow.github.io/hfflow/\1\3.html#g' README.md | cat -s > README.tmp && mv README.tmp README.md
+	@sed -E 's#\]\(([a-z]+/)?([0-9]+[a-z]*[0-9]*_)?([a-z_]+)\.ipynb#](https://hfflow.github.io/hfflow/\1\3.html#g; s#\]\(images/#](nbs/images/#g' README.md | cat -s > README.tmp && mv README.tmp README.md
+
+# Photographs of what the pages make, light and dark, and the card of the site; needs Chromium. PAGES names some of them.
+pictures: .venv/.installed
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/photographs.py $(PAGES) && $(BIN)/python tests/card.py
 
 docs: export
-	@$(BIN)/nbdev-docs
+	@HFFLOW_VERSION=$$($(BIN)/python -c 'import hfflow; print(hfflow.__version__)') HFFLOW_DATE=$$(git log -1 --format=%cs) \
+	  PYTHONPATH=tests $(BIN)/nbdev-docs
 
 clean:
 	@rm -rf _docs _proc build dist *.egg-info .pytest_cache .hypothesis runs

@@ -1,4 +1,4 @@
-"""One file says what you want; one call does the seven stages, and a second call redoes only what changed.
+"""One file says what you want; one call goes from raw files to a Space that answers, and a second call redoes only what changed.
 
 Docs: https://hfflow.github.io/hfflow/flow.html.md"""
 

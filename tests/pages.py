@@ -20,6 +20,9 @@ from nbclient.exceptions import CellExecutionError
 ROOT = Path(__file__).parents[1]
 NBS, WRONG, VARIES = ROOT/"nbs", ROOT/"tests/exercises", ROOT/"tests/varies.json"
 INLINE = "module://matplotlib_inline.backend_inline"
+# Pages of the course that are still as they were: they run under nbdev-test, and wait for pictures and exercises.
+UNFINISHED = {"02a_core", "08_qlora", "10_train", "11_plan", "12_evaluate", "12a_metrics", "13_publish", "13a_lineage", "16a_reviews",
+              "17_actions", "18_compute", "19_cli"}
 BAR = re.compile(r"\s*<div>\s*<progress.*?</div>\s*", re.S)
 
 
@@ -36,8 +39,8 @@ class Exercise:
 
 
 def course(root=NBS):
-    "The pages of the course, in reading order."
-    return sorted(p.stem for p in root.glob("*.ipynb"))
+    "The pages of the course that are read here, in reading order."
+    return sorted(p.stem for p in root.glob("*.ipynb") if p.stem not in UNFINISHED)
 
 
 def exercises(cells, page):
@@ -66,15 +69,23 @@ def photographs(page):
 
 # Running
 
+def elsewhere(text):
+    "A text without links into the Hub of this machine: they are dead for every reader."
+    if not isinstance(text, str): return text
+    text = re.sub(r"\[([^\]]+)\]\(http://127\.0\.0\.1:\d+[^)]*\)", r"\1", text)
+    return re.sub(r"<?http://127\.0\.0\.1:\d+([^\s>)'\"]*)>?", r"http://127.0.0.1:PORT\1", text)
+
+
 def cleaned(outputs):
     "What a reader needs of a cell's outputs."
     kept = []
     for out in outputs:
         if out.output_type == "stream" and out.name == "stderr": continue
-        if out.output_type == "stream": out["text"] = out.text.replace("\r\n", "\n")      # the shell's terminal
+        if out.output_type == "stream": out["text"] = elsewhere(out.text.replace("\r\n", "\n"))      # the shell's terminal
         if "data" in out:
             out = nbformat.from_dict({**out, "data": {k: v for k, v in out.data.items() if "widget" not in k}, "metadata": {}})
             if "text/html" in out.data: out.data["text/html"] = BAR.sub("", out.data["text/html"])
+            out["data"] = {k: v if k.startswith("image/") else elsewhere(v) for k, v in out["data"].items()}
             if not out.data or not out.data.get("text/html", "x").strip(): continue
             if set(out.data) == {"text/plain"} and "HBox(children" in out.data["text/plain"]: continue
         if out.output_type == "execute_result": out["execution_count"] = None
@@ -138,7 +149,7 @@ def masked(outputs):
         data = out.get("data", {})
         text = out.get("text") or data.get("text/markdown") or data.get("text/html") or data.get("text/plain", "")
         if any(k.startswith("image/") for k in data): text = "(picture)"
-        text = re.sub(r"\b(?=[0-9a-f]*\d)[0-9a-f]{7,40}\b|[-+]?\d[\d,.]*(?:e[-+]?\d+)?%?|\bnan\b|\binf\b", "#", "".join(text))
+        text = re.sub(r"0x[0-9a-f]+|\bNaN\b|\b(?=[0-9a-f]*\d)[0-9a-f]{7,40}\b|[-+]?\d[\d,.]*(?:e[-+]?\d+)?%?|\bnan\b|\binf\b", "#", "".join(text))
         text = re.sub(r"[█▁▂▃▄▅▆▇]+", "", text)
         lines += [x for line in text.splitlines() if (x := re.sub(r"[\s\-─=]+", " ", line).strip())]
     return lines

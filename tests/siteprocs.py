@@ -38,6 +38,15 @@ def documented(text, module):
     return re.sub(r"""(["'])'([\w.\[\], |]+)'\1""", r"\2", re.sub(r"__main__\.(?!py)", "", text).replace(f"hfflow.{module}.", ""))
 
 
+def boxed(text):
+    "The home page's boxes, which stand in comments so that Jupyter and GitHub show plain text."
+    def box(found):
+        inside = re.sub(r"\*\*(\[[^\]]+\]\([^)]+\))\*\*<!-- button -->", r"\1{.button}", found[2])
+        if found[1] == "cards": inside = "".join(f"\n::: {{}}\n### {part.strip()}\n:::\n" for part in inside.split("### ")[1:])
+        return f"::: {{.{found[1]}}}\n{inside}\n:::"
+    return re.sub(r"<!-- (hero|cards) -->\n(.*?)\n<!-- end -->", box, text, flags=re.S)
+
+
 class SitePages(Processor):
     "Mend what nbdev makes of a page."
     def end(self):
@@ -45,7 +54,7 @@ class SitePages(Processor):
         said = set()        # headings so far
         for cell in self.nb.cells:
             if cell.cell_type == "markdown":
-                cell.source = cell.source.replace("```mermaid", "```{mermaid}")
+                cell.source = boxed(cell.source.replace("```mermaid", "```{mermaid}"))
                 said |= {*re.findall(r"^#+ +`?([^`\n]+?)`? *$", cell.source, re.M)}
             if not cell.source.strip().split("\n")[-1].startswith("show_doc("): continue
             for out in cell.get("outputs", []):

@@ -6,11 +6,12 @@ import sys
 from pathlib import Path
 
 import house
+import pages
 import prose
 import pytest
 
 ROOT = Path(__file__).parents[1]
-COURSE = sorted(p.stem for p in prose.NBS.glob("*.ipynb"))
+COURSE = pages.course()
 
 
 @pytest.mark.parametrize("page", COURSE)
