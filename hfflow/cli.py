@@ -7,13 +7,15 @@ Docs: https://hfflow.github.io/hfflow/cli.html.md"""
 # %% auto #0
 __all__ = ['app', 'hub_app', 'main', 'entry', 'run', 'train', 'evaluate', 'publish', 'plan', 'data', 'space', 'serve', 'lineage',
            'hub_start', 'hub_stop', 'hub_status', 'hub_open', 'hub_check', 'hub_gc', 'hub_import', 'hub_export', 'init',
-           'doctor', 'version']
+           'course', 'course_check', 'doctor', 'version']
 
 # %% ../nbs/19_cli.ipynb #2cdb5a52
 from .engine.commands import app, hub_app, main, entry
 from .engine.flow_commands import run, train, evaluate, publish, plan, data, space, serve, lineage, init
 from .engine.doctor import doctor, version     # the help shows the commands in this order
+from .engine.course import course, course_check
 from .engine.hub_commands import hub_start, hub_stop, hub_status, hub_open, hub_check, hub_gc, hub_import, hub_export
 _all_ = ['app', 'hub_app', 'main', 'entry', 'run', 'train', 'evaluate', 'publish', 'plan', 'data',
          'space', 'serve', 'lineage', 'hub_start', 'hub_stop', 'hub_status', 'hub_open',
-         'hub_check', 'hub_gc', 'hub_import', 'hub_export', 'init', 'doctor', 'version']
+         'hub_check', 'hub_gc', 'hub_import', 'hub_export', 'init', 'course', 'course_check', 'doctor',
+         'version']

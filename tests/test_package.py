@@ -69,13 +69,16 @@ def test_it_runs_from_an_empty_folder(installed):
     where = call(python, "-c", "import hfflow; print(hfflow.__file__)", cwd=empty)
     assert str(python.parent.parent) in where
     shown = call(python.parent / "hfflow", "--help", cwd=empty)
-    for word in ("run", "plan", "data", "train", "evaluate", "publish", "space", "serve", "hub", "doctor", "lineage", "init"):
+    for word in ("course", "run", "plan", "data", "train", "evaluate", "publish", "space", "serve", "hub", "doctor", "lineage", "init"):
         assert word in shown
     assert not list(empty.iterdir())      # and leaves nothing behind
 
 
 def test_its_files_are_found(installed, tmp_path):
     python, empty = installed
+    assert "pages copied" in call(python.parent / "hfflow", "course", "--copy", "--into", "learn", cwd=tmp_path)
+    assert (tmp_path / "learn/00_start.ipynb").exists() and (tmp_path / "learn/images/start-model-light.png").exists()
+    assert "All pages are in" in call(python.parent / "hfflow", "course", "--copy", "--into", "learn", cwd=tmp_path)
     shown = call(python.parent / "hfflow", "init", "my-project", cwd=tmp_path)
     assert "my-project" in shown and (tmp_path / "my-project/.github/workflows").is_dir()
     code = "from hfflow import hub; h = hub.connect(); print(h.api.model_info('hfflow/tiny-llama').sha); hub.stop()"
