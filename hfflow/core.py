@@ -1,4 +1,4 @@
-"""A repo at a commit: what the rest of the course hands from step to step.
+"""A repo at a commit: what one step of the course hands to the next.
 
 Docs: https://hfflow.github.io/hfflow/core.html.md"""
 
