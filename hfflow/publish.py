@@ -1,4 +1,4 @@
-"""One commit that says what a model is, where it came from and how well it does, and the proof that it loads.
+"""A trained model becomes a page that others can find, load, check and trace.
 
 Docs: https://hfflow.github.io/hfflow/publish.html.md"""
 
@@ -9,7 +9,7 @@ __all__ = ['PICKLED', 'PIPELINES', 'NEAR', 'WHOLE', 'pickled', 'read_note', 'pur
            'commit', 'Check', 'Checks', 'verify', 'recorded', 'push', 'trace', 'sealed', 'whole_dtype', 'prove', 'Node',
            'Lineage', 'lineage']
 
-# %% ../nbs/13_publish.ipynb #8455a13a
+# %% ../nbs/13_publish.ipynb #pub0004
 from .core import UserError
 from .engine.card import card_data, model_card
 from .engine.commits import commit
