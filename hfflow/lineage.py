@@ -7,6 +7,6 @@ Docs: https://hfflow.github.io/hfflow/lineage.html.md"""
 # %% auto #0
 __all__ = ['Lineage', 'Node', 'lineage']
 
-# %% ../nbs/13a_lineage.ipynb #01ef02ba
+# %% ../nbs/13a_lineage.ipynb #lin0004
 from .engine.tracing import Lineage, Node, lineage
 _all_ = ['Lineage', 'Node', 'lineage']
