@@ -1,4 +1,4 @@
-"""One loop that fits an adapter on a CPU, a GPU or several, can be stopped at any moment, and goes on exactly where it was.
+"""Fine-tune a model on ten rows and talk to it, then see what a training loop has to get right, and kill it.
 
 Docs: https://hfflow.github.io/hfflow/train.html.md"""
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fastcore.basics import patch
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 from .checkpoint import force_to_disk
@@ -132,7 +133,11 @@ def plot_loss(run: Run,   # or anything else with `losses` and `eval_losses`
     "Draw the loss of each step, its running mean, the held-out loss, and the loss of guessing."
     need('matplotlib')
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(7, 3.5), layout='constrained')
+    class Curve(Figure):    # a notebook shows it as it is, whatever the backend
+        def _repr_png_(self):
+            self.savefig(png := BytesIO(), dpi=110, transparent=True)
+            return png.getvalue()
+    fig = Curve(figsize=(7, 3.5), layout='constrained')
     ax, n = fig.subplots(), max(1, len(run.losses) // 20)
     x = range(1, len(run.losses) + 1)
     mean = [sum(run.losses[max(0, i-n):i]) / len(run.losses[max(0, i-n):i]) for i in x]
