@@ -87,14 +87,14 @@ me.api.create_repo('you/table', repo_type='dataset')
 done = me.api.upload_file(path_or_fileobj=b'a,b\\n1,2\\n', path_in_repo='t.csv', repo_id='you/table', repo_type='dataset')
 from huggingface_hub import hf_hub_download
 print(open(hf_hub_download('you/table', 't.csv', repo_type='dataset', revision=done.oid)).read())
-print([m.id for m in me.api.list_models()], hub.Artifact.at('dataset', 'you/table').revision == done.oid)
+print(sorted(m.id for m in me.api.list_models()), hub.Artifact.at('dataset', 'you/table').revision == done.oid)
 import httpx
 for page in ('/', '/datasets/you/table', '/hfflow/tiny-llama', '/datasets/you/table/commits/main'):
     assert httpx.get(me.endpoint + page).status_code == 200, page
 print(httpx.get(me.endpoint + '/datasets/you/table/viewer').text)
 """)
     assert code == 0, out
-    assert "a,b\n1,2" in out and "['hfflow/tiny-llama'] True" in out
+    assert "a,b\n1,2" in out and "['hfflow/tiny-bert', 'hfflow/tiny-llama'] True" in out
     assert "Reading rows needs the package `datasets`" in out and "hfflow[data]" in out
 
 

@@ -1,4 +1,4 @@
-"""Every page that `test_pages` does not read runs alone, top to bottom, in an empty folder, under nbdev's own runner."""
+"""Every page that `test_course` does not read runs alone, top to bottom, in an empty folder, under nbdev's own runner."""
 import functools
 import os
 import shutil
