@@ -151,15 +151,21 @@ def masked(outputs):
         if any(k.startswith("image/") for k in data): text = "(picture)"
         text = re.sub(r"0x[0-9a-f]+|\bNaN\b|\b(?=[0-9a-f]*\d)[0-9a-f]{7,40}\b|[-+]?\d[\d,.]*(?:e[-+]?\d+)?%?|\bnan\b|\binf\b", "#", "".join(text))
         text = re.sub(r"[█▁▂▃▄▅▆▇]+", "", text)
+        text = re.sub(r"'[^'\n]*'|\"[^\"\n]*\"", "'...'", text)          # what a model writes differs with the rounding of a machine
         lines += [x for line in text.splitlines() if (x := re.sub(r"[\s\-─=]+", " ", line).strip())]
     return lines
+
+
+def joined(lines):
+    "Lines without spaces: where they break depends on lengths, and on which of two processes was first."
+    return re.sub(r"\s", "", "".join(lines))
 
 
 def stale(saved, fresh, page):
     "Cells whose saved outputs are not those of the run: (id, saved lines, fresh lines)."
     free = json.loads(VARIES.read_text(encoding="utf-8")).get(page, []) if VARIES.exists() else []
     return [(old.id, a, b) for old, new in zip(saved, fresh) if old.cell_type == "code" and old.id not in free
-            and (a := masked(cleaned(old.outputs))) != (b := masked(new.outputs))]
+            and joined(a := masked(cleaned(old.outputs))) != joined(b := masked(new.outputs))]
 
 
 def read(page, save=False):
