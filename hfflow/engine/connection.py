@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/connection.html.md"""
 __all__ = ['SHIPPED', 'check_kind', 'Hub', 'commit_on', 'connect']
 
 # %% ../../nbs/engine/02_connection.ipynb #6f03b8f5
-import hashlib, json, logging, os, re, sys
+import hashlib, json, logging, os, re, sys, sysconfig
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -245,6 +245,12 @@ def _which(endpoint=None, data=None):
         if here and here['url'] == endpoint.rstrip('/'): endpoint = ''
     return (endpoint, None) if endpoint else (None, folder_of(data))
 
+# %% ../../nbs/engine/02_connection.ipynb #3227a8dc
+def _own_commands():
+    "Let the shell find the programs of the Python that runs, first of all."
+    own, path = sysconfig.get_path('scripts'), os.environ.get('PATH', os.defpath)
+    if own not in path.split(os.pathsep): os.environ['PATH'] = own + os.pathsep + path
+
 # %% ../../nbs/engine/02_connection.ipynb #33f936ba
 def _embedded(data):
     "Connect to the embedded Hub of a folder, which is started if it does not run."
@@ -265,6 +271,7 @@ def connect(endpoint: str = None,  # address of a Hub; default: `$HFFLOW_HUB`, e
     "Connect the client libraries of this process to a Hub; call it before they are imported, as often as you like."
     address, folder = _which(endpoint, data)
     hub = _remote(address, token) if address else _embedded(folder)
+    _own_commands()
     # for the processes that this one starts
     if endpoint or data: os.environ['HFFLOW_HUB'] = hub.endpoint if address else str(folder)
     for name in SHIPPED if hub.embedded else ():
