@@ -14,6 +14,7 @@ What is photographed stands in `tests/photographs/PAGE.toml`, one table for each
     steps = [["fill", "Your sentence", "A fine film."], ["click", "Submit"], ["wait", "text=positive"]]   # optional; also ["open", "text=..."] clicks any selector
     frame = "iframe"                                    # optional: the steps happen in this frame
     crop = "main"                                       # optional: only this element
+    token = "os.environ['HF_TOKEN']"                    # optional: an expression; who looks, where a page is not for everybody
 """
 import asyncio
 import io
@@ -56,13 +57,14 @@ def small(png):
     return out.getvalue()
 
 
-async def photograph(browser, url, shot, folder):
+async def photograph(browser, url, shot, folder, token=None):
     "Two pictures of one address: the names of their files."
     files = []
     for scheme in ("light", "dark"):
         page = await browser.new_page(viewport=dict(width=shot.get("width", 1000), height=shot.get("height", 700)),
                                       color_scheme=scheme, device_scale_factor=SCALE)
         page.set_default_timeout(90_000)
+        if token: await page.set_extra_http_headers({"authorization": f"Bearer {token}"})
         dark = f"{'&' if '?' in url else '?'}__theme=dark" if scheme == "dark" and shot.get("gradio") else ""   # Gradio asks its address
         await page.goto(url + dark, wait_until="networkidle")
         await act(page.frame_locator(shot["frame"]) if "frame" in shot else page, shot.get("steps", []))
@@ -87,10 +89,10 @@ async def run_page(page, browser, folder):
             await client.async_execute_cell(cell, i)
             for shot in [s for s in todo if cell.cell_type == "code" and s["after"] in cell.source]:
                 todo.remove(shot)
-                nb.cells.append(nbformat.v4.new_code_cell(f"print({shot['url']})"))
-                url = (await client.async_execute_cell(nb.cells[-1], len(nb.cells) - 1))["outputs"][0]["text"].strip()
+                nb.cells.append(nbformat.v4.new_code_cell(f"print({shot['url']}, {shot.get('token', '')})"))
+                url, *token = (await client.async_execute_cell(nb.cells[-1], len(nb.cells) - 1))["outputs"][0]["text"].split()
                 nb.cells.pop()
-                made += await photograph(browser, url, shot, folder)
+                made += await photograph(browser, url, shot, folder, *token)
                 print(page, shot["name"], flush=True)
     shutil.rmtree(where)
     if todo: raise SystemExit(f"{page}: no cell holds {todo[0]['after']!r}; put the text of one into `after` in {SHOTS/page}.toml")
