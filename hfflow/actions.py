@@ -1,4 +1,4 @@
-"""`hfflow init my-project` writes a GitHub repository whose workflows check the data, train, publish the model and push its Space, on every push.
+"""A push to GitHub checks the data, trains, publishes the model and updates its Space, and each of these steps runs here before you push.
 
 Docs: https://hfflow.github.io/hfflow/actions.html.md"""
 

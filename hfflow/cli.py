@@ -1,4 +1,4 @@
-"""All of it from a terminal: each command says what it does, shows an example, and answers a mistake in one sentence.
+"""Everything in this course from a terminal: each command shows what it does, and answers a mistake in one sentence.
 
 Docs: https://hfflow.github.io/hfflow/cli.html.md"""
 

@@ -1,4 +1,4 @@
-"""The same training script here, on two processes, in a rented job, on a cloud or on Kubernetes: what changes is who provides the machine.
+"""Rent a machine with one call, read its log, keep its results when it is stopped, and train the same script on one process or two.
 
 Docs: https://hfflow.github.io/hfflow/compute.html.md"""
 
@@ -8,17 +8,17 @@ Docs: https://hfflow.github.io/hfflow/compute.html.md"""
 __all__ = ['COMPUTE', 'SCRIPT', 'FLAVORS', 'ACCELERATORS', 'Done', 'local', 'torchrun', 'Job', 'hf_job', 'skypilot_task',
            'colab_url']
 
-# %% ../nbs/18_compute.ipynb #4f8d9327
+# %% ../nbs/18_compute.ipynb #comp0005
 from .engine.show import Table
 
-# %% ../nbs/18_compute.ipynb #6f98fdc8
+# %% ../nbs/18_compute.ipynb #comp0006
 from .core import UserError
 from .engine.launch import SCRIPT, Done, local, torchrun
 from .engine.rented import FLAVORS, ACCELERATORS, Job, hf_job, skypilot_task, colab_url
 _all_ = ['SCRIPT', 'FLAVORS', 'ACCELERATORS', 'Done', 'local', 'torchrun', 'Job', 'hf_job',
          'skypilot_task', 'colab_url']
 
-# %% ../nbs/18_compute.ipynb #951db7fb
+# %% ../nbs/18_compute.ipynb #comp0052
 #: Where training can run. `run_here` says whether this project's tests run it.
 COMPUTE = Table([
     dict(where='this machine', starts='`hfflow run`', pays='you, with time',
@@ -31,8 +31,8 @@ COMPUTE = Table([
          machine='one GPU, sessions end',
          stopped='the machine is gone: keep what matters on the Hub',
          run_here=False),
-    dict(where='HF Jobs', starts='`run_uv_job`', pays='per minute', machine='one to eight GPUs',
-         stopped='at the timeout **everything unsaved is lost**', run_here=False),
+    dict(where='HF Jobs', starts='`run_job`, `run_uv_job`', pays='per minute', machine='one to eight GPUs',
+         stopped='at the timeout **everything unsaved is lost**', run_here='on the embedded Hub'),
     dict(where='SkyPilot', starts='`sky launch`',
          pays='your cloud account, or your Kubernetes cluster',
          machine='what the clouds sell', stopped='a managed job starts again elsewhere',
