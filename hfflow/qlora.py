@@ -1,4 +1,4 @@
-"""A base model in four bits, and beside it a small adapter that learns: load it, understand it, save it, merge it.
+"""A base model in four bits, and beside it a small adapter that learns: train it, understand it, push it, merge it.
 
 Docs: https://hfflow.github.io/hfflow/qlora.html.md"""
 
