@@ -164,3 +164,13 @@ def test_a_model_that_cannot_be_built_is_a_sentence():
     config.hidden_size = -4
     with pytest.raises(UserError, match="cannot be built") as e: fakes.meta_model(config)
     assert "\n" not in str(e.value)
+
+
+def test_depths_with_peaks_of_another_kind_are_not_extrapolated():
+    """Two layers of a model with a large head have their peak before there are gradients, three layers with them."""
+    from transformers import Qwen3Config
+    shape = Qwen3Config(vocab_size=151936, hidden_size=4096, intermediate_size=12288, num_hidden_layers=9, num_attention_heads=32,
+                        num_key_value_heads=8, head_dim=128, tie_word_embeddings=False)
+    rows = [{"input_ids": [1] * 512, "labels": [-100] * 256 + [1] * 256}] * 16
+    step = (shape, rows, QloraConfig(bits=32, full=True), TrainConfig(batch=16, checkpointing=True), torch.float32)
+    assert memory.step_memory(*step).peak == pytest.approx(memory.fake_step(*step).peak, rel=.005)

@@ -8,7 +8,7 @@ Docs: https://hfflow.github.io/hfflow/engine/memory.html.md"""
 __all__ = ['PART_COLORS', 'Step', 'NoTokenizer', 'fake_step', 'plot_step', 'peak_allocated', 'held', 'step_memory']
 
 # %% ../../nbs/engine/51_memory.ipynb #52e7ee03
-import gc, math
+import gc, math, re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -328,6 +328,12 @@ def _pattern(layers):
     def starts(p): return next((i + 1 for i in reversed(range(len(layers) - p)) if layers[i] != layers[i + p]), 0)
     return min(((starts(p), p) for p in range(1, 13)), key=lambda at: at[0] + 2 * at[1])
 
+# %% ../../nbs/engine/51_memory.ipynb #d51a0027
+def _alike(a, b):
+    "Whether two depths have the peak of each phase at the same moment: in the like module, with the same kinds alive."
+    def moment(module, parts): return re.sub(r'\d+', '#', module), {k for k, v in parts.items() if v}
+    return all(moment(*a.peaks[p]) == moment(*b.peaks[p]) for p in a.peaks if p in b.peaks)
+
 # %% ../../nbs/engine/51_memory.ipynb #9bd80557
 def step_memory(config, rows, qlora=None, train=None, dtype=None, one_kernel=False) -> Step:
     "`fake_step`, for a deep model worked out from two shallow ones."
@@ -345,7 +351,10 @@ def step_memory(config, rows, qlora=None, train=None, dtype=None, one_kernel=Fal
     if train.cache_weights is None:           # a question of the whole model
         few_bits = _parameters(_shell(config, qlora, dtype))['quantised']
         train = replace(train, cache_weights=few_bits * dtype.itemsize <= CACHE_LIMIT)
-    return _deeper(run(few), run(more), (depth - few) / (more - few))
+    a, b = run(few), run(more)
+    while not _alike(a, b) and depth > more + period + 1:
+        few, more, a, b = more, more + period, b, run(more + period)
+    return _deeper(a, b, (depth - few) / (more - few))
 
 def _deeper(a, b, times):
     "The step of a model that is deeper than that of `a` by `times` what that of `b` is."
