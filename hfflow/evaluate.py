@@ -1,4 +1,4 @@
-"""Score a model on rows it has never seen, with counts and intervals, before against after, beside controls that need no model at all.
+"""Score a model on rows that it has never seen, with counts and intervals, before against after, beside controls that need no model.
 
 Docs: https://hfflow.github.io/hfflow/evaluate.html.md"""
 
