@@ -1,4 +1,4 @@
-"""Measure answers by token F1, chrF, ROUGE or as labels, each with a bootstrap interval, a paired test and a control beside it, and publish the figures as the Hub reads them.
+"""Measure texts and labels by the metrics that papers report, each with an interval, a fair comparison and a control beside it.
 
 Docs: https://hfflow.github.io/hfflow/metrics.html.md"""
 
