@@ -247,7 +247,7 @@ def _which(endpoint=None, data=None):
 
 # %% ../../nbs/engine/02_connection.ipynb #3227a8dc
 def _own_commands():
-    "Let the shell find the programs of the Python that runs, first of all."
+    "Put the programs of the Python that runs on the PATH, before all others, unless they are on it."
     own, path = sysconfig.get_path('scripts'), os.environ.get('PATH', os.defpath)
     if own not in path.split(os.pathsep): os.environ['PATH'] = own + os.pathsep + path
 
