@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import house
+import installline
 import pytest
 import yaml
 
@@ -56,6 +57,15 @@ def test_a_page_opens_as_every_page_does(path):
     badge = f"https://colab.research.google.com/github/hfflow/hfflow/blob/main/nbs/{name(path)}.ipynb"
     assert any(badge in source(c) for c in cells(path)[:6]), "the Colab badge stands in the first cells"
     if path in CHAPTERS: assert any("google.colab" in source(c) for c in cells(path)[:8] if c["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_the_install_line_is_the_one_in_settings(path):
+    text = path.read_text(encoding="utf-8")
+    assert installline.rewritten(text) == text, "write it with: python tests/installline.py --write"
+    if path in CHAPTERS: assert installline.source() in text
+    planted = text.replace(f" @ {installline.source()}", "")
+    assert planted == text or installline.rewritten(planted) == text, "a line without its address is seen"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
