@@ -1,4 +1,4 @@
-"""One command fine-tunes a pretrained encoder on real film reviews, compares it with what scikit-learn gives, publishes it, and asks its Space.
+"""Take an encoder that others have pretrained, compare three ways to use it on real film reviews, and publish the best one.
 
 Docs: https://hfflow.github.io/hfflow/reviews.html.md"""
 

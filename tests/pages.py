@@ -20,8 +20,6 @@ from nbclient.exceptions import CellExecutionError
 ROOT = Path(__file__).parents[1]
 NBS, WRONG, VARIES = ROOT/"nbs", ROOT/"tests/exercises", ROOT/"tests/varies.json"
 INLINE = "module://matplotlib_inline.backend_inline"
-# Pages of the course that are still as they were: they run under nbdev-test, and wait for pictures and exercises.
-UNFINISHED = {"16a_reviews"}
 BAR = re.compile(r"\s*<div>\s*<progress.*?</div>\s*", re.S)
 
 
@@ -39,7 +37,7 @@ class Exercise:
 
 def course(root=NBS):
     "The pages of the course that are read here, in reading order."
-    return sorted(p.stem for p in root.glob("*.ipynb") if p.stem not in UNFINISHED)
+    return sorted(p.stem for p in root.glob("*.ipynb"))
 
 
 def exercises(cells, page):
