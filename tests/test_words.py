@@ -1,7 +1,6 @@
 """The glossary: its entries, and the links of the other pages to it."""
 import re
 
-import pages
 import pytest
 import words
 
