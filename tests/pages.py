@@ -13,6 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import folded
 import nbformat
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -133,7 +134,8 @@ class Reader:
                 self.client.execute_cell(cell, i)
                 if i in todo: self.answer(todo[i])
         for cell in self.nb.cells:
-            if cell.cell_type == "code": cell.outputs, cell["execution_count"], cell["metadata"] = cleaned(cell.outputs), None, {}
+            if cell.cell_type != "code": continue
+            cell.outputs, cell["execution_count"], cell["metadata"] = cleaned(cell.outputs), None, folded.wanted(cell)
         return self
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import folded
 import house
 import installline
 import pytest
@@ -66,6 +67,12 @@ def test_the_install_line_is_the_one_in_settings(path):
     if path in CHAPTERS: assert installline.source() in text
     planted = text.replace(f" @ {installline.source()}", "")
     assert planted == text or installline.rewritten(planted) == text, "a line without its address is seen"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
+def test_what_sets_a_page_up_is_folded_in_jupyterlab_and_colab(path):
+    text = path.read_text(encoding="utf-8")
+    assert folded.mended(text) == text, "mend it with: python tests/folded.py --write"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
