@@ -1,4 +1,4 @@
-"""`python -m hfflow.localhub --data DIR` prints one line, and a Hub is there.
+"""Start a Hub with one command, `python -m hfflow.localhub --data DIR`, which prints its address.
 
 Docs: https://hfflow.github.io/hfflow/localhub/main.html.md"""
 

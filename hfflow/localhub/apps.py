@@ -86,7 +86,7 @@ class App:
 def begin(self: App, settle: float = 0, # seconds in which more commits may come
           factory: bool = False # forget packages and caches
          ):
-    "Build and start the newest commit; what runs goes on until that is up."
+    "Build and start the newest commit; the old program runs until the new one answers."
     check_may(self.hub, 'spaces')
     (self.folder/'logs').mkdir(parents=True, exist_ok=True)
     with self.lock:

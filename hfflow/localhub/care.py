@@ -1,4 +1,4 @@
-"""A data folder is checked and cleaned from outside, while the Hub in it goes on.
+"""Check and clean a data folder while its Hub keeps running.
 
 Docs: https://hfflow.github.io/hfflow/localhub/care.html.md"""
 

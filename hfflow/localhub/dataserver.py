@@ -1,4 +1,4 @@
-"""What is in a file, told over HTTP without sending the file.
+"""Ask over HTTP what is in a data set, without downloading its files.
 
 Docs: https://hfflow.github.io/hfflow/localhub/dataserver.html.md"""
 

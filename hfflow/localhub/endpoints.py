@@ -1,4 +1,4 @@
-"""A model behind an address, that can pause and scale to zero.
+"""Put a model behind an address, pause it, and let it sleep until somebody asks.
 
 Docs: https://hfflow.github.io/hfflow/localhub/endpoints.html.md"""
 
@@ -212,7 +212,7 @@ def rest(hub: Hub, e, state: str) -> bool: # whether it was up
 
 # %% ../../nbs/localhub/08j_endpoints.ipynb #30f0acf2
 def open_endpoints(hub: Hub):
-    "Take up what the last server left: what was up sleeps until somebody asks."
+    "Continue after the last server: endpoints that were up sleep until a request comes."
     with hub.db.tx() as c: c.execute("UPDATE endpoints SET state='scaledToZero', message='The Hub "
         "was restarted; a request starts it.' WHERE state IN ('pending','initializing',"
         "'updating','running')")

@@ -1,4 +1,4 @@
-"""A program that the Hub starts inherits a short list of variables, and nothing else of your shell.
+"""A program that the Hub starts inherits a short list of variables from your shell, and no others.
 
 Docs: https://hfflow.github.io/hfflow/localhub/environment.html.md"""
 

@@ -1,4 +1,4 @@
-"""Lines of Python that fetch a repo and ask it something, to be copied and run.
+"""Write the lines of Python that load a repo and use it, ready to be copied and run.
 
 Docs: https://hfflow.github.io/hfflow/localhub/howto.html.md"""
 

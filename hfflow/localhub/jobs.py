@@ -1,4 +1,4 @@
-"""A command, an image, a time limit: the Hub runs it and keeps the log.
+"""Run a command with a time limit on the Hub, follow its log, and cancel it.
 
 Docs: https://hfflow.github.io/hfflow/localhub/jobs.html.md"""
 
@@ -311,7 +311,7 @@ def job_events(call: Call) -> StreamingResponse:
 
 # %% ../../nbs/localhub/08ib_jobs.ipynb #7e24c573
 def open_jobs(hub: Hub):
-    "Take up what the last server left: what ran has failed, what waits may start."
+    "Continue after the last server: running Jobs have failed, waiting Jobs may start."
     with hub.db.tx() as c:
         c.execute("UPDATE jobs SET stage='ERROR', message='the Hub stopped while "
         "it ran', finished=? WHERE stage='RUNNING'", (time.time(),))

@@ -1,4 +1,4 @@
-"""A log that a person can read while it grows, and one button.
+"""Read the log of a Job in the browser while it grows, and stop the Job with a button.
 
 Docs: https://hfflow.github.io/hfflow/localhub/jobspage.html.md"""
 

@@ -1,4 +1,4 @@
-"""A stranger's words become a process only after every one of them was checked.
+"""The Hub checks every field of a Job before it starts a process.
 
 Docs: https://hfflow.github.io/hfflow/localhub/jobspec.html.md"""
 
@@ -65,7 +65,7 @@ def _environment(d, key):
 
 # %% ../../nbs/localhub/08i_jobspec.ipynb #15ffb03d
 def check_labels(v) -> dict:
-    "Check labels: short words for short words."
+    "Check labels: short keys with short values."
     if not isinstance(v, dict) or len(v) > 50 or not all(isinstance(x, str) and k
             and _label.fullmatch(k) and _label.fullmatch(x) for k, x in v.items()):
         raise HubError(400, '`labels` must be an object of at most 50 labels; keys and values '

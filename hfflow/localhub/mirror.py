@@ -1,4 +1,4 @@
-"""A repo is git and large files, so it can be carried from one Hub to another with its whole history.
+"""Copy a repo from one Hub to another, with its whole history and its large files.
 
 Docs: https://hfflow.github.io/hfflow/localhub/mirror.html.md"""
 
@@ -57,7 +57,7 @@ class End:
 
 # %% ../../nbs/localhub/13_mirror.ipynb #0eee803a
 class _SameServer(HTTPRedirectHandler):
-    "Takes the token along only where it came from."
+    "Sends the token only to the server that it is for."
     def redirect_request(self, req, fp, code, msg, headers, newurl):
         new = super().redirect_request(req, fp, code, msg, headers, newurl)
         token = req.unredirected_hdrs.get('Authorization')

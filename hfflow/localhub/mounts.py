@@ -1,4 +1,4 @@
-"""A mount is a copy, and what changes in a bucket's copy goes back.
+"""Give a Job copies of repos and buckets, and send changes in a bucket's copy back.
 
 Docs: https://hfflow.github.io/hfflow/localhub/mounts.html.md"""
 

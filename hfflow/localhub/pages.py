@@ -1,4 +1,4 @@
-"""A repo's page is written by strangers and shown by your browser, so everything on it is washed first.
+"""Show repos in a browser, and make safe what strangers wrote before you show it.
 
 Docs: https://hfflow.github.io/hfflow/localhub/pages.html.md"""
 

@@ -1,4 +1,4 @@
-"""A repo becomes a program when four files say how.
+"""Read from the files of a repo how its app is built and started.
 
 Docs: https://hfflow.github.io/hfflow/localhub/plans.html.md"""
 

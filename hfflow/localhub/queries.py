@@ -1,4 +1,4 @@
-"""A question about all rows is answered row by row, by a database that may touch nothing else.
+"""Search and filter all rows of a split, with a database that can reach nothing but these rows.
 
 Docs: https://hfflow.github.io/hfflow/localhub/queries.html.md"""
 

@@ -1,4 +1,4 @@
-"""A table of strangers' values that a browser can only show.
+"""Show the rows of a data set as a table, in which no value can run a script.
 
 Docs: https://hfflow.github.io/hfflow/localhub/rows.html.md"""
 

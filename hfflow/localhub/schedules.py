@@ -1,4 +1,4 @@
-"""The same Job again and again, and never twice for one time.
+"""Start the same Job again and again, and never twice for the same time.
 
 Docs: https://hfflow.github.io/hfflow/localhub/schedules.html.md"""
 

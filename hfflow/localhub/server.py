@@ -1,4 +1,4 @@
-"""One process owns a data folder; everything else is a client.
+"""Start the whole Hub on a data folder, and use it with the official libraries.
 
 Docs: https://hfflow.github.io/hfflow/localhub/server.html.md"""
 
@@ -84,7 +84,7 @@ def open_hub(data: Path, users: list = (), # 'name:token'
 
 # %% ../../nbs/localhub/10_server.ipynb #6ae5567f
 def catch_up(hub: Hub):
-    "Undo what a killed server did by half, and index what it had no time for."
+    "Undo half-done changes of a killed server, and index its unindexed commits."
     for r in hub.db.all('SELECT DISTINCT key FROM undo'):
         with hub.store.lock(r['key']): pass # the first lock of a repository undoes it
     for r in hub.db.all('SELECT key FROM repos WHERE stale=1'):

@@ -1,4 +1,4 @@
-"""What the API can do with tokens, webhooks and repos, a person can do in the browser.
+"""Manage tokens, webhooks and repos in the browser, with the rights and checks of the API.
 
 Docs: https://hfflow.github.io/hfflow/localhub/settings.html.md"""
 

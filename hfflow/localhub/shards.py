@@ -1,4 +1,4 @@
-"""One form in which any split can be read: made once, whole or not at all.
+"""Turn any split into Parquet files: once, and completely or not at all.
 
 Docs: https://hfflow.github.io/hfflow/localhub/shards.html.md"""
 

@@ -1,4 +1,4 @@
-"""Restart, pause, secrets and variables, logs: the calls by which an owner steers a Space.
+"""Restart and pause a Space, give it secrets and variables, and read its logs, with the official client.
 
 Docs: https://hfflow.github.io/hfflow/localhub/spaceapi.html.md"""
 

@@ -1,4 +1,4 @@
-"""Logs that grow, buttons that act, and a form that only you can send.
+"""Read the logs of a Space and change its settings on its page, with forms that only you can send.
 
 Docs: https://hfflow.github.io/hfflow/localhub/spacepage.html.md"""
 

@@ -1,4 +1,4 @@
-"""Which files of a repo are which split, and how each of them is read.
+"""Find out which files of a repo belong to which split, and how to read each of them.
 
 Docs: https://hfflow.github.io/hfflow/localhub/splits.html.md"""
 

@@ -154,7 +154,7 @@ def fit(rows: list, # of {row_idx, row}
 @patch
 @contextmanager
 def reading(self: View):
-    "Let few read at a time; turn what a broken file does to a reader into a 422."
+    "Limit the reads at the same time; turn errors from a broken file into a 422."
     try:
         with self.keeper.readers: yield
     except (ValueError, OverflowError, RecursionError, KeyError, NotImplementedError, OSError) as e:

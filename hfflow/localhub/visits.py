@@ -1,4 +1,4 @@
-"""A stranger's app gets an address of its own, so that your browser keeps the two of you apart.
+"""Each Space gets an address of its own, so that its scripts cannot act for you on the Hub.
 
 Docs: https://hfflow.github.io/hfflow/localhub/visits.html.md"""
 

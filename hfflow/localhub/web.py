@@ -1,4 +1,4 @@
-"""One folder of templates, one policy for the browser, and errors that are pages too.
+"""Fill templates, tell the browser what a page may load, and show errors as pages.
 
 Docs: https://hfflow.github.io/hfflow/localhub/web.html.md"""
 

@@ -131,7 +131,7 @@ def switch_webhook(call: Call, off: bool = None # as the address says where None
 DAILY = 1000 # calls of one webhook in 24 hours, as upstream
 
 def watchers(hub: Hub, row: RepoRow, scope: str) -> list:
-    "Find the webhooks that shall hear of something."
+    "Find the webhooks to call for an event."
     here = {(t, row.owner.lower()) for t in ('user', 'org')}|{(row.kind, row.id.lower())}
     return [w for w in hub.db.all('SELECT * FROM webhooks WHERE disabled=0 ORDER BY created')
             if scope.split('.')[0] in json.loads(w['domains'])
