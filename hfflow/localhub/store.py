@@ -383,14 +383,14 @@ def fsync_all(folder: Path):
 # %% ../../nbs/localhub/00_store.ipynb #a2ccf944
 @patch
 def doubt(self: Store, key: str):
-    "Note that the database may not know yet whether a repository has a name."
+    "Note that the database is about to learn of a repository, or to forget it."
     (self.repos/'doubt').mkdir(exist_ok=True)
     (self.repos/'doubt'/key).touch()
     fsync_dir(self.repos/'doubt')
 
 @patch
 def sure(self: Store, key: str):
-    "Take the note of `doubt` away: the database knows."
+    "Remove the note of `doubt`: the database is up to date."
     (self.repos/'doubt'/key).unlink(missing_ok=True)
 
 # %% ../../nbs/localhub/00_store.ipynb #a0a4663e
