@@ -1,4 +1,4 @@
-"""Who likes a repo, and who may read one that asks first.
+"""Who likes a repo, and who may read the files of a gated repo.
 
 Docs: https://hfflow.github.io/hfflow/localhub/access.html.md"""
 
@@ -67,7 +67,7 @@ def _gated(call):
 @access_routes('POST', '/api/{T}/{ns}/{name}/user-access-request/handle',
     '/api/{T}/{ns}/{name}/user-access-request/grant')
 def access_handle(call: Call) -> dict:
-    "Let a person in, or not."
+    "Accept or reject a person's request for access."
     row, d, db = _gated(call), call.json(), call.hub.db
     grant = call.request.url.path.endswith('/grant')
     user, status = call.text(d, 'user') or (call.text(d, 'requestId')

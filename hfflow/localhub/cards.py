@@ -1,4 +1,4 @@
-"""What the Hub says about a repo, it read from the repo: the card's first lines, and the files.
+"""The Hub reads what it says about a repo from the repo itself: from the card's first lines and from the files.
 
 Docs: https://hfflow.github.io/hfflow/localhub/cards.html.md"""
 

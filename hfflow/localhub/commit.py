@@ -1,4 +1,4 @@
-"""An upload is one request of a few lines; it changes a branch only if the branch is still what the writer saw.
+"""An upload is one request of a few lines, and it can require that the branch is still what the writer saw.
 
 Docs: https://hfflow.github.io/hfflow/localhub/commit.html.md"""
 

@@ -120,7 +120,7 @@ class Rewriter:
         return self.trees[tree.id]
 
     def commit(self, head) -> pygit2.Oid:
-        "Make a commit and all before it again, where they change."
+        "Make a commit and all commits before it again, as far as they change."
         for c in list(self.repo.history(head))[::-1]:
             if c.id in self.commits: continue
             tree, parents = self.tree(c.tree), [self.commits[p] for p in c.parent_ids]

@@ -1,4 +1,4 @@
-"""A pull request is a branch that its author may write, and a conversation that decides what becomes of it.
+"""A pull request is a branch that its author may write, and a conversation that decides what happens to the branch.
 
 Docs: https://hfflow.github.io/hfflow/localhub/discussions.html.md"""
 
@@ -329,7 +329,7 @@ def set_status(call: Call) -> dict:
 @disc_routes('POST', '/api/{T}/{ns}/{name}/discussions/{num}/comment/{id}/edit',
              '/api/{T}/{ns}/{name}/discussions/{num}/comment/{id}/hide')
 def edit_comment(call: Call) -> dict:
-    "Say it better, or take it back: a hidden comment's words are gone."
+    "Edit or hide a comment; the text of a hidden comment is gone."
     row, d, body = _here(call)
     e = call.hub.db.one("SELECT * FROM events WHERE id=? AND key=? AND num=? AND type='comment'",
         call.p['id'], row.key, d['num'])

@@ -1,4 +1,4 @@
-"""Git keeps files and their history; a small database keeps who may see them.
+"""Git keeps files and their history; a small database records who may see them.
 
 Docs: https://hfflow.github.io/hfflow/localhub/people.html.md"""
 

@@ -1,4 +1,4 @@
-"""A card is somebody else's text in your browser, so it is washed first.
+"""A card is somebody else's text in your browser, so the Hub cleans it first.
 
 Docs: https://hfflow.github.io/hfflow/localhub/render.html.md"""
 

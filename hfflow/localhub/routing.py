@@ -1,4 +1,4 @@
-"""Some hundred routes, and a request tries only the few that can fit.
+"""A Hub has hundreds of routes, and a request tries only the few that can fit.
 
 Docs: https://hfflow.github.io/hfflow/localhub/routing.html.md"""
 

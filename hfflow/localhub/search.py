@@ -1,4 +1,4 @@
-"""Finding a repo among ten thousand is one SQL query, and the page after it starts where the last one ended.
+"""Finding a repo among ten thousand takes one SQL query, and each page of results starts where the page before it ended.
 
 Docs: https://hfflow.github.io/hfflow/localhub/search.html.md"""
 

@@ -1,4 +1,4 @@
-"""A profile counts what somebody made; a collection is a shelf on which anybody puts what belongs together.
+"""A profile counts what somebody has made; a collection is a shelf for things that belong together.
 
 Docs: https://hfflow.github.io/hfflow/localhub/shelves.html.md"""
 
@@ -67,7 +67,7 @@ def org_members(call: Call) -> list:
 @shelf_routes('GET', '/api/users/{user}/followers', '/api/users/{user}/following',
               '/api/organizations/{org}/followers')
 def followers(call: Call) -> list:
-    "List nobody: there is no following here."
+    "Return an empty list: nobody follows anybody on this Hub."
     if 'user' in call.p: _who(call, call.p['user'], 'user')
     else: _who(call, call.p['org'], 'org')
     return []

@@ -1,4 +1,4 @@
-"""An address that is its own permission: for one object, for some hours, without a token.
+"""An address can be its own permission: for one object, for a few hours, without a token.
 
 Docs: https://hfflow.github.io/hfflow/localhub/signed.html.md"""
 

@@ -209,7 +209,7 @@ def resolve(self: Repo, rev: str # branch, tag, `refs/...` or 7 to 40 hex digits
 @patch
 def new_ref(self: Repo, kind: str, # heads | tags
             name: str) -> str: # full name
-    "Refuse the name of a branch or tag that cannot be, or that stands in the way of another."
+    "Refuse a name for a branch or tag that git forbids, or that collides with another ref."
     full = f'refs/{kind}/{name}'
     if not 0 < len(name.encode()) <= 200 or not pygit2.reference_is_valid_name(full) or name.startswith(
             ('-', 'refs/')) or '\ufffd' in name or re.fullmatch('[0-9a-f]{40}', name):
@@ -383,14 +383,14 @@ def fsync_all(folder: Path):
 # %% ../../nbs/localhub/00_store.ipynb #a2ccf944
 @patch
 def doubt(self: Store, key: str):
-    "Note that whoever keeps the names is being told of a repository, or told to forget it."
+    "Note that the database is about to learn of a repository, or to forget it."
     (self.repos/'doubt').mkdir(exist_ok=True)
     (self.repos/'doubt'/key).touch()
     fsync_dir(self.repos/'doubt')
 
 @patch
 def sure(self: Store, key: str):
-    "Note that they have been told."
+    "Remove the note of `doubt`: the database is up to date."
     (self.repos/'doubt'/key).unlink(missing_ok=True)
 
 # %% ../../nbs/localhub/00_store.ipynb #a0a4663e
@@ -453,7 +453,7 @@ def alone(self: Store, limit: float = 60 # seconds to wait for the others
 @patch
 @contextmanager
 def lock(self: Store, key: str):
-    "Let one writer at a time into a repository; yields its `Repo`. `on_write` hears of the end."
+    "Let one writer at a time into a repository; yields its `Repo`, and calls `on_write` at the end."
     with self._guard: guard = self._locks.setdefault(key, threading.RLock())
     with self.using(), guard:
         if key not in self.clean: # locks that a killed server left behind

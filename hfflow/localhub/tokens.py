@@ -1,4 +1,4 @@
-"""A token says what its holder may do; a workflow can do without a stored one.
+"""A token says what its holder may do; a workflow needs no stored token.
 
 Docs: https://hfflow.github.io/hfflow/localhub/tokens.html.md"""
 
@@ -140,7 +140,7 @@ def _keep_upload(hub, data, ext):
 # %% ../../nbs/localhub/08d_tokens.ipynb #c0e42b7e
 @token_routes('GET', '/uploads/{file}')
 def uploaded(call: Call) -> FileResponse:
-    "Show it."
+    "Send an uploaded file."
     path = call.hub.data/'uploads'/call.p['file']
     m = re.fullmatch(r'[0-9a-f]{64}\.([a-z0-9]{3,4})', call.p['file'])
     if not m or not path.exists(): raise HubError(404, 'there is no such file.')
@@ -201,7 +201,7 @@ def publishers(call: Call):
 # %% ../../nbs/localhub/08d_tokens.ipynb #9a380f5e
 @token_routes('DELETE', '/api/{T}/{ns}/{name}/trusted-publishers/{id}')
 def drop_publisher(call: Call) -> dict:
-    "Trust it no longer."
+    "Remove a trusted publisher."
     row = call.repo(write=True)
     with call.hub.db.tx() as c:
         n = c.execute('DELETE FROM publishers WHERE id=? AND key=?',
@@ -324,7 +324,7 @@ def start_device(call: Call) -> dict:
 # %% ../../nbs/localhub/08d_tokens.ipynb #e639a0a6
 def answer_device(hub: Hub, word: str, user: str # '' to refuse
                  ) -> bool: # whether somebody waits for this code
-    "Let the program in that shows a code, or not."
+    "Let in, or refuse, the program that shows this code."
     with hub.db.tx() as c:
         return c.execute('UPDATE devices SET user=? WHERE word=? AND user IS NULL '
         'AND expires>?', (user, word.strip().upper(), time.time())).rowcount == 1

@@ -1,4 +1,4 @@
-"""Three calls make an upload: ask which road each file takes, send the large ones, make the commit.
+"""An upload has three steps: ask which road each file takes, send the large files, make the commit.
 
 Docs: https://hfflow.github.io/hfflow/localhub/upload.html.md"""
 
@@ -39,7 +39,7 @@ def _files(d, key, most):
 
 @upload_routes('POST', '/api/{T}/{ns}/{name}/preupload/{rev}')
 def preupload(call: Call) -> dict:
-    "Tell, for each file, by which road it shall travel and what stands there now."
+    "Tell, for each file, which road it takes and what content it has now."
     row = committable(call)
     repo, d = call.hub.store.open(row.key), call.json()
     commit = repo.resolve(call.p['rev'])

@@ -225,7 +225,7 @@ Call.text, Call.int = text, int_
 def user(self: Call, permission: str = None, # as `collection.write`; None where any token will do
          owner: str = None # namespace; the caller's own where None
         ) -> str: # user name
-    "Refuse nobody, and a token that may not do this."
+    "Refuse a caller without a token, or whose token lacks the permission."
     if self.who.name is None: raise HubError(401, 'Invalid username or password.')
     if permission and not self.who.may(permission, owner or self.who.name):
         raise HubError(403, f"You don't have the rights for this: it needs a token with "
@@ -366,7 +366,7 @@ def session(hub: Hub, who: Caller, exp: int = None # Unix time; in 30 days where
     return f'{text}:{seal(hub, "session", text)}'
 
 def browser_user(call: Call) -> Caller: # None where nobody is logged in
-    "Read the cookie; with its token it ends."
+    "Find the user of a login cookie; the cookie ends with the token of the login."
     text, _, mark = call.request.cookies.get('hub', '').rpartition(':')
     if not hmac.compare_digest(mark.encode('utf-8', 'replace'),
                                seal(call.hub, 'session', text).encode()):

@@ -106,7 +106,7 @@ def no_grants(call: Call):
 
 @cas('POST', '/v1/telemetry')
 def telemetry(call: Call) -> dict:
-    "Forget how it went."
+    "Drop the client's record of how an upload went."
     return {}
 
 # %% ../../nbs/localhub/07b_xet.ipynb #4ddecbaa
