@@ -87,7 +87,7 @@ def _refuse(model, cfg, experts, apart):
 _PEFT_TASK = {'causal': 'CAUSAL_LM', 'classify': 'SEQ_CLS', 'seq2seq': 'SEQ_2_SEQ_LM'}
 
 def _lora_config(model, cfg, origin, real):
-    "Write peft's settings for an adapter on this model; one that is not `real` has no numbers."
+    "Write peft's settings for an adapter on this model; a model that is not `real` has shapes alone."
     from peft import LoraConfig
     every, apart = cfg.targets == 'all-linear', unadapted(model)
     experts = _experts(model) if every else set()
@@ -105,7 +105,7 @@ def _lora_config(model, cfg, origin, real):
 
 # %% ../../nbs/engine/32_adapters.ipynb #3658b884
 def _start(peft, init, origin):
-    "Give A and B their start where it is not peft's own, and note it where the base was changed for it."
+    "Set the start of A and B for LoftQ; note their start where peft took a part out of the base."
     if init == 'loftq': return _loftq(peft, origin)
     if not re.fullmatch(_MOVES_BASE, init): return
     peft.hfflow_start = {n: p.detach().clone() for n, p in peft.named_parameters()
@@ -114,7 +114,7 @@ def _start(peft, init, origin):
     peft.peft_config['default'].init_lora_weights = True
 
 def _thin(matrix, r):
-    "The best pair of thin matrices (r rows, r columns) whose product is near `matrix`."
+    "The pair of thin matrices (r rows, r columns) whose product is nearest to `matrix`."
     import torch
     U, S, V = torch.svd_lowrank(matrix, min(2*r, *matrix.shape), niter=4)
     s = S[:r].sqrt()
@@ -174,7 +174,7 @@ def add_lora(model,                  # from `load_base`; changed in place
 # %% ../../nbs/engine/32_adapters.ipynb #cec9235c
 @contextmanager
 def _no_news():
-    "While inside, peft does not report what it does by itself, nor a name that is about to change."
+    "While inside, silence peft's warnings about what it sets by itself and about coming renames."
     with warnings.catch_warnings(action='ignore', category=FutureWarning):
         for text in ('fan_in_fan_out', 'The following (rank|alpha)_pattern'):
             warnings.filterwarnings('ignore', text)
@@ -183,7 +183,7 @@ def _no_news():
 # %% ../../nbs/engine/32_adapters.ipynb #4be8ed5a
 @contextmanager
 def _for_the_base(model):
-    "State of an adapter for its base as it is in its repo, whatever the adapter's start took out of it."
+    "Give the adapter's state for the untouched base in its repo; None where the start changed nothing."
     import torch
     start, cfg = getattr(model, 'hfflow_start', None), model.peft_config['default']
     if start is None:

@@ -1,4 +1,4 @@
-"""Several documents in one row, each attending to itself alone.
+"""Several documents in one row, each attending only to itself.
 
 Docs: https://hfflow.github.io/hfflow/engine/attention.html.md"""
 
@@ -24,7 +24,7 @@ def _band(n, window, device):
     return (ago >= 0) & (ago < (window or n))
 
 def _scores(q, k, v, scale, window, softcap, dropout):
-    "Causal attention written out, for what the fused kernels leave out: capped scores."
+    "Causal attention written out, for capped scores, which the fused kernels do not have."
     import torch
     n, groups = q.shape[-2], q.shape[1] // k.shape[1]
     k, v = (t.repeat_interleave(groups, 1) for t in (k, v))
@@ -81,7 +81,7 @@ def kernels_of(model):
 
 # %% ../../nbs/engine/35_attention.ipynb #d0c0ffe4
 def ignored(n, model, most=None):
-    "How many tokens a batch of `n` lacks to a rounded size, or to `most`."
+    "How many tokens to add to a batch of `n` to reach a rounded size, `most` at the largest."
     return kernels_of(model).rounded_up(n, model.device.type, model.dtype, most) - n
 
 def _filled(kernels, t, dim):
@@ -111,7 +111,7 @@ def filled_batch(batch, model):
 
 # %% ../../nbs/engine/35_attention.ipynb #b7760f3f
 def one_kernel(q):
-    "Can one kernel serve documents of all lengths? It is written for 16 bits, and GPUs from Ampere on (a T4 is older)."
+    "Can one kernel serve documents of all lengths? Only in 16 bits, on GPUs since Ampere (a T4 is older)."
     import torch
     half = q.dtype in (torch.float16, torch.bfloat16)
     return half and q.is_cuda and torch.cuda.get_device_capability(q.device) >= (8, 0)
@@ -158,7 +158,7 @@ def _by_document(kernels, module, query, key, value, attention_mask=None, scalin
 @contextmanager
 def packed_attention(model,    # of transformers or PEFT
                     ):
-    "While inside, the model's attention goes by document; afterwards it is what it was."
+    "While inside, the model attends within each document alone; afterwards its own attention is back."
     from transformers import AttentionInterface
     base, kernels = base_of(model), kernels_of(model)
     AttentionInterface.register(kernels.name, kernels.attention)

@@ -1,4 +1,4 @@
-"""A model, rows and a device: what one step of it costs.
+"""For a model, rows and a device: what one step needs in memory, time and money.
 
 Docs: https://hfflow.github.io/hfflow/engine/case.html.md"""
 
@@ -29,7 +29,7 @@ from .tasks import encode_rows, row_tokens, task_of
 
 # %% ../../nbs/engine/53_case.ipynb #8744b429
 def _unreadable(error, local):
-    "Why there is no configuration, and what to do."
+    "Say why the configuration cannot be read, and what to do."
     from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled
     text = str(error)
     is_a = lambda *kinds: any(isinstance(c, kinds) for c in chain_of(error))
@@ -77,7 +77,7 @@ def stored(
 
 # %% ../../nbs/engine/53_case.ipynb #6afea0d8
 def _for_task(config, task, labels):
-    "What a base is loaded for, and its configuration then; labels that are not known yet count as two."
+    "Return the task of a base and its configuration for it; unknown labels count as two."
     if task == 'classify' and labels is None: labels = 2
     task, _ = auto_class(config, task, labels)
     config = copy.deepcopy(config)
@@ -124,7 +124,7 @@ def _even_rows(config, task, n, length, share=.5):
 
 # %% ../../nbs/engine/53_case.ipynb #c04b9998
 def _largest(rows, model, train, packed):
-    "The rows of the largest forward pass of the first epochs, twice over where a step has several."
+    "The rows of the largest forward pass of the first epochs; twice where a step has several passes."
     data = Batches(model, NoTokenizer(), rows, train)
     def size(part):
         lengths = [data.lengths[i] for i in part]
@@ -149,7 +149,7 @@ def _check(subject, max_len):
 
 # %% ../../nbs/engine/53_case.ipynb #0a477557
 def _step_rows(subject, train):
-    "The largest forward pass of a setting, twice over where a step has several."
+    "The rows of the largest forward pass of a setting; twice where a step has several passes."
     causal = subject.task == 'causal'
     if subject.data is None:
         n = train.max_len if causal else min(train.max_len, subject.most)
@@ -174,7 +174,7 @@ class Subject:
             self.packed = paths.packed
     @property
     def wisher(self):
-        "What may hold the base's own wishes: a repo, or a folder; None for a configuration."
+        "The repo or folder where the base may name its own settings; None for a configuration."
         return None if hasattr(self.source, 'model_type') else self.source if isinstance(self.source, Artifact) else self.name
     @cached_property
     def download(self):
@@ -213,7 +213,7 @@ def _arithmetic(kind, bits):
 def _is_here(dev): return dev.name.startswith('this machine')
 
 def _process(dev):
-    "What the process holds besides: on this machine all that it holds already, where that is more."
+    "Bytes of the process besides the model; on this machine what it holds already, if that is more."
     import psutil
     return max(PROCESS[dev.kind], psutil.Process().memory_info().rss if _is_here(dev) else 0)
 
@@ -244,7 +244,7 @@ def _made_step(case, train):
 
 # %% ../../nbs/engine/53_case.ipynb #d7a3f351
 class Footprint(Subject):
-    "A subject on a device: what a training step holds there, in bytes. Without a setting, that of the case is meant."
+    "A subject on a device: what a training step holds there, in bytes. The default setting is the case's own."
     def __init__(self, base, dataset, qlora, train, dev, task=None, labels=None, n_rows=None):
         super().__init__(base, dataset, train, task, labels, n_rows)
         self.qlora, self.train, self.dev, self.known = qlora, train, dev, {}
@@ -271,7 +271,7 @@ class Footprint(Subject):
 
 # %% ../../nbs/engine/53_case.ipynb #9f4f2fb1
 def _probed(config, rows, train, most=2**12):
-    "A shallow cut of the model with a small vocabulary, and so many rows that a step has at most about `most` tokens."
+    "Cut the model to few layers and a small vocabulary, and the rows to about `most` tokens per step."
     small = shortened(config, min(2, getattr(config.get_text_config(), 'num_hidden_layers', 2) or 2))
     if getattr(small, 'is_encoder_decoder', False): small = shortened(config, None)
     text = small.get_text_config()
@@ -290,7 +290,7 @@ def _probed(config, rows, train, most=2**12):
 
 # %% ../../nbs/engine/53_case.ipynb #f99dcc7e
 def _timed(model, rows, train, seconds):
-    "Seconds of one optimizer step: the median of up to five, after one that does not count where there is time."
+    "Seconds of one optimizer step: the median of up to five after a first one; that one if time is short."
     stepper, took = Stepper(model, NoTokenizer(), rows, train), []
     with stepper.ready():
         start = time.perf_counter()
@@ -360,7 +360,7 @@ class Case(Footprint):
 
 # %% ../../nbs/engine/53_case.ipynb #b9979502
 def _speed(case):
-    "FLOP per second on the device of a case, and where that figure is from; None where there is none."
+    "FLOP per second on the device of a case, or None, and where that figure is from."
     dev = case.dev
     if case.room() < 0 and dev.tflops is None: return None, 'not measured, since the run does not fit'
     if _is_here(dev) or dev.kind.startswith('cuda') and dev.gib == gpu_here().gib:

@@ -1,4 +1,4 @@
-"""What training leaves behind so that a kill, a full disk or another machine costs minutes and not the run: whole or absent, named, pruned, and on the Hub.
+"""Checkpoints that survive a kill, a full disk or a lost machine: each is whole or absent, and lies on the Hub too.
 
 Docs: https://hfflow.github.io/hfflow/engine/checkpoint.html.md"""
 
@@ -21,7 +21,7 @@ from .files import sha256
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #075d3054
 def force_to_disk(path):
-    "Have what was written to a file, or the names in a folder, reach the disk before anything else happens."
+    "Wait until the contents of a file, or the names in a folder, have reached the disk."
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
@@ -99,7 +99,7 @@ def find_checkpoint(folder: Path,      # of all checkpoints
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #9a1898cd
 def versions() -> dict:  # package -> version
-    "The versions of the code that decides what a training step computes; builds of one version (CPU, CUDA) count as the same."
+    "The versions of the packages that compute a step; builds of one version (CPU, CUDA) count as the same."
     found = {'hfflow': hfflow.__version__}
     for name in ('torch', 'transformers', 'peft', 'bitsandbytes'):
         try: found[name] = version(name).split('+')[0]
@@ -110,7 +110,7 @@ def versions() -> dict:  # package -> version
 def changed(then: dict,   # fingerprint of a checkpoint
             now: dict,    # fingerprint of this run
            ) -> list:    # what differs, by name
-    "Say in what two fingerprints differ; settings and packages by their own names."
+    "List what differs between two fingerprints; settings and packages by their own names."
     now, names = json.loads(json.dumps(now)), []
     for key, new in now.items():
         old = then.get(key)
@@ -124,7 +124,7 @@ def changed(then: dict,   # fingerprint of a checkpoint
 
 # %% ../../nbs/engine/38_checkpoint.ipynb #788bb158
 def push_target(text):
-    "'owner/name@branch' as repo and branch; the branch is `checkpoints` where none is named."
+    "Split 'owner/name@branch' into repo and branch; without a branch it is `checkpoints`."
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
     repo, _, branch = str(text).partition('@')
@@ -148,7 +148,7 @@ class Branch:
         self.api.create_branch(self.repo, branch=self.branch, exist_ok=True)
 
     def check(self):
-        "UserError where pushing is refused."
+        "Raise a UserError where pushing is refused."
         from huggingface_hub.errors import HfHubHTTPError
         try: self.make()
         except HfHubHTTPError as e:
@@ -213,7 +213,7 @@ class Pusher:
 # %% ../../nbs/engine/38_checkpoint.ipynb #db784dde
 @patch
 def send(self: Pusher):
-    "Push the snapshot that waits; if that fails, it waits on, unless a newer one has come."
+    "Push the waiting snapshot; after a failure it keeps waiting, unless a newer one has come."
     with self.lock: snap, self.next = self.next, None
     if snap is None: return
     try: self.branch.commit(snap)

@@ -1,4 +1,4 @@
-"""What a layer computes besides its matrix products becomes a few kernels: fewer bytes to move and to keep, the same result.
+"""The small steps around a layer's matrix products become a few kernels: fewer bytes to move and to keep, the same result.
 
 Docs: https://hfflow.github.io/hfflow/engine/compiled.html.md"""
 
@@ -21,7 +21,7 @@ from .tasks import task_of
 # %% ../../nbs/engine/40_compiled.ipynb #c0a1e110
 def compiler_missing(device: str = 'cpu',   # or cuda
                     ) -> 'str|None':     # and how to get it
-    "Name what `torch.compile` lacks on this machine; None if nothing."
+    "Say what `torch.compile` lacks on this machine; None if nothing is missing."
     from torch._inductor.cpp_builder import get_cpp_compiler
     if not (Path(sysconfig.get_path('include'))/'Python.h').exists():
         return 'there are no headers of Python (apt install python3-dev)'

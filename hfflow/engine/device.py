@@ -1,4 +1,4 @@
-"""What this machine computes on, and in which numbers.
+"""Which device this machine computes on, and in which number format.
 
 Docs: https://hfflow.github.io/hfflow/engine/device.html.md"""
 
@@ -26,7 +26,7 @@ own_device = device   # for functions that have an argument `device`
 
 # %% ../../nbs/engine/30_device.ipynb #6fdbdb8b
 def cpu_flags() -> set:
-    "List the instruction sets that the CPU says it has; none where the system does not tell."
+    "List the instruction sets of the CPU; an empty set where the system does not list them."
     try: lines = Path('/proc/cpuinfo').read_text().splitlines()
     except OSError: return set()
     return set(next((l.split(':', 1)[1].split() for l in lines
@@ -35,7 +35,7 @@ def cpu_flags() -> set:
 # %% ../../nbs/engine/30_device.ipynb #5f130074
 def compute_dtype(device: str = None,   # default: `device()`
                  ) -> "'torch.dtype'":
-    "Choose the numbers of the arithmetic: bf16 where the hardware has it, fp16 on older GPUs, else fp32."
+    "Choose the dtype to compute in: bf16 where the hardware has it, fp16 on older GPUs, else fp32."
     import torch
     device = device or own_device()
     if device.startswith('cuda'):

@@ -18,7 +18,7 @@ from .errors import UserError, nearest
 # %% ../../nbs/engine/52_devices.ipynb #71657f25
 @dataclass(frozen=True)
 class Gpu:
-    "What can be known of a device without having it."
+    "Facts about a device that we know without having it."
     name: str
     gib: float  # memory that a program can have
     tflops: 'float|None' = None  # dense 16-bit matrix peak, from the vendor's data sheet; None: not stated
@@ -58,7 +58,7 @@ def gpu_named(
 
 # %% ../../nbs/engine/52_devices.ipynb #bc2d34cc
 def _free_memory():
-    "Bytes that this process can have in all, with what it holds; within the limits of a container."
+    "Bytes that this process can have, with those it holds, within the limits of a container."
     import psutil
     own = psutil.Process().memory_info().rss
     free = psutil.virtual_memory().available + own
@@ -80,7 +80,7 @@ def gpu_here() -> Gpu:
 
 # %% ../../nbs/engine/52_devices.ipynb #14dbb0d4
 def asked_prices() -> dict:
-    "Dollars per hour by flavor, as the connected Hub tells; empty where it does not."
+    "Dollars per hour by flavor from the connected Hub; empty where it gives none."
     from huggingface_hub import HfApi
     try: offered = HfApi().list_jobs_hardware()
     # no such call, no network, no answer: there is the table
@@ -90,7 +90,7 @@ def asked_prices() -> dict:
             if getattr(h, 'unit_cost_usd', None) and getattr(h, 'unit_label', None) in hours}
 
 def price_per_hour(gpu: Gpu) -> Gpu:
-    "The device with the price of today, if it can be had."
+    "Return the device with the price of today, if the Hub gives one."
     asked = asked_prices().get(gpu.flavor) if gpu.flavor else None
     return replace(gpu, price=asked, date='today') if asked else gpu
 

@@ -1,4 +1,4 @@
-"""A training step runs on tensors that have a shape and no content.
+"""Run a training step on tensors that have a shape and no content.
 
 Docs: https://hfflow.github.io/hfflow/engine/fakes.html.md"""
 
@@ -20,7 +20,7 @@ def shortened(
     config,      # of a model; it stays as it is
     layers: int,  # to keep; 0 or None: all of them
 ):               # a copy
-    "A copy of a configuration, for weights as they are before quantisation, with so many layers."
+    "Copy a configuration, cut to so many layers and without its quantisation."
     config = copy.deepcopy(config)
     if getattr(config, 'quantization_config', None) is not None: del config.quantization_config
     if layers:
@@ -108,7 +108,7 @@ def _flop_formulas():
             ops._scaled_dot_product_flash_attention_for_cpu_backward: backward}
 
 def _answer(t):
-    "What a step is told that asks a fake tensor for its number: an ordinary one."
+    "The value that a fake tensor gives when a step asks for its number."
     import torch
     return False if t.dtype == torch.bool else 1.0 if t.is_floating_point() else 1
 
@@ -155,7 +155,7 @@ def _grouped(alive, a, b, offs=None, *args):
 
 # %% ../../nbs/engine/50_fakes.ipynb #00fcaa54
 def _fake_maker(alive):
-    "A function that makes the fake twin of a tensor on `meta`, with the constants of a weight of few bits; the same one each time."
+    "Return a function from a tensor on `meta` to its fake twin, with constants; the same twin each time."
     import torch
     made = {}                                  # tied weights stay tied
     def fake(t, kind, parameter=False):
@@ -225,7 +225,7 @@ def _tried_once(kind, text):
 def allowed(
     config,  # of a causal model
 ):           # loss.Paths
-    "What the architecture allows, tried on its twin; nothing where none can be made."
+    "Try on a twin what the architecture allows; nothing is allowed where no twin can be made."
     return copy.copy(_tried_once(type(config), config.to_json_string(use_diff=False)))
 
 # %% ../../nbs/engine/50_fakes.ipynb #1df4dcc1

@@ -1,4 +1,4 @@
-"""An adapter's layer with a backward pass of its own: one product where `peft` makes three, and the same gradients.
+"""A LoRA layer with its own backward pass: one product where `peft` makes three, and the same gradients.
 
 Docs: https://hfflow.github.io/hfflow/engine/fused.html.md"""
 
@@ -19,14 +19,14 @@ from .loading import dense_weight, kind_of, quant_state
 
 # %% ../../nbs/engine/34_fused.ipynb #015b736c
 def _folded(x, W, a, b, scale):
-    "The weight with the adapter in it, where that saves passes over x and loses nothing; else None."
+    "The weight with the adapter folded in, where folding is cheaper and exact; else None."
     import torch
     rows = x.numel() // x.shape[-1]
     if x.dtype != torch.float32 or rows * (W.shape[0] + W.shape[1]) <= W.numel(): return None
     return torch.addmm(W, b, a, alpha=scale)
 
 def _product(x, W, a, b, scale, bias):
-    "y = x(W + sBA)' + bias; also xA', or in its place the folded weight."
+    "Return y = x(W + sBA)' + bias, then xA' or None, then the folded weight or None."
     import torch.nn.functional as F
     M = _folded(x, W, a, b, scale)
     if M is not None: return F.linear(x, M, bias), None, M
@@ -35,7 +35,7 @@ def _product(x, W, a, b, scale, bias):
     return y, h, None
 
 def _gradients(g, x, W, a, b, scale, h=None, M=None):
-    "Gradients of A, B and x; W and M are both None where nobody asks for the last."
+    "Gradients of A, B and x; W and M are both None where the gradient of x is not needed."
     g, flat = g.reshape(-1, g.shape[-1]), x.reshape(-1, x.shape[-1])
     h = flat @ a.t() if h is None else h.view(-1, h.shape[-1])
     gb, gx = g @ b, None
@@ -99,7 +99,7 @@ def dense_bytes(model) -> int:   # bytes
 # %% ../../nbs/engine/34_fused.ipynb #a0c0de03
 @dataclass(eq=False)
 class _Frozen:
-    "What a layer has beside its adapter; `weight` is a function."
+    "The parts of a layer that an operator cannot take as inputs; `weight` is a function."
     layer: object
     weight: object
     scale: float
@@ -149,7 +149,7 @@ def _lora_operator():
 
 # %% ../../nbs/engine/34_fused.ipynb #9648bd5d
 def _weight_of(inner, cache):
-    "A frozen weight as a function; may the forward pass keep it for the backward pass; its dtype."
+    "Return the frozen weight as a function, whether a forward pass may keep it, and its dtype."
     # one that is split over processes is whole only while its layer runs: nothing of it is kept
     whole = not hasattr(inner.weight, 'to_local')
     if kind_of(inner) == 'full': return (lambda: inner.weight), whole, inner.weight.dtype

@@ -1,4 +1,4 @@
-"""A base is loaded at a pinned commit, in 4, 8, 16 or 32 bits, or refused in a sentence.
+"""Load a base at a pinned commit, in 4, 8, 16 or 32 bits, or get an error of one sentence.
 
 Docs: https://hfflow.github.io/hfflow/engine/loading.html.md"""
 
@@ -25,7 +25,7 @@ from .templates import prepare_tokenizer
 def locate(base: 'Artifact|str|Path',   # model repo at a commit, repo id, or a folder
            *files: str,                # one of which a folder has; default: any of model, adapter, tokenizer
           ) -> tuple:                  # name as `from_pretrained` takes it; its revision, or None
-    "Find what `from_pretrained` is to be given; what cannot be a model is refused."
+    "Find the name and the revision for `from_pretrained`; refuse what cannot be a model."
     if isinstance(base, Artifact):
         if base.kind == 'model': return base.repo_id, base.revision
         raise UserError(f'{base} is a {base.kind}, but a base is a model: give a model repo.')
@@ -41,7 +41,7 @@ def locate(base: 'Artifact|str|Path',   # model repo at a commit, repo id, or a 
 
 # %% ../../nbs/engine/31_loading.ipynb #e2772b26
 def _why_not(name, error):
-    "The sentence for an error that the user can mend; '' for any other."
+    "The sentence for an error that the user can fix; '' for any other error."
     from huggingface_hub.errors import GatedRepoError
     text, missing = str(error), ('is not a valid model identifier', 'not a local folder', '404',
                                  'does not appear to have a file')
@@ -58,7 +58,7 @@ def _why_not(name, error):
 
 @contextmanager
 def _found(name):
-    "Say in one sentence that a base cannot be had."
+    "While inside, turn the errors of loading that the user can fix into one sentence."
     try: yield
     except UserError: raise
     except (OSError, ValueError) as e:
@@ -105,7 +105,7 @@ def auto_class(config,   # of the model
 
 # %% ../../nbs/engine/31_loading.ipynb #cb58e15c
 def name_labels(config, labels: 'list|int'):
-    "Put the labels' names into a config; of a number of labels, the names that transformers gives."
+    "Put the names of labels into a config; for a number of labels, the names of transformers."
     names = [f'LABEL_{i}' for i in range(labels)] if isinstance(labels, int) else labels
     config.id2label = {i: str(l) for i, l in enumerate(names)}
     config.label2id = {l: i for i, l in config.id2label.items()}
@@ -128,7 +128,7 @@ def _bitsandbytes():
 # %% ../../nbs/engine/31_loading.ipynb #8c9db0c0
 @cache
 def need_libraries():
-    "Import what a quantised model with an adapter needs, a third faster than plainly."
+    "Import what a quantised model with an adapter needs, faster than a plain import."
     import gc, torch
     compiled, collects = torch.compile, gc.isenabled()
     def later(fn=None, **kwargs):
@@ -198,7 +198,7 @@ def exact_heads(model,      # changed in place
 
 # %% ../../nbs/engine/31_loading.ipynb #c3426156
 def unadapted(model):
-    "Name linear layers beside which no adapter can stand: the model takes their weights itself, or they are routers."
+    "Name linear layers that cannot have an adapter: the model uses their weights itself, or they are routers."
     from torch import nn
     found = set()
     for m in model.modules():
@@ -211,7 +211,7 @@ def unadapted(model):
     return found
 
 def unrounded(model):
-    "Name what is not stored in few bits; None where transformers knows it all."
+    "Name the layers that must not be stored in few bits; None where transformers' own list is enough."
     from transformers.quantizers.base import HfQuantizer
     # T5's kin cast their input to the type of this layer's weight
     wo = {'wo' for m in model.modules()

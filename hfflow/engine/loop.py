@@ -1,4 +1,4 @@
-"""A run of many steps: checkpoints, held-out loss, a log, and the moment to stop.
+"""A run of many steps, with checkpoints, held-out loss, a log, and a stop at any moment.
 
 Docs: https://hfflow.github.io/hfflow/engine/loop.html.md"""
 
@@ -56,7 +56,7 @@ class Loop(Stepper):
         self.log, self.screen = Log(folder, self.main), Screen(progress and self.main, planned)
 
     def say(self, text):
-        "An event: in the log, and for whoever watches."
+        "Write an event into the log, and show it on the screen."
         self.log.note(event=text, step=self.step)
         self.screen.say(text)
 
@@ -79,7 +79,7 @@ def save(self: Loop):
 
 # %% ../../nbs/engine/45_loop.ipynb #74ce349d
 def check_fingerprint(then, now, step, folder, force=False):
-    "UserError where a checkpoint of `step` belongs to another run; with `force`, what to note in the log; else ''."
+    "Refuse a checkpoint of another run; with `force`, return a note for the log; '' if nothing differs."
     # a setting that did not exist then was what its default is now
     other = changed(then | {'config': computed(TrainConfig()) | then['config']}, now)
     if not other: return ''
@@ -133,7 +133,7 @@ def take_adapter(self: Loop, path):
 _MANY = 5     # steps
 
 def _exploding(losses, window=50):
-    "Loss that was usual before the last five steps, if all of these were far above it and above the beginning; else None. (Near zero, noise is no explosion.)"
+    "The usual loss before the last five steps, if all five were far above it and above the beginning; else None."
     before, last = losses[-window-_MANY:-_MANY], losses[-_MANY:]
     if len(before) < 10: return None
     usual = statistics.median(before)

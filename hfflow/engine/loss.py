@@ -1,4 +1,4 @@
-"""The loss is computed where there is something to learn and nowhere else, and equals the plain one.
+"""The loss computed only where there is something to learn, and equal to the plain loss.
 
 Docs: https://hfflow.github.io/hfflow/engine/loss.html.md"""
 
@@ -82,7 +82,7 @@ def _only_at(mlp, at):
 
 # %% ../../nbs/engine/36_loss.ipynb #f0717129
 def _factor(z, full, off):
-    "The number by which logits `z` are `full`, up to `off`; None where there is none."
+    "The number that turns logits `z` into `full`, up to `off`; None where there is none."
     import torch
     same = lambda z: torch.allclose(z, full, rtol=off, atol=off)
     if same(z): return 1.
@@ -91,7 +91,7 @@ def _factor(z, full, off):
 
 # %% ../../nbs/engine/36_loss.ipynb #2d8e5a75
 class Paths:
-    "How the loss of a model can be computed: what was tried on a few random tokens and found equal to the plain way."
+    "How the loss of a model can be computed: the ways that equalled the plain one on a few random tokens."
     split = causal = packed = False
     mlp, layer, cap, scale = None, None, None, 1.
     def __init__(self, model):
@@ -121,7 +121,7 @@ class Paths:
 
 # %% ../../nbs/engine/36_loss.ipynb #dc6e8c66
 def _keeps_apart(paths, ids):
-    "Are packed documents as if each were alone? Being off by a twentieth of what mixing does is too much."
+    "Do packed documents give the hidden states of each alone, to a twentieth of what mixing changes?"
     import torch
     # as `pack` orders them
     parts = [ids[0, :5], ids[1, :5], ids[0, 5:], ids[1, 5:]]

@@ -1,4 +1,4 @@
-"""Run the training step of a model that is not there, on tensors without numbers, and count every byte that would be alive.
+"""Run the training step of a model on tensors without numbers, and count every byte that would be alive.
 
 Docs: https://hfflow.github.io/hfflow/engine/memory.html.md"""
 
@@ -53,7 +53,7 @@ def _few_bits(model, name, qlora, dtype):
 
 # %% ../../nbs/engine/51_memory.ipynb #d51a0004
 def _parameters(model):
-    "How many numbers the base has, how many of them lie in few bits, the largest such matrix, and how many learn."
+    "Count the base's numbers, those in few bits, those of the largest such matrix, and those that learn."
     import torch
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     few = [m.in_features * m.out_features for m in model.modules() if kind_of(m) in ('nf4', 'int8')]
@@ -63,7 +63,7 @@ def _parameters(model):
 
 # %% ../../nbs/engine/51_memory.ipynb #d51a0007
 class _Planned(Kernels):
-    "Kernels of a plan: of the chunks of the loss, the first two and the last are gone through, and all are counted."
+    "Kernels of a plan: run the first two chunks of the loss and the last, and count the FLOPs of all."
     name, flops = 'hfflow_planned', 0
     def chunks(self, n, rows, W):
         starts = range(0, n, rows)
@@ -114,7 +114,7 @@ def _adam8_class():
 
 @contextmanager
 def _elsewhere():
-    "While inside, what `offload` carries to the CPU is not held: it comes back when the backward pass asks for it."
+    "While inside, do not hold what `offload` moves to the CPU until the backward pass needs it."
     import torch
     from torch._subclasses.fake_tensor import FakeTensor
     def pack(t):
@@ -155,7 +155,7 @@ _KINDS = ('4-bit weights', '8-bit weights', 'unquantised weights', 'de-quantised
           'temporary')
 
 def _step(log, start, end, gradients, flops, count):
-    "A `Step` from the log of a run: what each piece of memory was is known when it is gone."
+    "Make a `Step` from a log; the kind of some pieces is known only once they are freed."
     ended = {s: kind for s, n, kind, _ in log if n < 0}
     def kind_of(s, kind):
         if kind == 'loss': return 'logits and loss'
@@ -221,7 +221,7 @@ def _counted(step, alive, mode):
 
 # %% ../../nbs/engine/51_memory.ipynb #d51a0020
 class NoTokenizer:
-    "All that a step asks of a tokenizer."
+    "The only part of a tokenizer that a step needs."
     pad_token_id = 0
 
 def _stepper(model, rows, train, kernels):
@@ -315,7 +315,7 @@ def held(
 
 # %% ../../nbs/engine/51_memory.ipynb #d51a0023
 def _layers(config):
-    "What tells each layer of a model from the others: its kind in the configuration, its modules and their shapes."
+    "Describe each layer, to compare layers: its kind in the configuration, its modules and shapes."
     from torch import nn
     depth = config.get_text_config().num_hidden_layers
     kinds = getattr(config.get_text_config(), 'layer_types', None) or [None] * depth
@@ -324,19 +324,19 @@ def _layers(config):
     return [(kinds[i], [shape(s[i]) for s in stacks]) for i in range(depth)]
 
 def _pattern(layers):
-    "How many layers stand before the pattern, and after how many it repeats: the shortest to show."
+    "Find how many layers come before the pattern, and how many layers the pattern has."
     def starts(p): return next((i + 1 for i in reversed(range(len(layers) - p)) if layers[i] != layers[i + p]), 0)
     return min(((starts(p), p) for p in range(1, 13)), key=lambda at: at[0] + 2 * at[1])
 
 # %% ../../nbs/engine/51_memory.ipynb #d51a0027
 def _alike(a, b):
-    "Whether two depths have the peak of each phase at the same moment: in the like module, with the same kinds alive."
+    "Do two depths have each phase's peak at the same moment: in like modules, with the same kinds of memory?"
     def moment(module, parts): return re.sub(r'\d+', '#', module), {k for k, v in parts.items() if v}
     return all(moment(*a.peaks[p]) == moment(*b.peaks[p]) for p in a.peaks if p in b.peaks)
 
 # %% ../../nbs/engine/51_memory.ipynb #9bd80557
 def step_memory(config, rows, qlora=None, train=None, dtype=None, one_kernel=False) -> Step:
-    "`fake_step`, for a deep model worked out from two shallow ones."
+    "Do as `fake_step`, but extend a deep model from two shallow ones."
     import torch
     qlora, train, text = qlora or QloraConfig(), train or TrainConfig(), config.get_text_config()
     dtype = dtype or (torch.float32 if qlora.bits == 32 else compute_dtype())
@@ -357,7 +357,7 @@ def step_memory(config, rows, qlora=None, train=None, dtype=None, one_kernel=Fal
     return _deeper(a, b, (depth - few) / (more - few))
 
 def _deeper(a, b, times):
-    "The step of a model that is deeper than that of `a` by `times` what that of `b` is."
+    "Extend the steps of two depths: the result adds `times` the difference from `a` to `b`."
     def on(x, y): return max(0, x + (y - x) * times)
     def mixed(x, y): return {k: int(on(x.get(k, 0), y.get(k, 0))) for k in {**x, **y}}
     peaks = {p: (b.peaks[p][0], mixed(a.peaks[p][1], b.peaks[p][1])) for p in b.peaks if p in a.peaks}

@@ -1,4 +1,4 @@
-"""An adapter finds its base again, and can become part of it.
+"""Put an adapter back on its base, or merge it into the base.
 
 Docs: https://hfflow.github.io/hfflow/engine/merging.html.md"""
 
@@ -74,7 +74,7 @@ def _dense_layer(layer, out):
 
 # %% ../../nbs/engine/33_merging.ipynb #c9c255ab
 def _merged(layer, out):
-    "The ordinary layer that computes what this one does; the layer itself if it is one."
+    "An ordinary layer that computes the same as this one; this layer itself if it is ordinary."
     from torch import nn
     from peft.tuners.lora import LoraLayer
     from peft.utils import ModulesToSaveWrapper
@@ -98,7 +98,7 @@ _TRACES = ('hf_quantizer', 'is_quantized', 'is_loaded_in_4bit', 'is_loaded_in_8b
            'quantization_method', 'peft_config', '_hf_peft_config_loaded')
 
 def _ends_of(model):
-    "Weights of the input and the output embeddings; empty where the model has not both."
+    "Weights of the input and the output embeddings; empty where the model lacks one of them."
     ends = [f() for f in (model.get_input_embeddings, model.get_output_embeddings)]
     return tuple(e.weight for e in ends if getattr(e, 'weight', None) is not None) if all(ends) else ()
 

@@ -1,4 +1,4 @@
-"""Which optimizer, how many threads, which numbers, and what stays in memory.
+"""Choose the optimizer, the number of threads, the number format, and what stays in memory.
 
 Docs: https://hfflow.github.io/hfflow/engine/optimizer.html.md"""
 
@@ -60,7 +60,7 @@ def make_accelerator(model, shard=False):
                     f'start them by torchrun --nproc_per_node {want or 2}, which works on CPUs too.')
 
 def _processes():
-    "How many processes the launcher speaks of; 0 where it was asked for several and does not say."
+    "How many processes the launcher promised; 0 where it should start several but gives no number."
     env = os.environ
     for name in ('WORLD_SIZE', 'OMPI_COMM_WORLD_SIZE', 'PMI_SIZE', 'SLURM_STEP_NUM_TASKS'):
         if env.get(name, '').isdecimal(): return int(env[name])
@@ -90,7 +90,7 @@ def state_tensors(opt, params):
             for name, p in params.items() for k, t in opt.state.get(p, {}).items()}
 
 def load_state_tensors(opt, params, tensors, cfg):
-    "Give an optimizer that was made for the same parameters the state that `state_tensors` took."
+    "Load the state from `state_tensors` into an optimizer that was made for the same parameters."
     state, at = opt.state_dict(), {name: i for i, name in enumerate(params)}
     # none if fp16 skipped every step so far
     for key, t in tensors.items():
@@ -102,7 +102,7 @@ def load_state_tensors(opt, params, tensors, cfg):
 # %% ../../nbs/engine/43_optimizer.ipynb #9f865baa
 @contextmanager
 def neftune(model, alpha):
-    "While inside, noise of at most alpha/sqrt(tokens x width) is on the embeddings; yields what must be told each batch."
+    "While inside, add noise up to alpha/sqrt(tokens x width); call what it yields with each batch."
     import torch
     lengths = None
     def tell(batch):
@@ -141,7 +141,7 @@ def offloaded(device, least=OFFLOADED):
 # %% ../../nbs/engine/43_optimizer.ipynb #d36b4d7c
 @contextmanager
 def checkpointed(model, offload):
-    "While inside, each layer keeps its input alone, and computes once more in the backward pass."
+    "While inside, each layer keeps only its input, and computes again in the backward pass."
     # nothing is said of names that transformers 6 will change
     quietly = partial(warnings.catch_warnings, action='ignore', category=FutureWarning)
     # only the reentrant kind shows its inputs to those who would offload them

@@ -1,4 +1,4 @@
-"""Memory, time and cost from a case, with what to do when it does not fit.
+"""Memory, time and cost of a run, and what to change if it does not fit.
 
 Docs: https://hfflow.github.io/hfflow/engine/planning.html.md"""
 
@@ -41,7 +41,7 @@ class Fit:
 
 # %% ../../nbs/engine/54_planning.ipynb #d8db6d18
 def _batch_that_fits(case, train, most):
-    "The most rows at once, of those that make the step in whole batches, that fit; 0 where not even one does."
+    "The largest batch that fits and divides the rows of a step; 0 where not even one row fits."
     total = case.train.batch * case.train.accumulation             # the same rows per step
     left = lambda b: case.left(replace(train, batch=b, accumulation=total // b))
     sizes = [b for b in range(1, most + 1) if total % b == 0]
@@ -72,7 +72,7 @@ def nearest_setting(
 
 # %% ../../nbs/engine/54_planning.ipynb #6ca26f76
 def _advice(case, near):
-    "What to do about the memory of a case, in a sentence."
+    "Say in one sentence what to do about the memory of a case."
     if (room := case.room()) >= 0: return f'{size_text(room)} are left'
     if near:
         words = ', '.join(f'{k}={str(v).lower()}' for k, v in near.items() if k not in ('batch', 'accumulation'))
@@ -102,7 +102,7 @@ def _largest_that_fits(room, most, tries=6):
 LONG = 1800      # seconds of training on a CPU that are worth a word
 
 def _notes(case, seconds):
-    "What a reader of the plan should know: where each figure is from, and what is not counted."
+    "Notes for the reader of a plan: where each figure is from, and what is not counted."
     dev, train, bits, params = case.dev, case.train, case.qlora.bits, case.step().parameters
     yield f'Time: {case.speed[1]}'
     if bits < 16 and params['quantised'] < params['total'] / 2:
@@ -122,7 +122,7 @@ def _notes(case, seconds):
 
 # %% ../../nbs/engine/54_planning.ipynb #fbf7f24e
 def _warnings(case, seconds):
-    "What is probably not meant: a rate far from what suits the base, hours where minutes were expected."
+    "Warn of probable mistakes: a rate far from what suits the base, and hours of training on a CPU."
     suits = recipe(case.wisher, case.task, case.step().parameters['total'], case.qlora.full)
     if far := case.train.lr is not None and too_far(case.train.lr, suits.lr, suits.sources['lr']): yield far
     if case.dev.kind == 'cpu' and (seconds or 0) > LONG:
@@ -130,7 +130,7 @@ def _warnings(case, seconds):
 
 # %% ../../nbs/engine/54_planning.ipynb #54e7bb35
 class Needs:
-    "What a run needs, read off its case; bytes where nothing else is said."
+    "What a run needs, read from its case; in bytes unless stated otherwise."
     base = property(lambda self: Path(self.case.name).name if Path(self.case.name).is_dir() else self.case.name)
     gpu = property(lambda self: self.case.dev.name)             # the device that the plan is for
     memory = cached_property(lambda self: self.case.memory())   # kind -> bytes at the peak of a step, slack and context included
@@ -143,7 +143,7 @@ class Needs:
     params = property(lambda self: self.case.step().parameters)       # numbers: total, quantised, largest, trained
     @property
     def peak_bytes(self):
-        "What training measures: without the process, and on a GPU without slack."
+        "The peak that training measures: without the process, and on a GPU without slack."
         if self.case.dev.kind.startswith('cuda'): return self.case.step().peak
         return sum(self.memory.values()) - self.process_bytes
     @property
@@ -156,7 +156,7 @@ class Needs:
 
 # %% ../../nbs/engine/54_planning.ipynb #b8bcfc13
 class Pace:
-    "How long a run takes and what it costs, read off its case and its `steps`."
+    "How long a run takes and what it costs, read from its case and its `steps`."
     download_bytes = property(lambda self: self.case.download)          # of the weights; None: not known
     flops = property(lambda self: self.case.flops())                    # per optimizer step
     rate = property(lambda self: self.case.speed[0])                    # FLOP per second; None: not known
@@ -253,7 +253,7 @@ SETTINGS = {
 }
 
 def _settings(preset, qlora, train, gpu):
-    "The configs, and the device, that a preset stands for; what is given wins."
+    "Return the configs and the device of a preset; arguments that are given win over the preset."
     if preset not in (None, 'auto', *SETTINGS):
         raise UserError(f"preset is '{preset}', but only auto, {', '.join(SETTINGS)} are known: choose one of these")
     if preset in (None, 'auto'): return qlora or QloraConfig(), train or TrainConfig(), gpu
@@ -289,7 +289,7 @@ def plan(
 # %% ../../nbs/engine/54_planning.ipynb #cd4ca3e6
 @patch
 def largest_batch(self: Plan, gpu: str = None, most: int = 1024) -> int:
-    "How many rows of this plan's length fit at once; 0 where not even one does."
+    "How many rows of this plan's length fit at once; 0 where not even one fits."
     case = self.on(gpu)
     return _largest_that_fits(lambda b: case.left(replace(case.train, batch=b)), most)
 
@@ -303,7 +303,7 @@ def longest_context(self: Plan, gpu: str = None, most: int = 2**17) -> int:
 # %% ../../nbs/engine/54_planning.ipynb #62f73c6b
 @patch
 def offers(self: Plan) -> Table:
-    "This run on each kind of machine that HF Jobs rents: does it fit, how long, and what for."
+    "Table of the machines that HF Jobs rents: does this run fit, how long does it take, and what does it cost?"
     asked, rows = asked_prices(), []
     for g in (g for g in GPUS.values() if g.flavor):
         case = self.case.but(dev=replace(g, price=asked.get(g.flavor, g.price)))

@@ -1,4 +1,4 @@
-"""A bar, a curve, a memory meter, a tracker, and a log that any tool can read.
+"""A run shows a bar, a curve and its memory, and writes a log that any tool can read.
 
 Docs: https://hfflow.github.io/hfflow/engine/progress.html.md"""
 
@@ -26,14 +26,14 @@ from .shard import held_bytes
 # %% ../../nbs/engine/44_progress.ipynb #7bfc8763
 @lru_cache
 def _glibc():
-    "The C library, where it is glibc, which can be told when to give memory back; else None."
+    "The C library if it is glibc, which lets us set when it gives memory back; else None."
     try:
         libc = ctypes.CDLL(None)
         return libc if libc.malloc_trim and libc.mallopt else None
     except (OSError, AttributeError, TypeError): return None
 
 def _resident():
-    "Most resident memory since the record began, where the system keeps one; else what is resident now (bytes)."
+    "Peak of resident memory since the record was reset; without a record, resident memory now (bytes)."
     try:
         return next(int(l.split()[1]) * 1024 for l in open('/proc/self/status')
                     if l.startswith('VmHWM'))
@@ -43,7 +43,7 @@ def _resident():
 
 # %% ../../nbs/engine/44_progress.ipynb #2ed89bb2
 class MemoryMeter:
-    "Peak memory of what runs from here on. GPU: the most that was allocated. CPU: the weights, plus the growth of resident memory."
+    "Peak memory from here on. GPU: the most that was allocated. CPU: weights plus growth of resident memory."
     def __init__(self, model, device):
         import torch
         self.gpu, self.peak, self.model, self.weights = device.type == 'cuda', 0, model, None
@@ -72,7 +72,7 @@ _STAYS, _USUAL = (2**30, 2**31 - 1), (2**25, 2**26)      # bytes
 
 @contextmanager
 def kept_pages(device):
-    "While inside, a CPU's memory that large tensors give back stays with the process, for the next ones."
+    "While inside, on a CPU, the process keeps the memory of large tensors for the next ones."
     libc = _glibc() if device.type == 'cpu' else None
     def thresholds(sizes):
         # one alone would hold the other where it is at first, at 128 KiB, which is far slower
@@ -84,12 +84,12 @@ def kept_pages(device):
 
 # %% ../../nbs/engine/44_progress.ipynb #3801f3aa
 class Stop:
-    "A wish to stop, that is read between two steps: `why` is what will be raised then; None: go on."
+    "A wish to stop, read between two steps: `why` is the exception that ends the run; None: go on."
     why = None
 
 @contextmanager
 def signals(stop):
-    "Turn Ctrl-C and a polite kill into a wish; a second one stops at once."
+    "Turn Ctrl-C and SIGTERM into a wish to stop; a second one stops at once."
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -182,7 +182,7 @@ class Curve:
 
 # %% ../../nbs/engine/44_progress.ipynb #2f0c77e8
 def start_tracker(cfg, folder, step):
-    "Accelerate's connection to the tracker that is asked for, started; it goes on after `step`. None without one."
+    "Start Accelerate's tracker of the settings, to go on after `step`; None if they name none."
     from importlib.util import find_spec
     if cfg.tracker is None: return None
     if find_spec(cfg.tracker) is None:
@@ -237,14 +237,14 @@ class Log:
         if self.main: self.tracker = start_tracker(cfg, self.path.parent, step)
 
     def note(self, **entry):
-        "Write a line; one that is no event goes to the tracker, too."
+        "Write a line; a line that is not an event goes to the tracker too."
         if self.file is None: return
         self.file.write(json.dumps(entry) + '\n')
         if self.tracker and 'event' not in entry: self.tracker.log(_figures(**entry), step=entry['step'])
 
 # %% ../../nbs/engine/44_progress.ipynb #c1cf94f7
 def _figures(step, **entry):
-    "What a tracker gets of a line. The step is its axis: a figure of that name would be in the way."
+    "The figures of a line for a tracker, without the step, which is the axis there."
     figures = {k: v for k, v in entry.items() if v is not None}
     if 'tokens' in entry: figures['tokens_per_second'] = entry['tokens'] / max(entry['seconds'], 1e-9)
     return figures

@@ -1,4 +1,4 @@
-"""The learning rate that trains one model ruins another: what a base wants travels with it, or follows from task, adapter and size.
+"""The learning rate that trains one model ruins another: a base names its own settings, or they follow from task, adapter and size.
 
 Docs: https://hfflow.github.io/hfflow/engine/recipe.html.md"""
 
@@ -36,7 +36,7 @@ def usual_lr(task: str,          # causal, classify or seq2seq
              parameters: int,    # of the whole model
              full: bool = False,   # every weight is trained, without an adapter
             ) -> tuple:         # learning rate, where it is from
-    "Say which peak learning rate suits a model where nobody names one."
+    "Choose the peak learning rate for a model if neither the user nor the base names one."
     lr, source = next((lr, source) for most, lr, source in RATES[task] if parameters <= most)
     if full: return lr / 10, f'a tenth of the rate of an adapter (Schulman et al. 2025), which is from {source}'
     return lr, source
@@ -63,7 +63,7 @@ WISHES = {'lr': (1e-8, 1), 'batch': (1, 4096), 'beta2': (0, .9999), 'warmup': (0
 _WHOLE = {'batch', 'rank', 'max_len', 'epochs'}
 
 def _check_wish(name, key, value):
-    "Refuse a wish that nobody can grant."
+    "Refuse a setting that a base cannot wish for, or a value out of range."
     if key not in WISHES: raise UserError(f"{name} has '{key}', but a base can wish for {', '.join(WISHES)} only: remove it.")
     low, high = WISHES[key]
     number = isinstance(value, int if key in _WHOLE else (int, float)) and not isinstance(value, bool)
@@ -81,7 +81,7 @@ def _text(base):
 
 def wishes(base,       # an Artifact, a repo id, or a folder
           ) -> dict:   # settings, and `source` in words; empty where the base has no such file
-    "Read what a base wants of its training from the file `hfflow.json` in its repo."
+    "Read the settings that a base asks for from the file `hfflow.json` in its repo."
     name = f'{FILE} of {base.repo_id if isinstance(base, Artifact) else Path(base).name}'
     text = _text(base)
     if text is None: return {}
@@ -95,7 +95,7 @@ def wishes(base,       # an Artifact, a repo id, or a folder
 # %% ../../nbs/engine/41_recipe.ipynb #eb10f0f0
 @dataclass(frozen=True)
 class Recipe:
-    "What suits a base, and where each value is from."
+    "Settings that suit a base, and the source of each value."
     values: dict    # setting -> value: lr, and what else is known
     sources: dict   # setting -> where it is from
     @property
@@ -113,7 +113,7 @@ def recipe(base,                  # an Artifact, a repo id, or a folder; None: i
            full: bool = False,       # every weight is trained
            steps: 'int|None' = None, # optimizer steps of one pass, where the rows are known
           ) -> Recipe:
-    "Collect what suits a base: its own wishes, and the usual for the rest."
+    "Collect the settings that suit a base: its own wishes, and the usual values for the rest."
     own = {} if base is None else wishes(base)
     source = own.pop('source', f'{FILE} in its repo')
     lr, why = usual_lr(task, parameters, full)

@@ -1,4 +1,4 @@
-"""Every number of a run, with its limits, and the schedule of its rate.
+"""All settings of a run with their limits, and the schedule of the learning rate.
 
 Docs: https://hfflow.github.io/hfflow/engine/settings.html.md"""
 
@@ -78,7 +78,7 @@ def lr_at(step: int,          # from 0
           total: int,         # steps of the run
           cfg: TrainConfig,   # without a rate of its own: 2e-4, that of QLoRA (`fit` chooses one that suits the model)
          ) -> float:
-    "Learning rate of a step: a rise over the warm-up, then the schedule down to zero. It depends on nothing else, so it needs no state."
+    "Learning rate of a step: a rise over the warm-up, then the schedule; it needs no state."
     warm, peak = math.ceil(cfg.warmup * total), cfg.lr or 2e-4
     if step < warm: return peak * (step + 1) / warm
     if cfg.schedule == 'wsd':

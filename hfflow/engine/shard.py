@@ -1,4 +1,4 @@
-"""Split the frozen base over several processes: each layer is whole only while it computes, and the adapter learns what it would have learned.
+"""Split the frozen base over several processes: each layer is whole only while it computes, and the adapter learns the same.
 
 Docs: https://hfflow.github.io/hfflow/engine/shard.html.md"""
 
@@ -27,19 +27,19 @@ def shard_units(model,     # with or without adapter
             if all(everywhere[p] == n for p, n in _uses(m).items())]
 
 def _uses(module):
-    "How often each parameter appears in a module; a tied one does so more than once."
+    "How often each parameter appears in a module; a tied parameter appears more than once."
     return Counter(p for m in module.modules() for p in m._parameters.values() if p is not None)
 
 # %% ../../nbs/engine/39_shard.ipynb #3acb68f5
 def held_bytes(model) -> int:   # bytes
-    "Memory of the weights and buffers that lie in this process; of a split one, its part."
+    "Memory of the weights and buffers in this process; a split weight counts with its part here."
     here = (t.to_local() if hasattr(t, 'to_local') else t
             for t in [*model.parameters(), *model.buffers()])
     return sum(t.numel() * t.element_size() for t in here)
 
 # %% ../../nbs/engine/39_shard.ipynb #cb501980
 def refuse_shard(model, world):
-    "Say why this model cannot be split over `world` processes."
+    "Raise an error if this model cannot be split over `world` processes."
     if world == 1:
         raise UserError('shard is True, but there is one process, and nothing to split the base '
                         'over: start several by torchrun --nproc_per_node 2, or leave shard out.')
@@ -131,7 +131,7 @@ def _restore(root, modules, frozen, added, home):
 # %% ../../nbs/engine/39_shard.ipynb #b4a09816
 def average_gradients(params,    # the same on every process, in the same order
                      ) -> None:
-    "Replace each gradient by its mean over all processes; where one has none, it counts as zero."
+    "Replace each gradient by its mean over all processes; a missing gradient counts as zero."
     import torch
     import torch.distributed as dist
     params = list(params)

@@ -1,4 +1,4 @@
-"""Which rows, their loss, the gradient, the update: the same step for any number of processes, any batch that fits, and any model.
+"""Rows, loss, gradient, update: the same step for any number of processes, any batch that fits, and any model.
 
 Docs: https://hfflow.github.io/hfflow/engine/steps.html.md"""
 
@@ -32,12 +32,12 @@ def steps_of(cfg, n):
     return per_epoch, cfg.max_steps or cfg.epochs * per_epoch
 
 def _flat(model):
-    "Does this model take documents side by side, without padding?"
+    "Does this model take packed documents, without padding?"
     return task_of(model) == 'causal' and paths_of(model).packed
 
 # %% ../../nbs/engine/44a_steps.ipynb #b3785614
 class Batches:
-    "The rows of each step, and of each this process's share: a function of seed and step alone."
+    "The rows of each step and this process's share of them: a function of seed and step alone."
     def __init__(self, model, tok, rows, cfg, world=1, rank=0):
         self.model, self.tok, self.rows, self.cfg, self.world, self.rank = model, tok, rows, cfg, world, rank
         self.lengths = [row_tokens(r, model) for r in rows]
@@ -61,7 +61,7 @@ class Batches:
         return self._built[1]
 
     def share(self, rows):
-        "Every `world`-th row as a batch, and 1; a process that gets none reads the first one, which counts 0."
+        "Return every `world`-th row as a batch, and 1; a process without a row reads the first one, and 0."
         mine = rows[self.rank::self.world]
         return self.made(mine or rows[:1]), int(bool(mine))
 
@@ -82,7 +82,7 @@ def _loss_class():
     return LossModule
 
 def loss_module(model, smoothing=0.):
-    "A module whose forward is the loss of a batch: (sum, number of labels). Labels are smoothed while it trains."
+    "A module whose forward gives the loss of a batch: (sum, number of labels); smoothed only in training."
     return _loss_class()(model, smoothing)
 
 # %% ../../nbs/engine/44a_steps.ipynb #fa9555c1
@@ -113,12 +113,12 @@ class Stepper:
         self.micro, self.skipped, self.stop, self.tell = cfg.batch, 0, Stop(), lambda batch: None
         self.step = self.tokens = self.label_tokens = 0
 
-    def say(self, text): "What happened, in words; a run writes them down."
+    def say(self, text): "Report an event in words; does nothing here, a run writes them down."
 
 # %% ../../nbs/engine/44a_steps.ipynb #7771dced
 @patch
 def counted(self: Stepper):
-    "Label tokens and tokens of the current step, those of all processes; one that was told to stop tells the others."
+    "Label tokens and tokens of the current step in all processes; also share a wish to stop with them."
     import torch
     held = [task_counts(self.model, b) for b, counts in self.data.of(self.step, self.micro) if counts]
     counts = torch.tensor([sum(n for n, _ in held), sum(n for _, n in held),
@@ -131,7 +131,7 @@ def counted(self: Stepper):
 # %% ../../nbs/engine/44a_steps.ipynb #9e2e04d5
 @patch
 def backward(self: Stepper, n):
-    "Gradients of this process's share of the current step, of `n` label tokens in all; returns its summed loss."
+    "Compute gradients of this process's share of a step with `n` label tokens; return its summed loss."
     import torch
     # dropout and noise: functions of the step
     torch.manual_seed((self.cfg.seed * 1_000_003 + self.step) * self.world + self.rank)
@@ -156,14 +156,14 @@ def gradients(self: Stepper):
 
 # %% ../../nbs/engine/44a_steps.ipynb #7262b1fa
 def _out_of_memory(e):
-    "Is this how PyTorch, or Python, says that memory ran out? On CPUs it is a plain RuntimeError."
+    "Does this error of PyTorch or Python say that memory ran out? On CPUs it is a plain RuntimeError."
     import torch
     words = ('out of memory', "can't allocate memory", 'not enough memory', 'ALLOC_FAILED')
     return isinstance(e, (torch.OutOfMemoryError, MemoryError)) or any(w in str(e) for w in words)
 
 @patch
 def fitting(self: Stepper, compute):
-    "`compute()`; as long as memory runs out, here or in another process, again with half the rows per forward pass."
+    "Call `compute`; while memory runs out in any process, halve the rows per forward pass and try again."
     while True:
         out, short = None, False
         try: out = compute()
@@ -176,7 +176,7 @@ def fitting(self: Stepper, compute):
 
 @patch
 def anywhere(self: Stepper, short):
-    "Did memory run out in any process? None of them waits for another before this question."
+    "Did memory run out in any process? No process waits for another before this question."
     import torch
     if self.world == 1 or self.cfg.shard: return short
     return bool(self.acc.reduce(torch.tensor(int(short), device=self.acc.device)))
@@ -184,7 +184,7 @@ def anywhere(self: Stepper, short):
 # %% ../../nbs/engine/44a_steps.ipynb #e93e743c
 @patch
 def halve(self: Stepper):
-    "Half the rows per forward pass from here on; UserError where there is nothing to halve."
+    "Halve the rows per forward pass from here on; raise a UserError if they cannot be halved."
     from accelerate.utils.memory import clear_device_cache
     self.opt.zero_grad(set_to_none=True)
     clear_device_cache(garbage_collection=True)
@@ -234,7 +234,7 @@ def ready(self: Stepper):
 # %% ../../nbs/engine/44a_steps.ipynb #71aa3865
 @patch
 def check(self: Stepper, loss, norm):
-    "Stop before a loss that is no number reaches the weights."
+    "Stop before a loss that is not a number reaches the weights."
     fp16 = self.acc.scaler is not None
     self.skipped = self.skipped + 1 if fp16 and not math.isfinite(norm) else 0
     if math.isfinite(loss) and (math.isfinite(norm) or fp16 and self.skipped < 50): return
@@ -243,7 +243,7 @@ def check(self: Stepper, loss, norm):
 
 @patch
 def give_up(self: Stepper, what, step, when=''):
-    "UserError, and words, for what went wrong in `step`, counted from 0."
+    "Report what went wrong in `step`, counted from 0, and raise a UserError."
     rows = self.data.numbers(step)
     rows = ', '.join(map(str, rows[:16])) + (' and more' if len(rows) > 16 else '')
     self.say(f'the {what}, rows {rows}')

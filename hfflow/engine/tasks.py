@@ -30,14 +30,14 @@ def is_text(tok):
     return getattr(tok, 'tokenizer', tok)
 
 def _need(row, *columns):
-    "Value of the first of these columns that a row has."
+    "The value of the first of these columns that the row has."
     for c in columns:
         if row.get(c) is not None: return row[c]
     raise UserError(f"A row has the columns {', '.join(row) or 'none'}, but needs "
                     f"{' or '.join(columns)}: rename one, or add it.")
 
 def _label(value, config):
-    "A label as its number, a list of them as one 0 or 1 per label; a model of one output takes the number as it is."
+    "Turn a label into its number, a list into one 0 or 1 per label; a model of one output takes any number."
     if isinstance(value, (list, tuple)):
         on = {_label(v, config) for v in value}
         return [float(i in on) for i in range(config.num_labels)]
@@ -76,7 +76,7 @@ def row_ids(texts, tok,
 
 # %% ../../nbs/engine/37_tasks.ipynb #1ee4ba57
 def _extractor(tok, config):
-    "What turns sound into features: the processor's, or Whisper's as the model's config describes it."
+    "Return the processor's feature extractor, or Whisper's with the settings of the model's config."
     own = getattr(tok, 'feature_extractor', None)
     if own is not None: return own
     if config.model_type != 'whisper':
@@ -114,13 +114,13 @@ def _read(rows, tok, config, max_len):
     return [{'input_ids': i} for i in ids], cut
 
 def _counted(out, labels, cut):
-    "What became of the rows; a classifier's row carries one label, a decoder's as many as its tokens."
+    "Count encoded rows; a classifier's row carries one label, a decoder's one for each token."
     lengths = [len(o.get('input_ids', ())) + len(o.get('labels', ())) for o in out]
     return TokenStats(len(out), 0, sum(lengths), sum(labels), max(lengths), cut)
 
 # %% ../../nbs/engine/37_tasks.ipynb #a571478d
 def _classified(rows, tok, config, max_len):
-    "Rows of a classifier; what kind of labels they are is noted in its config, as transformers does."
+    "Encode rows of a classifier; note the kind of labels in its config, as transformers does."
     ids, cut = row_ids([_need(r, 'text', 'prompt') for r in rows], tok,
                        row_limit(config, max_len, 'max_position_embeddings'))
     out = [{'input_ids': i, 'label': _label(_need(r, 'label'), config)} for i, r in zip(ids, rows)]
@@ -193,7 +193,7 @@ def task_loss(model,         # with or without adapter
               batch: dict,    # from `task_collate`, on the model's device
               smoothing: float = 0., # part of the probability that all labels share
              ) -> tuple:     # summed loss, number of things with a label (rows, or tokens)
-    "Loss summed over rows (cross-entropy, squared error) or label tokens; divided by the number it is transformers' own."
+    "Sum the loss over rows or label tokens; divided by their number it is the loss of transformers."
     task, y = task_of(model), batch['labels']
     if task == 'causal': return batch_loss(model, batch, smoothing)
     n = len(y) if task == 'classify' else int((y != -100).sum())
@@ -269,7 +269,7 @@ def unmoved(losses: list,    # of the steps so far, at least two
             part: float = .5,  # how much of the end counts
             errors: float = 0, # how many standard errors below guessing are still chance
            ) -> str:        # '' where the loss has moved
-    "Say that a loss is still that of guessing, or above where it began."
+    "Say that a loss is no better than guessing, or has risen since the beginning."
     first, last = losses[:max(2, len(losses) // 10)], losses[-max(2, round(len(losses) * part)):]
     error = lambda x: statistics.stdev(x) / len(x)**.5
     at, began = statistics.mean(last), statistics.mean(first)

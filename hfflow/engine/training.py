@@ -1,4 +1,4 @@
-"""`fit` opens the folder, finds what is there, runs the loop and says what came of it.
+"""`fit` opens the folder, resumes or starts anew, runs the loop and returns the result.
 
 Docs: https://hfflow.github.io/hfflow/engine/training.html.md"""
 
@@ -32,7 +32,7 @@ def _clear(folder, resume):
     for name in ('adapter', 'tensorboard'): shutil.rmtree(folder/name, ignore_errors=True)
 
 def _begin(loop, resume, force):
-    "Put a loop where it shall begin: anew, at the newest checkpoint here, or at one on the Hub."
+    "Put a loop at its start: step 0, the newest checkpoint here, or one on the Hub."
     if loop.main:
         _clear(loop.folder, resume)
         source = resume if isinstance(resume, str) else loop.cfg.push_to
@@ -41,7 +41,7 @@ def _begin(loop, resume, force):
     loop.restore(force)
 
 def _fetch(source, folder, must):
-    "Fetch what a branch has newer; UserError if it was asked for and there is nothing."
+    "Fetch a newer checkpoint from a branch; with `must`, raise a UserError if there is none at all."
     found = pull_checkpoint(source, folder) or find_checkpoint(folder/'checkpoints')[0]
     if must and not found:
         raise UserError(f'There is no checkpoint at {source}, and none in {folder}: check the name '
