@@ -1,4 +1,4 @@
-"""A model card is a Jinja template, filled with what the run, its plan and its report say.
+"""Make a model card from a Jinja template and the facts of the run, its plan and its report.
 
 Docs: https://hfflow.github.io/hfflow/engine/card.html.md"""
 

@@ -1,4 +1,4 @@
-"""Typer parses, one sentence answers, one exit code tells a script what happened.
+"""Make a command from a function, with one sentence for each mistake and an exit code for scripts.
 
 Docs: https://hfflow.github.io/hfflow/engine/commands.html.md"""
 

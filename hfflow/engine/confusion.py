@@ -1,4 +1,4 @@
-"""Which label was taken for which.
+"""See which labels a classifier mixes up.
 
 Docs: https://hfflow.github.io/hfflow/engine/confusion.html.md"""
 
@@ -23,7 +23,7 @@ class Confusion:
     counts: tuple  # one row per label: a count per answered label, and last of answers that are no label
 
     def measures(self):
-        "Precision, recall, F1 (0 where nothing stands behind it) and number of references of each label."
+        "Precision, recall, F1 (0 where they would divide by 0) and number of references of each label."
         import numpy as np
         c = np.array(self.counts, float)
         sums = np.concatenate([c.diagonal(), c[:, :-1].sum(0), c.sum(1)])

@@ -1,4 +1,4 @@
-"""What a simple method reaches on the same rows.
+"""Compare a model with simple methods on the same rows.
 
 Docs: https://hfflow.github.io/hfflow/engine/controls.html.md"""
 

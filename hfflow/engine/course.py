@@ -1,4 +1,4 @@
-"""Copy the pages of the course into a folder, open them in JupyterLab, and say how far the reader has come.
+"""Copy the pages of the course into a folder, open them in JupyterLab, and count the exercises that you have solved.
 
 Docs: https://hfflow.github.io/hfflow/engine/course.html.md"""
 

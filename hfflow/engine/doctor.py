@@ -1,4 +1,4 @@
-"""What this machine has, and what is missing.
+"""See what this machine has, and what is missing.
 
 Docs: https://hfflow.github.io/hfflow/engine/doctor.html.md"""
 
@@ -98,7 +98,7 @@ def _disk() -> list:
 
 # %% ../../nbs/engine/93_doctor.ipynb #86945f17
 def _hub(remote) -> tuple:
-    "The row of the Hub: another one is asked, the embedded one may sleep."
+    "The row of the Hub: another Hub must answer, the embedded one need not run yet."
     from hfflow.engine import connection, process
     if remote:
         try: return 'hub', 'ok', connection.connect(remote).endpoint, ''

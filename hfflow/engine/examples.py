@@ -1,4 +1,4 @@
-"""A real encoder and real reviews, wherever they can be had.
+"""Find a real encoder and real reviews, with or without huggingface.co.
 
 Docs: https://hfflow.github.io/hfflow/engine/examples.html.md"""
 

@@ -1,4 +1,4 @@
-"""A full disk, a Hub that is gone, a token that is not enough.
+"""Explain a full disk, a Hub that does not answer, or a token without the right to write.
 
 Docs: https://hfflow.github.io/hfflow/engine/faults.html.md"""
 

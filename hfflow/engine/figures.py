@@ -1,4 +1,4 @@
-"""Every metric of every system, with intervals, differences, and the form the Hub reads.
+"""Every metric of every system, with intervals and differences, in the form that the Hub reads.
 
 Docs: https://hfflow.github.io/hfflow/engine/figures.html.md"""
 

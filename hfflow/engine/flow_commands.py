@@ -1,4 +1,4 @@
-"""Each stage of the flow as a command.
+"""Make a command for each task of the flow.
 
 Docs: https://hfflow.github.io/hfflow/engine/flow_commands.html.md"""
 
@@ -211,7 +211,7 @@ def plan(model: _Model = None, gpu: _Gpu = None, preset: _Preset = None,
 
 # %% ../../nbs/engine/91_flow_commands.ipynb #a4d164c2
 def _predicted(cfg, model, gpu, rows, has_data, max_len, compare, hub):
-    "The plan, and where it was asked for the table of other ways to train."
+    "The plan, and the table of other ways to train if it was asked for."
     from hfflow.engine import planning, stages
     is_file = _is_file(model)
     base, known = _base_and_rows(cfg, has_data or is_file and rows is None, hub)

@@ -1,4 +1,4 @@
-"""Six lines, a preset, and what the machine and the base decide.
+"""Write six lines, and let a preset, the machine and the base decide the rest.
 
 Docs: https://hfflow.github.io/hfflow/engine/flowconfig.html.md"""
 
@@ -237,7 +237,7 @@ SECTIONS = {k: f.annotation for k, f in FlowConfig.__pydantic_fields__.items()
             if is_dataclass(f.annotation)}
 
 def _known_keys(given, where):
-    "Refuse keys that there are not; one that belongs in a section is sent there."
+    "Refuse unknown keys; if a key belongs in a section, say in which one."
     known = [*ALIASES, *FlowConfig.__pydantic_fields__]
     for key in given:
         if key in known: continue

@@ -1,4 +1,4 @@
-"""What was made, what it can, what was predicted and measured.
+"""Report what a run made, how good it is, and what was predicted and measured.
 
 Docs: https://hfflow.github.io/hfflow/engine/flowreport.html.md"""
 

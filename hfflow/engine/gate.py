@@ -1,4 +1,4 @@
-"""A run that has learned nothing says so, with the likely cause and the next setting to try, and does not reach anybody.
+"""If a run has learned nothing, say so, name the likely cause and the next setting to try, and do not publish the model.
 
 Docs: https://hfflow.github.io/hfflow/engine/gate.html.md"""
 

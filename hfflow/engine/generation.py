@@ -1,4 +1,4 @@
-"""Greedy answers in batches, a model as a system, the loss on held-out rows.
+"""Get greedy answers in batches, use a model as a system, and measure the loss on held-out rows.
 
 Docs: https://hfflow.github.io/hfflow/engine/generation.html.md"""
 
@@ -81,7 +81,7 @@ def answering(
     finally: model.train(training)
 
 def longest_first(lengths, batch):
-    "Numbers of rows in batches of like length, so that there is hardly any padding; the longest first: short memory shows at once."
+    "Row numbers in batches of similar length, so that there is little padding; the longest come first, so that too little memory shows at once."
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     return [order[i:i + batch] for i in range(0, len(order), batch)]
 

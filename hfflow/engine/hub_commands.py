@@ -1,4 +1,4 @@
-"""Start, look at, check, copy and tidy a Hub from the command line.
+"""Start, check, copy and tidy up a Hub from the command line.
 
 Docs: https://hfflow.github.io/hfflow/engine/hub_commands.html.md"""
 
@@ -97,7 +97,7 @@ def _page(hub, repo):
     return found.url if '@' in repo else hub.repo_url(found.kind, found.repo_id)
 
 def _signed_in(hub, page):
-    "An address that signs one in and leads to a page."
+    "An address that signs the user in and leads to a page."
     from hfflow.localhub.pages import sign_in_link
     from hfflow.localhub.wire import Hub
     return hub.endpoint + sign_in_link(Hub(hub.data), 'you', page[len(hub.endpoint):] or '/')

@@ -1,4 +1,4 @@
-"""One script, in a process of its own, or in two.
+"""Run one script in a process of its own, or in two processes.
 
 Docs: https://hfflow.github.io/hfflow/engine/launch.html.md"""
 

@@ -1,4 +1,4 @@
-"""A command of yours runs as a Job of the embedded Hub: it has a log, a time limit and an end.
+"""Run a command of yours as a Job of the embedded Hub, with a log and a time limit, and be sure that it ends.
 
 Docs: https://hfflow.github.io/hfflow/engine/local_job.html.md"""
 

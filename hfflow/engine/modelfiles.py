@@ -1,4 +1,4 @@
-"""Safetensors, a tokenizer, pinned configs, and no pickle.
+"""Publish safetensors, a tokenizer and pinned configs, and no pickle.
 
 Docs: https://hfflow.github.io/hfflow/engine/modelfiles.html.md"""
 

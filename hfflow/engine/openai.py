@@ -1,4 +1,4 @@
-"""A server that speaks as OpenAI does, so that every client can ask it.
+"""Build a server that speaks OpenAI's protocol, so that every client can ask it.
 
 Docs: https://hfflow.github.io/hfflow/engine/openai.html.md"""
 

@@ -1,4 +1,4 @@
-"""A folder with workflows, checked and rehearsed before it is pushed.
+"""Write a folder with workflows, then check and rehearse it before you push it.
 
 Docs: https://hfflow.github.io/hfflow/engine/project.html.md"""
 

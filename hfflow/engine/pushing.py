@@ -1,4 +1,4 @@
-"""Prove it on a branch, then let it become `main`.
+"""Test a publication on a branch before it becomes `main`.
 
 Docs: https://hfflow.github.io/hfflow/engine/pushing.html.md"""
 

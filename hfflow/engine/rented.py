@@ -1,4 +1,4 @@
-"""The files and calls that start the same script on HF Jobs and on clouds.
+"""Write the files and calls that run the flow on HF Jobs and on clouds.
 
 Docs: https://hfflow.github.io/hfflow/engine/rented.html.md"""
 

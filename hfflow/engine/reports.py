@@ -1,4 +1,4 @@
-"""Several systems over the same rows, and whether their difference is more than chance.
+"""Ask several systems the same rows, and test whether their difference is more than chance.
 
 Docs: https://hfflow.github.io/hfflow/engine/reports.html.md"""
 
@@ -81,7 +81,7 @@ class Report(Results):
     roles: dict = field(default_factory=dict)  # base, tuned -> system, where `evaluate` was told
 
     def role(self, name):
-        "The system that is `base` or `tuned`: as told, else the first with a usual name; None where there is none."
+        "The system that is `base` or `tuned`: the one that `evaluate` was told, else the first with a usual name; None if there is none."
         return self.roles.get(name) or next((s for s in self.systems if s.lower() in ROLES[name]), None)
     def row(self, system, split):
         "The row of one system on one split."
@@ -205,7 +205,7 @@ class Paired:
 
 # %% ../../nbs/engine/61_reports.ipynb #cecc459e
 def _shared(report, before, after, split, kept):
-    "What the report keeps of each row for two systems: of one split, or of all splits of both."
+    "The marks of two systems for each row, as pairs: those of one split, or of all splits."
     for name in (before, after):
         # a wrong name ends here, with the right ones in the message
         if split is not None or name not in report.systems: report.row(name, split)
@@ -230,7 +230,7 @@ def paired(
 
 # %% ../../nbs/engine/61_reports.ipynb #3ea96fd2
 def _flipped(steps, times=10_000, seed=0):
-    "The share of random signs that make the sum of these as large; of few numbers, of all signs."
+    "The share of random signs whose sum is at least as large as the sum of `steps`; for few numbers all signs are tried."
     import numpy as np
     d = np.array([x for x in steps if x], float)      # a row without a difference has no sign to flip
     seen = abs(d.sum())

@@ -1,4 +1,4 @@
-"""The Hub runs a Space; this page asks it to, waits for the answer, and leaves nothing behind.
+"""Ask the Hub to run a Space, wait until it answers, and leave nothing behind.
 
 Docs: https://hfflow.github.io/hfflow/engine/runner.html.md"""
 
@@ -66,14 +66,14 @@ class App(AbstractContextManager):
         if self._said is None: self._said = self.logs()
         self._end()
     def logs(self, last: int = None) -> str:  # the last lines, or all
-        "Return what the app has printed; where it has not, what its build has."
+        "Return what the app has printed; if it has printed nothing, what its build has printed."
         if self._said is None: lines = _printed(self.hub, self.repo_id)
         else: lines = self._said.splitlines()
         return '\n'.join(lines[-last:] if last else lines)
 
 # %% ../../nbs/engine/76_runner.ipynb #66c6b879
 def _printed(hub, repo_id: str) -> list:  # of lines
-    "Return what a Space has printed; where it has not come so far, what its build has."
+    "Return what a Space has printed; if it has printed nothing yet, what its build has printed."
     from huggingface_hub.errors import HfHubHTTPError
     for build in (False, True):
         try: lines = [line.rstrip('\n') for line in hub.api.fetch_space_logs(repo_id, build=build)]

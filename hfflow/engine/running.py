@@ -1,4 +1,4 @@
-"""Seven stages in order, one report, one exit.
+"""Run seven stages in order, with one report and one way out.
 
 Docs: https://hfflow.github.io/hfflow/engine/running.html.md"""
 
@@ -41,7 +41,7 @@ def _need(wanted, cfg):
          *(('gradio',) if 'space' in wanted and cfg.space.sdk == 'gradio' else ()))
 
 def _connected(hub):
-    "Return a Hub, its address, or None for the embedded one as a Hub that is connected."
+    "Connect to a Hub, which is given as a Hub, as its address, or as None for the embedded one."
     if isinstance(hub, connection.Hub): return hub
     try: return connection.connect(hub)
     except UserError: raise

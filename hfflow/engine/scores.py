@@ -1,4 +1,4 @@
-"""Right or wrong, with an interval; free text by the words it shares.
+"""Count right answers with an interval, and score free text by the words that it shares with the reference.
 
 Docs: https://hfflow.github.io/hfflow/engine/scores.html.md"""
 

@@ -1,4 +1,4 @@
-"""A server in a process of its own, and the call that rents the same.
+"""Run a server in a process of its own, and write the call that rents the same server.
 
 Docs: https://hfflow.github.io/hfflow/engine/serving.html.md"""
 
@@ -111,7 +111,7 @@ _TASKS = {'causal': 'text-generation', 'classify': 'text-classification',
           'seq2seq': 'text2text-generation'}
 
 def _task_name(model):
-    "A model's task as the Hub names it; that of an adapter stands in part in its base."
+    "A model's task as the Hub names it; for an adapter we also read the config of its base."
     from transformers.models.auto.modeling_auto import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES as speech
     task, where = purpose(model), (model.repo_id, model.revision)
     if adapter := read_note('model', *where, 'adapter_config.json'):

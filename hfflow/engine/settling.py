@@ -1,4 +1,4 @@
-"""The base and the rows decide what a flow.yaml does not name.
+"""Let the base and the rows decide the settings that a flow.yaml does not name.
 
 Docs: https://hfflow.github.io/hfflow/engine/settling.html.md"""
 

@@ -1,4 +1,4 @@
-"""An app, a card and requirements, from the model that it shows.
+"""Make an app, a card and requirements from a published model.
 
 Docs: https://hfflow.github.io/hfflow/engine/spacefiles.html.md"""
 

@@ -1,4 +1,4 @@
-"""prepare, register, plan, train, evaluate, publish, space.
+"""Run each of the stages prepare, register, plan, train, evaluate, publish and space on a small table.
 
 Docs: https://hfflow.github.io/hfflow/engine/stages.html.md"""
 
@@ -55,7 +55,7 @@ def _prepare(w):
 # %% ../../nbs/engine/85_stages.ipynb #bf34f69c
 @dataclass(frozen=True)
 class Pushed:
-    "What a stage hands on that has written a repo."
+    "The result of a stage that writes a repo."
     artifact: Artifact
 
 def _at(w, r): return f'{r.artifact.repo_id} @ {r.artifact.short}'
@@ -274,7 +274,7 @@ class Evaluated:
     held_out_loss: 'dict | None'           # before, after, n; None: there is no validation split
 
 def _verdict(w, loss, report):
-    "Whether the run has learned, said to whoever watches where it has not."
+    "Judge whether the run has learned; if it has not, print the verdict."
     run, lr = w.done['train'].run, w.settled.train.lr
     suits = recipe(w.base, w.task, w.done['plan'].params['total'], w.settled.lora.full)
     verdict = judge(run.losses, run.guess, loss, report, text=w.task != 'classify', lr=lr,

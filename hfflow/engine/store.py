@@ -1,4 +1,4 @@
-"""A stage whose inputs and settings have been done already is not done again.
+"""Do not run a stage again if its inputs and settings are the same.
 
 Docs: https://hfflow.github.io/hfflow/engine/store.html.md"""
 
@@ -27,7 +27,7 @@ def digest(
 
 # %% ../../nbs/engine/81_store.ipynb #6ae6f43f
 def again(kind, values):
-    "Make an object of the class `kind` from what `plain` has made of one; TypeError or KeyError where it was another."
+    "Make an object of the class `kind` from what `plain` made of it; TypeError or KeyError if it was another class."
     if not isinstance(values, dict): raise TypeError(f'{values!r} is no {kind.__name__}')
     if hasattr(kind, 'from_dict'): return kind.from_dict(values)
     hints = get_type_hints(kind)

@@ -1,4 +1,4 @@
-"""Text leaves as soon as it can no longer change.
+"""Send each piece of text as soon as it can no longer change.
 
 Docs: https://hfflow.github.io/hfflow/engine/streaming.html.md"""
 

@@ -1,4 +1,4 @@
-"""From a repo back to the data, the base and the code it was made from.
+"""Follow a repo back to the data, the base and the code that it was made from.
 
 Docs: https://hfflow.github.io/hfflow/engine/tracing.html.md"""
 
@@ -109,7 +109,7 @@ def _declared(hub, kind, repo_id, revision):
 
 # %% ../../nbs/engine/75a_tracing.ipynb #b6bcc9ef
 def _role(kind, parent):
-    "Say what a repo was to the one made from it: a model's model is its base."
+    "Say what an input is for the repo that was made from it: the model of a model is its base."
     return {'dataset': 'data', 'model': 'base' if parent == 'model' else 'model'}.get(kind, kind)
 
 def _node(hub, kind, repo_id, revision, role, seen=()):

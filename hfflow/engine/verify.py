@@ -1,4 +1,4 @@
-"""Download it again into an empty cache, and check every claim.
+"""Download a published model into an empty cache, and check every claim.
 
 Docs: https://hfflow.github.io/hfflow/engine/verify.html.md"""
 

@@ -1,4 +1,4 @@
-"""Stages run in order, stop at any moment and go on where they stopped.
+"""Run stages in order, stop at any moment, and go on where the run stopped.
 
 Docs: https://hfflow.github.io/hfflow/engine/work.html.md"""
 
@@ -36,7 +36,7 @@ class Place:
         self.place = 'embedded' if hub.embedded else hub.endpoint
 
     def today(self, a: Artifact) -> Artifact:
-        "Return an artifact at the Hub's address of today."
+        "Return an artifact with the Hub's present address in its link."
         return replace(a, url=self.hub.repo_url(a.kind, a.repo_id, a.revision))
 
     def exists(self, a: Artifact) -> bool:
@@ -109,7 +109,7 @@ class Work(Material):
         self.loaded = loaded or None
     @cached_property
     def settled(self) -> FlowConfig:
-        "The config, with what it left open as base and rows decide."
+        "The config, with its open settings filled in for the base and the rows."
         return settle(self.cfg, self.base, len(self.splits['train']))
 
     @property
