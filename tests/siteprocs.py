@@ -56,6 +56,8 @@ class SitePages(Processor):
             if cell.cell_type == "markdown":
                 cell.source = boxed(cell.source.replace("```mermaid", "```{mermaid}"))
                 said |= {*re.findall(r"^#+ +`?([^`\n]+?)`? *$", cell.source, re.M)}
+            # nbdev runs a page's imports for its signatures: what they say about the building machine is nobody's business
+            if "outputs" in cell: cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
             if not cell.source.strip().split("\n")[-1].startswith("show_doc("): continue
             for out in cell.get("outputs", []):
                 text = "".join(out.get("data", {}).get("text/markdown", ""))

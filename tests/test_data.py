@@ -144,6 +144,17 @@ def test_plain_text_and_conversations(tmp_path):
     assert again.report.digest == got.report.digest and again.splits["train"].to_list() == got.splits["train"].to_list()
 
 
+def test_prompt_and_completion_as_lists_of_turns(tmp_path):
+    turn = lambda role, text: [{"role": role, "content": text}]
+    rows = [{"prompt": turn("user", f"question {i}"), "completion": turn("assistant", f"answer {i}")} for i in range(20)]
+    rows[3]["prompt"] = turn("system", "Be short.") + turn("user", "question 3")
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    kept = [r for split in ready(tmp_path / "rows.jsonl").splits.values() for r in split]
+    assert sorted(r["completion"] for r in kept) == sorted(f"answer {i}" for i in range(20))
+    assert all("role" not in r["prompt"] for r in kept)
+    assert [t["role"] for r in kept if r["completion"] == "answer 3" for t in r["messages"]] == ["system", "user", "assistant"]
+
+
 def test_alpaca_shape_and_values_that_are_no_text():
     rows = [{"instruction": "Add", "input": "1 2", "output": 3}, {"instruction": "Say hello", "input": "", "output": {"text": "héllo"}}]
     got = ready(rows, test_size=0, validation_size=0).splits["train"]

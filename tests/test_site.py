@@ -60,21 +60,25 @@ def test_what_belongs_to_a_site_is_there():
     for file in ("llms.txt", "404.html", "favicon.svg", "search.json"): assert (SITE/file).exists(), file
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="needs Chromium")
-@pytest.mark.parametrize("name", ["index.html", "start.html", "hub.html", "datasets.html", "models.html", "qlora.html", "train.html", "flow.html", "localhub/store.html"])
-def test_a_page_fits_a_phone_and_axe_finds_nothing_serious(name):
+@pytest.fixture(scope="module")
+def browser():
+    if not CHROMIUM: pytest.skip("needs Chromium")
     playwright = pytest.importorskip("playwright.sync_api")
-    axe = next(Path(__file__).parents[1].glob("_docs/site_libs/**/axe.min.js"), None) or shutil.which("axe.min.js")
     with playwright.sync_playwright() as p:
-        browser = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
-        for scheme in ("light", "dark"):
-            page = browser.new_page(viewport=dict(width=360, height=760), color_scheme=scheme)
-            page.goto((SITE/name).as_uri())
-            wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
-            assert wide <= 0, f"{name} is {wide} pixels wider than a phone"
-            if axe:
-                page.add_script_tag(path=str(axe))
-                found = page.evaluate("axe.run().then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes[0].html.slice(0, 120)))")
-                assert not found, f"{name}, {scheme}: {found}"
-            page.close()
-        browser.close()
+        running = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        yield running
+        running.close()
+
+
+@pytest.mark.parametrize("name", sorted(p.relative_to(SITE).as_posix() for p in SITE.rglob("*.html")))
+def test_a_page_fits_a_phone_and_axe_finds_nothing_serious(name, browser):
+    axe = Path(pytest.importorskip("axe_playwright_python").__file__).with_name("axe.min.js")
+    for scheme in ("light", "dark"):
+        page = browser.new_page(viewport=dict(width=360, height=760), color_scheme=scheme)
+        page.goto((SITE/name).as_uri())
+        wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+        assert wide <= 0, f"{name} is {wide} pixels wider than a phone"
+        page.add_script_tag(path=str(axe))
+        found = page.evaluate("axe.run().then(r => r.violations.filter(v => ['serious', 'critical'].includes(v.impact)).map(v => v.id + ': ' + v.nodes[0].html.slice(0, 120)))")
+        assert not found, f"{name}, {scheme}: {found}"
+        page.close()

@@ -95,6 +95,9 @@ def _row(raw, use):
     "One raw row as prompt and completion (and messages); None if one of them is empty."
     if 'messages' in use:
         return _said(_turns(raw.get(use['messages'])), text_of(raw.get(use.get('tools'))))
+    both = [raw.get(use[role]) for role in ('prompt', 'completion') if role in use]
+    if all(isinstance(v, list) and v and isinstance(v[0], dict) for v in both):      # as TRL takes them
+        return _said(_turns(sum(both, [])), text_of(raw.get('tools')))
     text = {role: text_of(raw.get(column)) for role, column in use.items()}
     prompt = '\n\n'.join(filter(None, (text.get('prompt'), text.get('input'))))
     if not text['completion'] or ('prompt' in use and not prompt): return None
