@@ -9,6 +9,7 @@ from pathlib import Path
 
 import house
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
@@ -90,7 +91,12 @@ def test_nothing_that_quarto_misreads(repo_copy):
         for cell in page.cells:
             text = house.source(cell)
             assert "{{<" not in text, f"{page.name}: Quarto takes {{{{< for a shortcode; write a space"
-            if cell["cell_type"] != "markdown": continue
+            if cell["cell_type"] == "code":
+                yaml.safe_load("".join(f"{line}\n" for line in re.findall(r"(?m)^#\|\s*([\w-]+: .*)$", text)))      # or the site is not made
+                pictures = any(kind.startswith("image/") for out in cell.get("outputs", []) for kind in out.get("data", {}))
+                assert not pictures or "#| fig-alt: " in text, f"{page.name}: a plot has no alt text"
+                continue
+            assert not re.search(r"(?:\A|\n\n)\[!\[[^\n]*\Z|(?:\A|\n\n)\[!\[[^\n]*\n\n", text) or page.name == "index", f"{page.name}: a badge alone in its paragraph becomes a figure"
             prose = re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S)
             assert not re.search(r"\]\([\w/.]*\.html", prose), f"{page.name}: link to the notebook, not to the page made of it"
             assert not re.search(r"\$[^$]*\\\\\\\\[a-zA-Z][^$]*\$", prose), f"{page.name}: a formula is escaped twice"
