@@ -1,4 +1,4 @@
-"""Make the 3-million-parameter Llama that this course fine-tunes when there is no network: tokenizer, optimizer, curve.
+"""Make the Llama of 3 million parameters that this course fine-tunes when there is no network: tokenizer, optimizer, curve.
 
 Docs: https://hfflow.github.io/hfflow/engine/base.html.md"""
 
@@ -96,7 +96,7 @@ def in_request(x: "'Tensor'") -> "'Tensor'":  # bool, shape of x; x: (blocks, to
 # %% ../../nbs/engine/23_base.ipynb #e716470c
 @contextmanager
 def rounded(matrices):
-    "While open, the matrices have the values that NF4 leaves of them; afterwards they are themselves again."
+    "While open, the matrices have their values rounded to NF4; afterwards they have the exact ones again."
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
     kept = [p.data for p in matrices]
     for p in matrices:

@@ -1,4 +1,4 @@
-"""Encoded rows are counted, padded, packed and grouped by length.
+"""Count, pad and pack encoded rows, and group them by length.
 
 Docs: https://hfflow.github.io/hfflow/engine/batches.html.md"""
 

@@ -19,7 +19,7 @@ from .validation import checked
 
 # %% ../../nbs/engine/14_cleaning.ipynb #6603f786
 def key(prompt: str) -> str:
-    "Reduce a prompt to what must differ for it to be another prompt."
+    "Reduce a prompt to its key: prompts with the same key count as the same."
     text = ' '.join(unicodedata.normalize('NFKC', prompt).casefold().split())
     return text.strip(' .,;:!?"\'') or text
 
@@ -140,7 +140,7 @@ def _columns(tables, cfg, task):
 
 # %% ../../nbs/engine/14_cleaning.ipynb #1b00eb6e
 def _same_labels(tables, uses):
-    "What labels become that are numbers in two spellings, 1 and 1.0; nan beside numbers is none."
+    "Map labels such as 1.0 to 1, if a number has both spellings, and nan beside numbers to no label."
     seen = {text_of(r.get(u['completion'])) for t, u in zip(tables, uses) if 'completion' in u
             for r in t.rows if r} - {''}
     numbers = {v for v in seen if NUMBER.fullmatch(v)}

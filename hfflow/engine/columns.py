@@ -1,4 +1,4 @@
-"""Which column is the question, which the answer: by name, and by what it holds.
+"""Find the column of the questions and the column of the answers, by their names and by their values.
 
 Docs: https://hfflow.github.io/hfflow/engine/columns.html.md"""
 
@@ -24,7 +24,7 @@ def plain_name(name) -> str:
     return re.sub(r'[\W_]+', '', str(name).casefold())
 
 def by_plain_name(columns) -> dict:
-    "Columns by their plain names; of two with one plain name, the one that is written so."
+    "Map plain names to columns; of two columns with one plain name, take the one that is written so."
     best = {plain_name(c): c for c in sorted(reversed(columns), key=lambda c: c == plain_name(c))}
     return {plain_name(c): best[plain_name(c)] for c in columns}
 
@@ -63,7 +63,7 @@ _ID = re.compile(r'(?=\S*[\d_/@#\\])[!-~]+')                   # one word that i
 _YEAR = re.compile(r'(19|20)\d\d')
 
 def _kind(values):
-    "Tell what the cells of a column are, as texts: 'label', 'text', or None for neither."
+    "Tell whether the cells of a column are labels or texts: 'label', 'text', or None for neither."
     said, few = [v for v in values if v], {v for v in values if v}
     n = len(said)
     most = lambda *kinds: any(sum(bool(k.fullmatch(v)) for v in said) >= 0.9 * n for k in kinds)
@@ -119,7 +119,7 @@ def _best(group, role, held):
     return sorted((c for c in group if 3 * size[c] >= max(size.values())), key=lambda c: -size[c])
 
 def _only(group, role, given, held, table, task):
-    "The one column of a group, None of none; UserError with the line to add where several do."
+    "The only column of a group, or None if it is empty; UserError with the line to add if several fit."
     best = _best(group, role, held)
     if len(best) < 2: return best[0] if best else None
     names = [repr(c) for c in group if c in best]
@@ -170,7 +170,7 @@ def _writer_roles(found, given):
 
 # %% ../../nbs/engine/13_columns.ipynb #0a4279b7
 def _need_header(columns, held, table, task):
-    "Refuse names that are values as well, where none is a known one: the first line is a row."
+    "Refuse a table whose names look like its values, if none of them is a known name: they are a row."
     known = {*PROMPT, *COMPLETION, *MESSAGES, *(n for names in (*TEXTS, *LABELS) for n in names)}
     mask = lambda s: re.sub(r'\d+', '0', text_of(s).casefold())
     rows = [c for c in columns if text_of(c) and mask(c) in {mask(v) for v in held.get(c, ())}]

@@ -1,4 +1,4 @@
-"""All files at once, on the commit that was read, and nothing when nothing changed.
+"""Put all files into one commit on top of the commit that we read, and make no commit when nothing has changed.
 
 Docs: https://hfflow.github.io/hfflow/engine/commits.html.md"""
 
@@ -82,7 +82,7 @@ def commit(kind: str,  # model, dataset or space
 def nothing_left(kind: str,  # model, dataset or space
                  repo_id: str,  # `owner/name`; it may be there or not
                  ):
-    "While inside, an error takes away a repo that was made meanwhile and holds its first commit alone."
+    "On an error inside, delete a repo that was made inside and holds only its first commit."
     api = connect().api
     from huggingface_hub.errors import HFValidationError
     try: new = not api.repo_exists(repo_id, repo_type=kind)

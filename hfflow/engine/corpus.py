@@ -1,4 +1,4 @@
-"""Docstrings, code, and requests made of them: a corpus with known licences from any Python installation.
+"""Make a corpus with known licences from any Python installation: docstrings, code, and requests made of them.
 
 Docs: https://hfflow.github.io/hfflow/engine/corpus.html.md"""
 

@@ -1,4 +1,4 @@
-"""One list of steps, drawn as text, as Mermaid and as a plot.
+"""The steps of the flow, drawn as text, as Mermaid and as a plot.
 
 Docs: https://hfflow.github.io/hfflow/engine/drawing.html.md"""
 

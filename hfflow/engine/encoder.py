@@ -110,7 +110,7 @@ def distil(student, tokenizer, texts: list, vectors: "'Tensor'", ratings: "'Tens
 
 # %% ../../nbs/engine/24a_encoder.ipynb #44bab5a3
 def crops(texts: list, n: int, seed: int = 0) -> list:
-    "So many different runs of 2 to 10 words from the texts."
+    "`n` different runs of 2 to 10 words from the texts."
     rng, out = random.Random(seed), set()
     texts = [w for t in texts if len(w := t.split()) > 3]
     while len(out) < n:

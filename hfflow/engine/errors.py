@@ -1,4 +1,4 @@
-"""A refusal is one sentence: the value, the limit, and what to do next.
+"""Every refusal is one sentence that names the value, the limit, and what to do next.
 
 Docs: https://hfflow.github.io/hfflow/engine/errors.html.md"""
 

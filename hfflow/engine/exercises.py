@@ -1,4 +1,4 @@
-"""Check a reader's answer, give a hint where it is not right yet, and note in the reader's own Hub what is done.
+"""Check a reader's answer, give a hint where it is not right yet, and note solved exercises in the reader's own Hub.
 
 Docs: https://hfflow.github.io/hfflow/engine/exercises.html.md"""
 

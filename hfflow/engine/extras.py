@@ -1,4 +1,4 @@
-"""What is not installed is named, with the line that installs it.
+"""When a package is missing, an error names the package and the command that installs it.
 
 Docs: https://hfflow.github.io/hfflow/engine/extras.html.md"""
 

@@ -1,4 +1,4 @@
-"""Write a data set out of a grammar: thousands of ways to ask for a fine-tuning run, each with the `flow.yaml` it means.
+"""Make a data set from a grammar: thousands of ways to ask for a fine-tuning run, each with the `flow.yaml` that it means.
 
 Docs: https://hfflow.github.io/hfflow/engine/flowwriter.html.md"""
 

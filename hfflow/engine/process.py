@@ -1,4 +1,4 @@
-"""One embedded Hub per folder, started once, found by everybody, and never left behind.
+"""Each folder has one embedded Hub: it is started once, every process finds it, and one call ends it.
 
 Docs: https://hfflow.github.io/hfflow/engine/process.html.md"""
 

@@ -1,4 +1,4 @@
-"""CSV, TSV, JSON, Parquet and text become rows, and nothing is lost on the way.
+"""Read CSV, TSV, JSON, Parquet and text as rows, and lose no row.
 
 Docs: https://hfflow.github.io/hfflow/engine/readers.html.md"""
 
@@ -43,7 +43,7 @@ def decoded(data: bytes, name: str) -> str:
 
 # %% ../../nbs/engine/12_readers.ipynb #45adea09
 def _records(lines, sep, **rules):
-    "Each record of a table with the lines it begins and ends on; a blank line is none."
+    "Yield each record of a table with the lines it begins and ends on; skip blank lines."
     reader, first = csv.reader(lines, delimiter=sep, **rules), 1
     for cells in reader:
         if cells: yield first, reader.line_num, cells
@@ -51,7 +51,7 @@ def _records(lines, sep, **rules):
 
 # %% ../../nbs/engine/12_readers.ipynb #0ea5d5b3
 def _long_cells(record, sep):
-    "Offset of each cell that runs over the end of a line; is its quote closed where the cell ends?"
+    "Yield each cell that runs over the end of a line: its offset, and whether its quote is closed where it ends."
     s = re.escape(sep)
     for m in re.finditer(rf'(?:\A|{s})(?:"([^"]*(?:""[^"]*)*)("?))?([^{s}\r\n]*)', record):
         if m[1] is not None and (not m[2] or re.search(r'[\r\n]', m[1])):
@@ -74,7 +74,7 @@ def _check_quotes(lines, first, cells, n, sep, name):
 
 # %% ../../nbs/engine/12_readers.ipynb #796cabea
 def _unquoted(lines, sep):
-    "Whether the quotes of a table are letters like others."
+    "Whether the quotes of a table are ordinary letters."
     sizes = {len(cells) for *_, cells in _records(lines, sep, quoting=csv.QUOTE_NONE)}
     try: long = any(last > first for first, last, _ in _records(lines, sep, strict=True))
     except csv.Error: long = True

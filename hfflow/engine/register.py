@@ -1,4 +1,4 @@
-"""A checked data set becomes one commit of a Dataset repo, with a card and its lineage.
+"""Put a checked data set into a Dataset repo in one commit, with a card and its lineage.
 
 Docs: https://hfflow.github.io/hfflow/engine/register.html.md"""
 
@@ -89,7 +89,7 @@ def _put(prepared, repo_id, private, content, files, texts):
 
 # %% ../../nbs/engine/16_register.ipynb #f52d4073
 def _put_or_nothing(prepared, repo_id, *what):
-    "`_put`, where an error leaves no empty repo, and is one sentence."
+    "Call `_put`; an error leaves no empty repo and becomes one sentence."
     try:
         with nothing_left('dataset', repo_id): return _put(prepared, repo_id, *what)
     except Exception as e:

@@ -1,4 +1,4 @@
-"""One table, one way to write a size and a time, one palette.
+"""All pages show tables, sizes, times and colours in the same way.
 
 Docs: https://hfflow.github.io/hfflow/engine/show.html.md"""
 

@@ -1,4 +1,4 @@
-"""The answers of a conversation are found in its whole text, whatever the template does.
+"""Find the answers of a conversation in its whole text, with any chat template.
 
 Docs: https://hfflow.github.io/hfflow/engine/spans.html.md"""
 

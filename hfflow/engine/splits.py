@@ -1,4 +1,4 @@
-"""A split is found in the name of a file, as `datasets` finds it.
+"""We find the split in the name of a file, almost as `datasets` does.
 
 Docs: https://hfflow.github.io/hfflow/engine/splits.html.md"""
 

@@ -1,4 +1,4 @@
-"""A row becomes messages, messages one text, with an end that the model can learn.
+"""Turn a row into messages, and messages into one text with an end that the model can learn.
 
 Docs: https://hfflow.github.io/hfflow/engine/templates.html.md"""
 
@@ -87,7 +87,7 @@ def _said(value, role):
 # %% ../../nbs/engine/20_templates.ipynb #1de51d0c
 def messages(row: dict,          # a row with `messages`, or `prompt` and `completion` (texts or messages), or `text`
             ) -> list[dict]:    # `role` and `content` each; `tool_calls`, `reasoning_content` and the like where they are
-    "Write a row as a conversation; a `text` alone is an answer to nothing, so all of it is learned."
+    "Write a row as a conversation; a `text` alone becomes an answer without a question, so all of it is learned."
     if row.get('messages'): return [_message(m) for m in row['messages']]
     if row.get('prompt') is not None and row.get('completion') is not None:
         return (_said(row.get('system') or [], 'system') + _said(row['prompt'], 'user')

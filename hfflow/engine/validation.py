@@ -1,4 +1,4 @@
-"""Settings are frozen dataclasses, and a wrong value becomes a sentence.
+"""Settings are frozen dataclasses, and a wrong value is refused in one sentence.
 
 Docs: https://hfflow.github.io/hfflow/engine/validation.html.md"""
 
