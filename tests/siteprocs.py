@@ -5,6 +5,7 @@ import ast
 import re
 from functools import cache
 from pathlib import Path
+from textwrap import dedent
 
 import house
 from nbdev.process import Processor
@@ -35,6 +36,7 @@ def documented(text, module):
     line = lines(module).get(name[1]) if name else None
     if line: text = re.sub(r"\[source\]\([^)]*\)", f"[source]({REPO}hfflow/{module.replace('.', '/')}.py#L{line})", text)
     text = re.sub(r"\A---\n+", "", text)
+    text = re.sub(r"\x08\n((?:.*\S.*\n?)+)", lambda m: f"```\n{dedent(m[1]).rstrip()}\n```\n", text)      # Typer's mark of lines to be kept as they are
     return re.sub(r"""(["'])'([\w.\[\], |]+)'\1""", r"\2", re.sub(r"__main__\.(?!py)", "", text).replace(f"hfflow.{module}.", ""))
 
 
