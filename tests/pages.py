@@ -13,8 +13,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import folded
 import nbformat
+import setup_cells
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
@@ -135,7 +135,7 @@ class Reader:
                 if i in todo: self.answer(todo[i])
         for cell in self.nb.cells:
             if cell.cell_type != "code": continue
-            cell.outputs, cell["execution_count"], cell["metadata"] = cleaned(cell.outputs), None, folded.wanted(cell)
+            cell.outputs, cell["execution_count"], cell["metadata"] = cleaned(cell.outputs), None, setup_cells.metadata(cell)
         return self
 
 

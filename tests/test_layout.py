@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import folded
 import house
-import installline
 import pytest
+import setup_cells
 import yaml
 
 ROOT = Path(__file__).parents[1]
@@ -63,16 +62,17 @@ def test_a_page_opens_as_every_page_does(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_the_install_line_is_the_one_in_settings(path):
     text = path.read_text(encoding="utf-8")
-    assert installline.rewritten(text) == text, "write it with: python tests/installline.py --write"
-    if path in CHAPTERS: assert installline.source() in text
-    planted = text.replace(f" @ {installline.source()}", "")
-    assert planted == text or installline.rewritten(planted) == text, "a line without its address is seen"
+    assert setup_cells.installing(text) == text, "write it with: python tests/setup_cells.py --write"
+    where = setup_cells.install_from()
+    if path in CHAPTERS: assert where in text
+    planted = text.replace(f" @ {where}", "") if where else text
+    assert planted == text or setup_cells.installing(planted) == text, "a line without its address is seen"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
 def test_what_sets_a_page_up_is_folded_in_jupyterlab_and_colab(path):
     text = path.read_text(encoding="utf-8")
-    assert folded.mended(text) == text, "mend it with: python tests/folded.py --write"
+    assert setup_cells.folding(text) == text, "mend it with: python tests/setup_cells.py --write"
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=name)
